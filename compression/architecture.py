@@ -1,0 +1,205 @@
+"""What a checkpoint's config.json says about its shape: the decoder families this project knows."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from compression.errors import CorruptCheckpoint, SourceError, UnsupportedArchitecture
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What distinguishes one decoder family from plain Llama."""
+
+    qkv_bias: bool = False
+    """q, k and v always carry a bias."""
+    optional_bias: bool = False
+    """`attention_bias` (q, k, v, o) and `mlp_bias` (gate, up, down) are honoured."""
+    attention_bias: bool = False
+    """`attention_bias` alone is honoured."""
+    qk_norm: bool = False
+    """Queries and keys are RMS-normalized per head before the rotation."""
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "LlamaForCausalLM": Family(optional_bias=True),
+        "MistralForCausalLM": Family(),
+        "Qwen2ForCausalLM": Family(qkv_bias=True),
+        "Qwen3ForCausalLM": Family(attention_bias=True, qk_norm=True),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The numbers of one decoder-only checkpoint."""
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tied: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    rope: Mapping[str, Any]
+    """``rope_type``, ``rope_theta`` and the parameters of that type, as transformers names them."""
+
+    def linears(self, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield ``(module path, [rows, columns])`` of one layer's linear modules."""
+        queries = self.num_heads * self.head_dim
+        keys = self.num_kv_heads * self.head_dim
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.self_attn.q_proj", (queries, self.hidden_size)
+        yield f"{prefix}.self_attn.k_proj", (keys, self.hidden_size)
+        yield f"{prefix}.self_attn.v_proj", (keys, self.hidden_size)
+        yield f"{prefix}.self_attn.o_proj", (self.hidden_size, queries)
+        yield f"{prefix}.mlp.gate_proj", (self.intermediate_size, self.hidden_size)
+        yield f"{prefix}.mlp.up_proj", (self.intermediate_size, self.hidden_size)
+        yield f"{prefix}.mlp.down_proj", (self.hidden_size, self.intermediate_size)
+
+    def has_bias(self, module: str) -> bool:
+        """Return whether the linear module of that path carries a bias."""
+        if module.endswith(("q_proj", "k_proj", "v_proj")):
+            return self.qkv_bias
+        return self.output_bias if module.endswith("o_proj") else self.mlp_bias
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of every tensor that the checkpoint must hold."""
+        hidden = (self.hidden_size,)
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
+        }
+        for layer in range(self.num_layers):
+            for module, shape in self.linears(layer):
+                shapes[f"{module}.weight"] = shape
+                if self.has_bias(module):
+                    shapes[f"{module}.bias"] = shape[:1]
+            prefix = f"model.layers.{layer}"
+            shapes[f"{prefix}.input_layernorm.weight"] = hidden
+            shapes[f"{prefix}.post_attention_layernorm.weight"] = hidden
+            if self.qk_norm:
+                shapes[f"{prefix}.self_attn.q_norm.weight"] = (self.head_dim,)
+                shapes[f"{prefix}.self_attn.k_norm.weight"] = (self.head_dim,)
+        shapes["model.norm.weight"] = hidden
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the parsed config.json of a checkpoint directory.
+
+    Raises:
+        SourceError: there is none.
+        CorruptCheckpoint: it is not a JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(
+            f"{str(directory)!r} has no config.json: give a Hugging Face checkpoint directory"
+        ) from None
+    except OSError as error:
+        raise SourceError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise CorruptCheckpoint(f"{str(path)!r} is not JSON ({error}): fetch it again") from None
+    if not isinstance(config, dict):
+        raise CorruptCheckpoint(f"{str(path)!r} holds no JSON object: fetch the checkpoint again")
+    return config
+
+
+def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture:
+    """Return the architecture that ``config`` describes; ``where`` names it in errors.
+
+    Raises:
+        UnsupportedArchitecture: a family or a feature this project does not know.
+        CorruptCheckpoint: a number is missing or makes no sense.
+    """
+    name = (config.get("architectures") or ["(none)"])[0]
+    family = FAMILIES.get(name)
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedArchitecture(
+            f"{where}: architecture {name!r} is not supported: use a checkpoint of {known}"
+        )
+    _refuse_features(config, where=where)
+    heads = _positive(config, "num_attention_heads", where)
+    hidden = _positive(config, "hidden_size", where)
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise CorruptCheckpoint(
+            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        )
+    attention_bias = bool(config.get("attention_bias", False))
+    honoured = family.optional_bias or family.attention_bias
+    return Architecture(
+        name=name,
+        vocab_size=_positive(config, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=_positive(config, "intermediate_size", where),
+        num_layers=_positive(config, "num_hidden_layers", where),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        max_position_embeddings=_positive(config, "max_position_embeddings", where),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family.qkv_bias or (honoured and attention_bias),
+        output_bias=honoured and attention_bias,
+        mlp_bias=family.optional_bias and bool(config.get("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        rope=_rope(config, where=where),
+    )
+
+
+def _positive(config: Mapping[str, Any], key: str, where: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise CorruptCheckpoint(
+            f"{where}: config.json has {key} = {value!r}, not a whole number above 0"
+        )
+    return value
+
+
+def _refuse_features(config: Mapping[str, Any], *, where: str) -> None:
+    if config.get("quantization_config"):
+        raise SourceError(
+            f"{where} is already quantized (config.json has quantization_config): "
+            "give the full-precision checkpoint"
+        )
+    activation = config.get("hidden_act", "silu")
+    if activation not in {"silu", "swish"}:
+        raise UnsupportedArchitecture(
+            f"{where}: hidden_act {activation!r} is not supported: only 'silu' is"
+        )
+    window = config.get("sliding_window")
+    windowed = config.get("use_sliding_window", window is not None)
+    if window and windowed and window < config.get("max_position_embeddings", 0):
+        raise UnsupportedArchitecture(
+            f"{where}: sliding_window {window} is not supported: use a model with full attention"
+        )
+
+
+def _rope(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    if rope["rope_type"] not in {"default", "linear", "llama3"}:
+        raise UnsupportedArchitecture(
+            f"{where}: rope_type {rope['rope_type']!r} is not supported: "
+            "only default, linear and llama3 are"
+        )
+    return MappingProxyType(rope)

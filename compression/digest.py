@@ -1,0 +1,79 @@
+"""SHA-256 of checkpoint files, remembered by path, size and time: a start need not re-read them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from compression.events import OnProgress, Progress
+from compression.facts import CheckpointFacts
+from compression.paths import cache_home
+
+_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+def source_digest(facts: CheckpointFacts, on_progress: OnProgress) -> str:
+    """Return one digest over the config and all weight files of a checkpoint."""
+    known = _read_memory()
+    total = sum((facts.directory / file).stat().st_size for file in facts.files)
+    whole = hashlib.sha256((facts.directory / "config.json").read_bytes())
+    done = 0
+    learned: dict[str, str] = {}
+    for file in facts.files:
+        path = facts.directory / file
+        key = _identity(path)
+        digest = known.get(key)
+        if digest is None:
+            digest = learned[key] = _hash_file(path, done, total, on_progress)
+        done += path.stat().st_size
+        whole.update(f"{file}:{digest}\n".encode())
+    if learned:
+        _remember(learned)
+    return whole.hexdigest()
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+
+
+def _hash_file(path: Path, before: int, total: int, on_progress: OnProgress) -> str:
+    digest = hashlib.sha256()
+    done = before
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            done += len(block)
+            on_progress(Progress("hash", done, total, "bytes", path.name))
+    return digest.hexdigest()
+
+
+def _memory_path() -> Path:
+    return cache_home() / "digests.json"
+
+
+def _read_memory() -> Mapping[str, str]:
+    try:
+        memory = json.loads(_memory_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _remember(learned: Mapping[str, str]) -> None:
+    """Add to the memory; two writers at once both keep what they learned.
+
+    A memory that cannot be written costs the next start some time and nothing else.
+    """
+    path = _memory_path()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            temporary = path.with_suffix(f".{os.getpid()}")
+            body = json.dumps({**_read_memory(), **learned}, indent=0)
+            temporary.write_text(body, encoding="utf-8")
+            temporary.replace(path)

@@ -1,0 +1,67 @@
+"""The content-addressed store: one directory per digest, complete or not there at all."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from compression.errors import ArtifactError, BuildError
+from compression.manifest import read_manifest
+
+_ASIDE = ".building-"
+
+
+def ensure(store: Path, digest: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
+    """Return the directory of ``digest`` and whether it was there already.
+
+    ``write`` fills an empty directory aside, which is renamed into place when it returns. Two
+    processes that want one digest share one build.
+
+    Raises:
+        BuildError: the store cannot be written.
+    """
+    target = store / digest
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with FileLock(store / f"{digest}.lock"):
+            _sweep(store, digest)
+            if _is_complete(target):
+                return target, True
+            with aside(store, f"{_ASIDE}{digest}-") as temporary:
+                write(temporary)
+                if target.exists():
+                    shutil.rmtree(target)
+                temporary.rename(target)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write to the store {str(store)!r} ({error.strerror or error}): "
+            "free it or set NARROWGATE_HOME to another place"
+        ) from None
+    return target, False
+
+
+@contextmanager
+def aside(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield an empty directory that is gone afterwards, unless it was renamed."""
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(store: Path, digest: str) -> None:
+    """Remove what a killed build of this digest left behind; call with its lock held."""
+    for remains in store.glob(f"{_ASIDE}{digest}-*"):
+        shutil.rmtree(remains, ignore_errors=True)
+
+
+def _is_complete(directory: Path) -> bool:
+    try:
+        return read_manifest(directory) is not None
+    except ArtifactError:
+        return False

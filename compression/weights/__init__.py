@@ -1,0 +1,1 @@
+"""Weight quantizers: one method a file, each a function from weight and scheme to codes."""

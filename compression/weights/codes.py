@@ -1,0 +1,71 @@
+"""Quantized weights before they are packed: integer codes with their scales and zero points."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The integer form of one weight ``[rows, columns]``, in groups of equal width along a row.
+
+    ``weight ≈ (codes - zeros) * scales``, with ``zeros`` taken as 0 where it is None.
+    """
+
+    codes: Tensor
+    """int8 ``[rows, columns]``: -127…127 (int8), 0…15 (int4)."""
+    scales: Tensor
+    """bf16 ``[rows, groups]``."""
+    zeros: Tensor | None
+    """int8 ``[rows, groups]`` in 0…15 for int4; None for int8."""
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 ``[rows, columns]`` weight that these codes stand for."""
+        rows, groups = self.scales.shape
+        values = self.codes.reshape(rows, groups, -1).to(torch.float32)
+        if self.zeros is not None:
+            values = values - self.zeros.unsqueeze(-1).to(torch.float32)
+        values = values * self.scales.unsqueeze(-1).to(torch.float32)
+        return values.reshape(rows, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The integers a scheme can use and where its zero may lie."""
+
+    low: int
+    high: int
+    zero: int | None
+    """The fixed zero point; None where each group has its own."""
+
+
+INT8 = Grid(low=-127, high=127, zero=0)
+INT4_SYMMETRIC = Grid(low=0, high=15, zero=8)
+INT4_ASYMMETRIC = Grid(low=0, high=15, zero=None)
+
+
+def fit_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the scale and the zero point (both float32) that map ``[low, high]`` onto ``grid``.
+
+    ``low`` ≤ 0 ≤ ``high`` elementwise. The scale is already rounded to bf16, as it will be stored,
+    so that the codes are chosen for the scale they will be multiplied with.
+    """
+    if grid.zero is None:
+        scale = stored_scale((high - low) / (grid.high - grid.low))
+        zero = torch.round(grid.low - low / scale).clamp_(grid.low, grid.high)
+        return scale, zero
+    reach = min(grid.high - grid.zero, grid.zero - grid.low)
+    scale = stored_scale(torch.maximum(high, -low) / reach)
+    return scale, torch.full_like(scale, grid.zero)
+
+
+def stored_scale(scale: Tensor) -> Tensor:
+    """Round a scale to bf16 and keep it away from zero; float32 out."""
+    tiny = torch.finfo(torch.bfloat16).tiny
+    return scale.clamp_min(tiny).to(torch.bfloat16).to(torch.float32)
+
+
+def round_to(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """Return the float32 codes nearest to ``values [rows, groups, width]`` on ``grid``."""
+    return (values / scale).round_().add_(zero).clamp_(grid.low, grid.high)

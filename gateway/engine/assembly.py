@@ -1,0 +1,127 @@
+"""From an open checkpoint or artifact to a decoder: fused, reordered and tuned for this machine."""
+
+import torch
+from torch import Tensor
+
+from compression.architecture import Architecture, parse_architecture, read_config
+from compression.crossover import tune
+from compression.errors import ArtifactError
+from compression.loading import (
+    Checkpoint,
+    Weight,
+    make_linear,
+    select_rows,
+    stack_rows,
+)
+from compression.packed import Bf16Linear, Int8Linear, PackedLinear
+from gateway.engine.decoder import Decoder, Layer, RmsNorm
+from gateway.engine.rotary import interleave
+
+
+def read_architecture(checkpoint: Checkpoint) -> Architecture:
+    """Return what the config of a checkpoint or artifact describes."""
+    config = read_config(checkpoint.directory)
+    if checkpoint.manifest is not None:
+        # An artifact is quantized by definition; its source was checked when it was built.
+        config.pop("quantization_config", None)
+    return parse_architecture(config, where=str(checkpoint.directory))
+
+
+def assemble(checkpoint: Checkpoint, architecture: Architecture, max_tokens: int) -> Decoder:
+    """Load every weight and return the decoder that serves them."""
+    layers = [_layer(checkpoint, architecture, index) for index in range(architecture.num_layers)]
+    embedding = _table(checkpoint, "model.embed_tokens.weight")
+    head = embedding if architecture.tied else _table(checkpoint, "lm_head.weight")
+    decoder = Decoder(
+        architecture=architecture,
+        embedding=embedding,
+        layers=layers,
+        norm=_norm(checkpoint, "model.norm.weight", architecture),
+        head=head,
+        max_tokens=max_tokens,
+    )
+    tune(linears(decoder))
+    return decoder
+
+
+def linears(decoder: Decoder) -> list[PackedLinear]:
+    """Return every distinct linear layer of a decoder, embedding and head included."""
+    inner = [
+        linear
+        for layer in decoder.layers
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    ]
+    tables: list[PackedLinear] = [decoder.embedding]
+    if decoder.head is not decoder.embedding:
+        tables.append(decoder.head)
+    return inner + tables
+
+
+def norms(decoder: Decoder) -> list[RmsNorm]:
+    """Return every norm of a decoder."""
+    found = [decoder.norm]
+    for layer in decoder.layers:
+        found += [layer.input_norm, layer.post_norm]
+        found += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
+    return found
+
+
+def _layer(checkpoint: Checkpoint, architecture: Architecture, index: int) -> Layer:
+    prefix = f"model.layers.{index}"
+    query_rows = interleave(architecture.num_heads, architecture.head_dim)
+    key_rows = interleave(architecture.num_kv_heads, architecture.head_dim)
+    attention = f"{prefix}.self_attn"
+    pairs = interleave(1, architecture.head_dim)
+    return Layer(
+        input_norm=_norm(checkpoint, f"{prefix}.input_layernorm.weight", architecture),
+        qkv=_fused(
+            checkpoint,
+            {
+                f"{attention}.q_proj": query_rows,
+                f"{attention}.k_proj": key_rows,
+                f"{attention}.v_proj": None,
+            },
+        ),
+        q_norm=_head_norm(checkpoint, f"{attention}.q_norm.weight", architecture, pairs),
+        k_norm=_head_norm(checkpoint, f"{attention}.k_norm.weight", architecture, pairs),
+        output=_fused(checkpoint, {f"{attention}.o_proj": None}),
+        post_norm=_norm(checkpoint, f"{prefix}.post_attention_layernorm.weight", architecture),
+        gate_up=_fused(
+            checkpoint, {f"{prefix}.mlp.gate_proj": None, f"{prefix}.mlp.up_proj": None}
+        ),
+        down=_fused(checkpoint, {f"{prefix}.mlp.down_proj": None}),
+    )
+
+
+def _fused(checkpoint: Checkpoint, modules: dict[str, Tensor | None]) -> PackedLinear:
+    """Return one layer for several modules on the same input, each with its rows reordered."""
+    weights: list[Weight] = []
+    biases: list[Tensor] = []
+    for module, rows in modules.items():
+        weight = checkpoint.weight(f"{module}.weight")
+        bias = checkpoint.vector(f"{module}.bias")
+        weights.append(weight if rows is None else select_rows(weight, rows))
+        if bias is not None:
+            biases.append(bias if rows is None else bias[rows])
+    if biases and len(biases) != len(weights):
+        raise ArtifactError(f"some of {', '.join(modules)} have a bias and some have none")
+    return make_linear(stack_rows(weights), torch.cat(biases) if biases else None)
+
+
+def _table(checkpoint: Checkpoint, name: str) -> Int8Linear | Bf16Linear:
+    table = make_linear(checkpoint.embedding(name), None)
+    if not isinstance(table, Int8Linear | Bf16Linear):
+        raise ArtifactError(f"{name!r} is stored as {table.scheme}, which no embedding can be")
+    return table
+
+
+def _norm(checkpoint: Checkpoint, name: str, architecture: Architecture) -> RmsNorm:
+    return RmsNorm(checkpoint.tensor(name).to(torch.bfloat16), architecture.rms_norm_eps)
+
+
+def _head_norm(
+    checkpoint: Checkpoint, name: str, architecture: Architecture, pairs: Tensor
+) -> RmsNorm | None:
+    if not architecture.qk_norm:
+        return None
+    return RmsNorm(checkpoint.tensor(name).to(torch.bfloat16)[pairs], architecture.rms_norm_eps)

@@ -1,0 +1,97 @@
+"""The model as the scheduler sees it: token ids and caches in, logits out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression.loading import Checkpoint
+from compression.manifest import Manifest
+from compression.packed import PackedLinear
+from compression.recipe import FULL
+from gateway.engine.assembly import assemble, linears, norms, read_architecture
+from gateway.engine.cache import Cache
+from gateway.engine.decoder import Decoder, RmsNorm
+
+DEFAULT_MAX_MODEL_LEN = 8192
+"""Tokens of one sequence where neither the user nor the checkpoint sets fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A loaded model; to be called from one thread at a time."""
+
+    decoder: Decoder
+    manifest: Manifest | None
+    max_model_len: int
+    """Tokens, prompt and output together."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the width of the logits."""
+        return self.decoder.architecture.vocab_size
+
+    def new_cache(self, max_tokens: int) -> Cache:
+        """Return an empty cache with room for ``max_tokens`` tokens."""
+        return Cache(self.decoder.architecture, max_tokens)
+
+    @torch.inference_mode()
+    def forward(self, batch: list[tuple[Cache, list[int]]]) -> Tensor:
+        """Append each sequence's new token ids to its cache.
+
+        Returns:
+            Float32 logits ``[len(batch), vocab]``, each row for its sequence's last position.
+        """
+        last = [self.decoder.hidden(ids, cache)[-1:] for cache, ids in batch]
+        hidden = last[0] if len(last) == 1 else torch.cat([row.to(last[0].dtype) for row in last])
+        return self.decoder.logits(hidden.to(torch.bfloat16))
+
+    @torch.inference_mode()
+    def score(self, ids: list[int]) -> Tensor:
+        """Return float32 logits ``[len(ids), vocab]`` of one whole text (teacher forcing)."""
+        return self.decoder.logits(self.decoder.hidden(ids, self.new_cache(len(ids))))
+
+    def info(self) -> dict[str, Any]:
+        """Return what is really held and run, read from the live tensors."""
+        held = linears(self.decoder)
+        parts: list[PackedLinear | RmsNorm] = [*held, *norms(self.decoder)]
+        weights_bytes = sum(part.weight_bytes for part in parts)
+        num_weights = sum(part.num_weights for part in parts)
+        schemes: dict[str, int] = {}
+        for linear in held:
+            schemes[linear.scheme] = schemes.get(linear.scheme, 0) + 1
+        manifest = self.manifest
+        return {
+            "architecture": self.decoder.architecture.name,
+            "dtype": "bfloat16",
+            "recipe": FULL if manifest is None else manifest.recipe.name,
+            "recipe_digest": None if manifest is None else manifest.recipe_digest,
+            "weights_bytes": weights_bytes,
+            "weights_bytes_before": weights_bytes if manifest is None else manifest.bytes_before,
+            "weight_bits": 8 * weights_bytes / num_weights,
+            "schemes": schemes,
+            "kernels": {linear.scheme: linear.kernel for linear in held},
+            "dense_from_rows": {linear.kernel: linear.dense_from for linear in held},
+            "dense_dtype": str(held[0].dense_dtype).removeprefix("torch."),
+        }
+
+
+def load_runner(directory: Path, *, threads: int | None, max_model_len: int | None) -> Runner:
+    """Load a checkpoint or an artifact.
+
+    ``threads`` defaults to the processors this process may use. ``max_model_len`` defaults to the
+    checkpoint's context, at most :data:`DEFAULT_MAX_MODEL_LEN`.
+
+    Raises:
+        CompressionError: the directory is no checkpoint or artifact this engine can serve.
+    """
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    with torch.inference_mode(), Checkpoint(directory) as checkpoint:
+        architecture = read_architecture(checkpoint)
+        context = architecture.max_position_embeddings
+        length = min(max_model_len or DEFAULT_MAX_MODEL_LEN, context)
+        decoder = assemble(checkpoint, architecture, length)
+        return Runner(decoder=decoder, manifest=checkpoint.manifest, max_model_len=length)

@@ -1,0 +1,272 @@
+"""Builds: what an artifact holds, and that failures leave nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+from compression.errors import ArtifactError, BuildError, CorruptCheckpoint, RecipeError
+from compression.events import Progress, ignore
+from compression.facts import read_facts
+from compression.manifest import FILE_NAME, read_manifest
+from compression.paths import store_dir
+from compression.plan import make_plan
+from compression.prepare import build_to, prepare
+from compression.recipe import PRESETS, parse_recipe
+from compression.schemes import Int4
+from compression.weights.quantizer import quantize
+from tests.checkpoints import make_tiny_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a store of its own."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def store_entries() -> list[str]:
+    """Return what the store holds, locks aside."""
+    return sorted(path.name for path in store_dir().iterdir() if path.suffix != ".lock")
+
+
+def test_plan_counts_the_bytes_it_will_write(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Planned bytes, manifest and file sizes agree."""
+    plan = make_plan(read_facts(tiny_llama_dir), PRESETS["int4"])
+    built = build_to(str(tiny_llama_dir), "int4", None, tmp_path / "out", ignore)
+    assert built.manifest is not None
+    payload = (tmp_path / "out/model.safetensors").stat().st_size
+    assert built.manifest.bytes_stored == plan.bytes_stored
+    assert 0 < payload - plan.bytes_stored < 8192
+    assert built.manifest.bytes_in_memory < 0.5 * built.manifest.bytes_before
+
+
+def test_manifest_tells_what_was_done(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Every tensor is listed with its scheme, its bytes and the error of its codes."""
+    build_to(str(tiny_llama_dir), "int4", None, tmp_path / "out", ignore)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    by_name = {tensor.name: tensor for tensor in manifest.tensors}
+    linear = by_name["model.layers.0.mlp.up_proj.weight"]
+    assert (linear.requested, linear.applied) == ("int4-g32-asym", "int4-g32-asym")
+    assert linear.relative_error is not None
+    assert 0.05 < linear.relative_error < 0.15
+    assert by_name["model.embed_tokens.weight"].applied == "int8-rows"
+    assert by_name["model.norm.weight"].relative_error is None
+    assert set(by_name) == set(read_facts(tiny_llama_dir).tensors)
+    assert manifest.recipe_digest == PRESETS["int4"].digest
+    assert manifest.peak_memory_bytes > 0
+
+
+# transformers warns of what is asked for here: another way of loading than the artifact's default.
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("recipe", ["int4", "int8"])
+@pytest.mark.parametrize("shards", ["5GB", "50KB"])
+def test_plain_transformers_loads_the_artifact(tmp_path: Path, recipe: str, shards: str) -> None:
+    """transformers with compressed-tensors gives the logits of the dequantized weights."""
+    source = make_tiny_checkpoint(tmp_path / "source", max_shard_size=shards)
+    build_to(str(source), recipe, None, tmp_path / "out", ignore)
+    full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        for name, module in full.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                codes = quantize(module.weight, PRESETS[recipe].weights)
+                module.weight.copy_(codes.dequantize())
+    dense = CompressedTensorsConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, quantization_config=dense
+    )
+    ids = torch.arange(3, 40).unsqueeze(0)
+    with torch.no_grad():
+        expected, result = full(ids).logits, loaded(ids).logits
+    assert float((result - expected).norm() / expected.norm()) < 0.02
+
+
+def test_second_preparation_is_a_hit(tiny_llama_dir: Path) -> None:
+    """The store answers for the same source and recipe, whatever the recipe is called."""
+    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    second = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    assert (first.cached, second.cached) == (False, True)
+    assert first.directory == second.directory
+    assert first.manifest == second.manifest
+
+
+def test_changed_weights_are_another_artifact(tmp_path: Path) -> None:
+    """One changed weight in the source leads to a new digest and a new directory."""
+    source = make_tiny_checkpoint(tmp_path / "source")
+    first = prepare(str(source), "int8", None, ignore)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    second = prepare(str(source), "int8", None, ignore)
+    assert not second.cached
+    assert first.directory != second.directory
+
+
+def test_full_is_the_checkpoint_itself(tiny_llama_dir: Path) -> None:
+    """The recipe `full` builds nothing."""
+    prepared = prepare(str(tiny_llama_dir), "full", None, ignore)
+    assert prepared.directory == tiny_llama_dir
+    assert prepared.manifest is None
+
+
+def test_nan_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """A NaN weight is named, and the store stays empty."""
+    source = make_tiny_checkpoint(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptCheckpoint, match=r"layers\.1\.mlp\.up_proj\.weight.*NaN"):
+        prepare(str(source), "int4", None, ignore)
+    assert store_entries() == []
+
+
+def test_group_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    """A width that does not divide into groups names tensor, width and remedy."""
+    source = make_tiny_checkpoint(tmp_path / "source", intermediate_size=144)
+    with pytest.raises(RecipeError, match=r"down_proj\.weight' has 144 columns.*group_size 32"):
+        prepare(str(source), "int4", None, ignore)
+    recipe = parse_recipe(
+        {"weights": {"scheme": "int4", "group_size": 64}}, where="test", default_name="coarse"
+    )
+    assert isinstance(recipe.weights, Int4)
+    with pytest.raises(RecipeError, match="group_size 64"):
+        make_plan(read_facts(source), recipe)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a real file system of 300 kB."""
+    mount = shutil.which("mount")
+    place = tmp_path / "disk"
+    place.mkdir()
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    command = [mount, "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
+    if subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("this system does not allow a mount")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize("check_first", [True, False])
+def test_full_disk_is_one_line_and_leaves_nothing(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_first: bool
+) -> None:
+    """A disk too small is refused, also when it fills up only while the weights are written."""
+    source = make_tiny_checkpoint(tmp_path / "source", hidden_size=256, intermediate_size=512)
+    monkeypatch.setenv("NARROWGATE_HOME", str(small_disk))
+    if not check_first:
+        monkeypatch.setattr("compression.build._require_space", lambda directory, needed: None)
+    with pytest.raises(BuildError, match=r"disk of .* is full.*MB.*NARROWGATE_HOME"):
+        prepare(str(source), "int8", None, ignore)
+    assert store_entries() == []
+
+
+def test_unwritable_home_is_one_line(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """A home that is a file is refused with the variable that moves it."""
+    (tmp_path / "home").write_text("in the way")
+    with pytest.raises(BuildError, match="NARROWGATE_HOME"):
+        prepare(str(tiny_llama_dir), "int8", None, ignore)
+
+
+def test_out_must_be_new(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """An existing directory with content is never written into."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("data")
+    with pytest.raises(BuildError, match="not empty"):
+        build_to(str(tiny_llama_dir), "int8", None, out, ignore)
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_incomplete_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
+    """An artifact whose weights went missing is noticed and made again."""
+    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    (first.directory / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        read_manifest(first.directory)
+    again = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    assert not again.cached
+    assert (again.directory / "model.safetensors").exists()
+
+
+def test_remains_of_a_killed_build_are_swept(tiny_llama_dir: Path) -> None:
+    """What a killed build left aside goes with the next build of the same digest."""
+    done = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    remains = store_dir() / f".building-{done.directory.name}-killed"
+    remains.mkdir()
+    (remains / "model.safetensors").write_bytes(b"half")
+    prepare(str(tiny_llama_dir), "int8", None, ignore)
+    assert store_entries() == [done.directory.name]
+
+
+def test_two_builds_of_one_digest_share_a_result(tiny_llama_dir: Path) -> None:
+    """Of two that start together one builds, the other waits and finds it."""
+    outcomes: list[bool] = []
+
+    def run() -> None:
+        outcomes.append(prepare(str(tiny_llama_dir), "int4", None, ignore).cached)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False, True]
+
+
+def test_progress_reaches_its_total(tiny_llama_dir: Path) -> None:
+    """Each stage counts up to what it announced."""
+    seen: list[Progress] = []
+    prepare(str(tiny_llama_dir), "int4", None, seen.append)
+    for stage in ("hash", "quantize"):
+        counts = [event.done for event in seen if event.stage == stage]
+        totals = {event.total for event in seen if event.stage == stage}
+        assert counts == sorted(counts)
+        assert totals == {counts[-1]}
+
+
+def test_child_process_speaks_json_lines(tiny_llama_dir: Path, home: Path) -> None:
+    """The child reports progress, then the artifact, and refuses with exit code 2."""
+    command = [sys.executable, "-m", "compression", "prepare", "--model", str(tiny_llama_dir)]
+    good = subprocess.run([*command, "--recipe", "int4"], capture_output=True, check=True)
+    events = [json.loads(line) for line in good.stdout.splitlines()]
+    assert events[-1]["event"] == "ready"
+    assert Path(events[-1]["directory"], FILE_NAME).exists()
+    assert {event["event"] for event in events[:-1]} == {"progress"}
+    bad = subprocess.run([*command, "--recipe", "int5"], capture_output=True, check=False)
+    assert bad.returncode == 2
+    assert json.loads(bad.stdout.splitlines()[-1])["kind"] == "RecipeError"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal in the middle of a build ends it at once with nothing in the store."""
+    source = make_tiny_checkpoint(
+        tmp_path / "source", num_hidden_layers=24, hidden_size=256, intermediate_size=1024
+    )
+    command = [sys.executable, "-m", "compression", "prepare", "--model", str(source)]
+    child = subprocess.Popen([*command, "--recipe", "int4"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        event = json.loads(line)
+        if event["event"] == "progress" and event["stage"] == "quantize" and event["done"] >= 5:
+            assert any(name.startswith(".building-") for name in os.listdir(store_dir()))
+            child.send_signal(number)
+            break
+    rest = child.stdout.read()
+    child.stdout.close()
+    assert child.wait(timeout=30) == 128 + number
+    assert '"ready"' not in rest
+    assert store_entries() == []

@@ -1,0 +1,107 @@
+"""Headers and configs: what is read, and what is refused before any weight is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compression.errors import CorruptCheckpoint, SourceError, UnsupportedArchitecture
+from compression.facts import read_facts
+from tests.checkpoints import make_tiny_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return a fresh tiny checkpoint that a test may damage."""
+    return make_tiny_checkpoint(tmp_path / "model")
+
+
+def edit_config(checkpoint: Path, **changes: object) -> None:
+    """Overwrite keys of config.json."""
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_facts_of_a_whole_checkpoint(checkpoint: Path) -> None:
+    """Every tensor is found with its size, without a weight being loaded."""
+    facts = read_facts(checkpoint)
+    assert facts.architecture.name == "LlamaForCausalLM"
+    assert facts.tensors["model.layers.1.mlp.down_proj.weight"].shape == (64, 128)
+    payload = (checkpoint / "model.safetensors").stat().st_size
+    assert 0 < payload - facts.num_bytes < 4096
+
+
+def test_shards_are_followed(tmp_path: Path) -> None:
+    """An index with several files gives the same tensors as one file."""
+    whole = read_facts(make_tiny_checkpoint(tmp_path / "whole"))
+    sharded = read_facts(make_tiny_checkpoint(tmp_path / "sharded", max_shard_size="50KB"))
+    assert len(sharded.files) > 2
+    assert {n: t.shape for n, t in sharded.tensors.items()} == {
+        n: t.shape for n, t in whole.tensors.items()
+    }
+
+
+def test_truncated_file_is_refused(checkpoint: Path) -> None:
+    """A file shorter than its header promises is named, with both lengths."""
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors.*header promises"):
+        read_facts(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0" + b"{not json!!!!!!}"])
+def test_damaged_header_is_refused(checkpoint: Path, damage: bytes) -> None:
+    """Empty, absurd or unparsable headers are refused by file name."""
+    (checkpoint / "model.safetensors").write_bytes(damage)
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors"):
+        read_facts(checkpoint)
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    """An index that names a file which is not there is refused."""
+    checkpoint = make_tiny_checkpoint(tmp_path / "sharded", max_shard_size="50KB")
+    victim = sorted(checkpoint.glob("model-*.safetensors"))[1]
+    victim.unlink()
+    with pytest.raises(CorruptCheckpoint, match=rf"{victim.name}.* is missing"):
+        read_facts(checkpoint)
+
+
+def test_config_and_weights_must_agree(checkpoint: Path) -> None:
+    """A config of another model is noticed by shape, and by a missing tensor."""
+    edit_config(checkpoint, intermediate_size=256)
+    with pytest.raises(CorruptCheckpoint, match=r"has shape \[128, 64\].*asks for \[256, 64\]"):
+        read_facts(checkpoint)
+    edit_config(checkpoint, intermediate_size=128, num_hidden_layers=3)
+    with pytest.raises(CorruptCheckpoint, match=r"lacks the tensor 'model\.layers\.2"):
+        read_facts(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "expected"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedArchitecture, "'GPT2LMHeadModel'"),
+        ({"hidden_act": "gelu"}, UnsupportedArchitecture, "hidden_act 'gelu'"),
+        ({"sliding_window": 128}, UnsupportedArchitecture, "sliding_window 128"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            UnsupportedArchitecture,
+            "rope_type 'yarn'",
+        ),
+        ({"quantization_config": {"quant_method": "gptq"}}, SourceError, "already quantized"),
+        ({"hidden_size": "64"}, CorruptCheckpoint, "hidden_size = '64'"),
+        ({"num_key_value_heads": 3}, CorruptCheckpoint, "no multiple of num_key_value_heads 3"),
+    ],
+)
+def test_what_the_config_rules_out(
+    checkpoint: Path, changes: dict[str, object], kind: type[Exception], expected: str
+) -> None:
+    """Each unsupported or senseless entry is refused by name."""
+    edit_config(checkpoint, **changes)
+    with pytest.raises(kind, match=expected):
+        read_facts(checkpoint)
+
+
+def test_directory_without_config(tmp_path: Path) -> None:
+    """A directory that is no checkpoint says what is missing."""
+    with pytest.raises(SourceError, match=r"no config\.json"):
+        read_facts(tmp_path)

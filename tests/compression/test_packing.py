@@ -1,0 +1,31 @@
+"""The artifact's int4 layout, against the library that defined it."""
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+from compression.packing import pack_int4, pack_rows, unpack_int4, unpack_rows
+from compression.schemes import Int4
+from compression.weights.quantizer import quantize
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (5, 32), (3, 12)])
+def test_words_equal_compressed_tensors(shape: tuple[int, int]) -> None:
+    """Eight nibbles land in a word just as compressed-tensors packs them."""
+    nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0))
+    expected = pack_to_int32((nibbles - 8).to(torch.int8), num_bits=4)
+    assert torch.equal(pack_rows(nibbles), expected)
+    assert torch.equal(unpack_rows(pack_rows(nibbles), shape[1]), nibbles.to(torch.int8))
+
+
+@pytest.mark.parametrize("rows", [16, 13])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_round_trip(rows: int, symmetric: bool) -> None:
+    """Codes, scales and zero points come back as they went in."""
+    exact = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2))
+    codes = quantize(exact, Int4(symmetric=symmetric))
+    tensors = pack_int4("w", codes, symmetric=symmetric)
+    assert ("w_zero_point" in tensors) is not symmetric
+    back = unpack_int4(tensors["w_packed"], tensors["w_scale"], tensors.get("w_zero_point"), 64)
+    assert torch.equal(back.dequantize(), codes.dequantize())
+    assert tensors["w_shape"].tolist() == [rows, 64]

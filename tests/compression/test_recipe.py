@@ -1,0 +1,69 @@
+"""Recipes: presets, files, digests and refusals."""
+
+from pathlib import Path
+
+import pytest
+
+from compression.errors import RecipeError
+from compression.recipe import PRESETS, load_recipe, parse_recipe
+from compression.schemes import Int4, Int8
+
+
+def test_presets_are_what_their_names_say() -> None:
+    """int8 is per row everywhere; int4 is asymmetric g32 with a searched clip and int8 tables."""
+    assert PRESETS["int8"].weights == Int8()
+    assert PRESETS["int4"].weights == Int4(group_size=32, symmetric=False, method="mse")
+    assert PRESETS["int4"].embeddings == Int8()
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    """A typo gets the names that exist."""
+    with pytest.raises(RecipeError, match=r"'int5'.*int8, int4, full"):
+        load_recipe("int5")
+
+
+def test_digest_depends_on_content_not_on_the_name() -> None:
+    """Two names for one treatment share a digest; another group size does not."""
+    fields = {"weights": {"scheme": "int4"}, "embeddings": {"scheme": "int8"}}
+    renamed = parse_recipe(fields, where="test", default_name="mine")
+    coarser = parse_recipe(
+        {**fields, "weights": {"scheme": "int4", "group_size": 64}}, where="test", default_name="b"
+    )
+    assert renamed.digest == PRESETS["int4"].digest
+    assert coarser.digest != PRESETS["int4"].digest
+
+
+def test_yaml_file_is_a_recipe(tmp_path: Path) -> None:
+    """A file without a name takes its stem."""
+    path = tmp_path / "W4-Coarse.yaml"
+    path.write_text("weights: {scheme: int4, group_size: 128, method: rtn}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.name == "w4-coarse"
+    assert recipe.weights == Int4(group_size=128, method="rtn")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("weights: {scheme: int4}\nkv: 8\n", r"unknown key 'kv'"),
+        ("weights: {scheme: int4, group: 32}\n", r"unknown key 'weights.int4.group'"),
+        ("weights: {scheme: int4, group_size: 48}\n", r"'weights.int4.group_size' is 48"),
+        ("weights: {scheme: int3}\n", r"'weights' is .*int3"),
+        ("embeddings: {scheme: int8}\n", r"missing key 'weights'"),
+        ("- int4\n", r"must be a mapping"),
+        ("weights: [", r"is not YAML"),
+    ],
+)
+def test_bad_file_names_the_key(tmp_path: Path, text: str, expected: str) -> None:
+    """Each mistake gets one line with the key, the value or the remedy."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=expected) as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    """A path that leads nowhere is named."""
+    with pytest.raises(RecipeError, match=r"none\.yaml.*No such file"):
+        load_recipe(str(tmp_path / "none.yaml"))

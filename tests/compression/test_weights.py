@@ -1,0 +1,76 @@
+"""Quantizers: codes within their grid, errors within their bounds."""
+
+import pytest
+import torch
+
+from compression.schemes import Int4, Int8
+from compression.weights.quantizer import quantize
+
+
+def weight(rows: int = 24, columns: int = 128, *, seed: int = 0) -> torch.Tensor:
+    """Return a weight with heavy tails, as trained ones have."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator).pow(3) * 0.02
+
+
+def test_int8_rounds_within_half_a_step() -> None:
+    """Each value lies within half a scale of the one it became, up to bf16's rounding of it."""
+    exact = weight()
+    codes = quantize(exact, Int8())
+    step = codes.scales.to(torch.float32)
+    assert codes.scales.shape == (24, 1)
+    assert int(codes.codes.abs().max()) == 127
+    clipped = (exact.abs().amax(1, keepdim=True) - 127 * step).clamp_min(0)
+    assert bool(((codes.dequantize() - exact).abs() <= step / 2 + clipped + 1e-7).all())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_int4_codes_fit_four_bits(group_size: int, symmetric: bool) -> None:
+    """Codes and zero points stay in 0…15, and a symmetric zero is 8."""
+    codes = quantize(weight(), Int4(group_size=group_size, symmetric=symmetric))
+    assert codes.zeros is not None
+    for values in (codes.codes, codes.zeros):
+        assert int(values.min()) >= 0
+        assert int(values.max()) <= 15
+    assert codes.scales.shape == (24, 128 // group_size)
+    assert bool((codes.zeros == 8).all()) is symmetric
+
+
+@pytest.mark.parametrize("scheme", [Int4(), Int4(symmetric=True), Int4(group_size=128)])
+def test_searched_clip_beats_the_full_range(scheme: Int4) -> None:
+    """The squared error with a searched clip is below plain rounding's, row by row."""
+    exact = weight(seed=3)
+    plain = quantize(exact, scheme.model_copy(update={"method": "rtn"})).dequantize()
+    searched = quantize(exact, scheme.model_copy(update={"method": "mse"})).dequantize()
+    plain_error = (plain - exact).square().sum(1)
+    searched_error = (searched - exact).square().sum(1)
+    assert bool((searched_error <= plain_error + 1e-9).all())
+    assert float(searched_error.sum()) < 0.97 * float(plain_error.sum())
+
+
+def test_int4_represents_a_grid_exactly() -> None:
+    """A weight that already lies on a 4-bit grid comes back unchanged."""
+    generator = torch.Generator().manual_seed(1)
+    grid = torch.randint(0, 16, (8, 64), generator=generator)
+    grid[:, ::32], grid[:, 1::32] = 0, 15
+    exact = (grid - 7).to(torch.float32) * 0.25
+    assert torch.equal(quantize(exact, Int4(method="rtn")).dequantize(), exact)
+
+
+@pytest.mark.parametrize("scheme", [Int8(), Int4(), Int4(symmetric=True)])
+@pytest.mark.parametrize("fill", [0.0, 1.5, -1.5])
+def test_constant_rows_survive(scheme: Int4 | Int8, fill: float) -> None:
+    """All-zero, all-positive and all-negative rows give finite values close to their own."""
+    exact = torch.full((4, 64), fill)
+    restored = quantize(exact, scheme).dequantize()
+    assert torch.allclose(restored, exact, rtol=0.01)
+
+
+def test_blocks_do_not_show() -> None:
+    """A weight larger than one working block equals its parts quantized apart."""
+    exact = weight(rows=3000, columns=128)
+    whole = quantize(exact, Int4())
+    part = quantize(exact[2900:], Int4())
+    assert torch.equal(whole.codes[2900:], part.codes)
+    assert torch.equal(whole.scales[2900:], part.scales)
