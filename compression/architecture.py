@@ -35,6 +35,34 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
+class Rope:
+    """The rotary position embedding: its base and how a longer context is reached."""
+
+    kind: str
+    """``default``, ``linear`` or ``llama3``."""
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_position_embeddings: float = 1.0
+
+
+_ROPE_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ),
+    }
+)
+"""What each kind needs besides ``rope_theta``, in the order of :class:`Rope`'s fields."""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """The numbers of one decoder-only checkpoint."""
 
@@ -53,8 +81,7 @@ class Architecture:
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    rope: Mapping[str, Any]
-    """``rope_type``, ``rope_theta`` and the parameters of that type, as transformers names them."""
+    rope: Rope
 
     def linears(self, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield ``(module path, [rows, columns])`` of one layer's linear modules."""
@@ -193,13 +220,20 @@ def _refuse_features(config: Mapping[str, Any], *, where: str) -> None:
         )
 
 
-def _rope(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    if rope["rope_type"] not in {"default", "linear", "llama3"}:
+def _rope(config: Mapping[str, Any], *, where: str) -> Rope:
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = given.get("rope_type") or given.get("type") or "default"
+    names = _ROPE_NUMBERS.get(kind)
+    if names is None:
+        known = ", ".join(_ROPE_NUMBERS)
         raise UnsupportedArchitecture(
-            f"{where}: rope_type {rope['rope_type']!r} is not supported: "
-            "only default, linear and llama3 are"
+            f"{where}: rope_type {kind!r} is not supported: only {known} are"
         )
-    return MappingProxyType(rope)
+    theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
+    numbers = {"rope_theta": theta} | {name: given.get(name) for name in names}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise CorruptCheckpoint(
+                f"{where}: config.json has {name} = {value!r}, not a number above 0"
+            )
+    return Rope(kind, theta, *(float(numbers[name]) for name in names))

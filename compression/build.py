@@ -1,6 +1,7 @@
 """The one verb: a plan becomes an artifact directory, tensor by tensor."""
 
 import errno
+import os
 import resource
 import shutil
 import sys
@@ -37,7 +38,7 @@ def build(plan: Plan, source: SourceRecord, directory: Path, on_progress: OnProg
         CorruptCheckpoint: a weight is NaN or infinite, or a file cannot be read.
     """
     start = time.perf_counter()
-    with _disk_errors(directory, plan.bytes_stored):
+    with _disk_errors(directory, plan.bytes_stored), _one_torch_thread():
         _require_space(directory, plan.bytes_stored)
         # 1. the weights, file by file
         files: dict[str, str] = {}
@@ -91,7 +92,7 @@ def _convert(tensor: TensorPlan, weight: Tensor) -> tuple[dict[str, Tensor], flo
         )
     if isinstance(tensor.scheme, Unquantized):
         return {name: weight}, None
-    codes = quantize(weight, tensor.scheme)
+    codes = quantize(weight, tensor.scheme, workers=len(os.sched_getaffinity(0)))
     error = relative_error(weight, codes.dequantize())
     if name in EMBEDDINGS:
         return {name: weight}, error
@@ -162,6 +163,17 @@ def _peak_memory_bytes() -> int:
 def _require_space(directory: Path, needed: int) -> None:
     if shutil.disk_usage(directory).free < needed:
         raise OSError(errno.ENOSPC, "not enough space")
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Leave the processors to the quantizer's own workers while it runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
-from torch.nn import functional
 
 from compression.packed import PackedLinear
 
@@ -57,14 +56,15 @@ def _crossover(linear: PackedLinear) -> int:
     return _ROW_COUNTS[low] if low < len(_ROW_COUNTS) else NEVER
 
 
-@cache
 def fast_dense_dtype() -> torch.dtype:
-    """Return bf16 where this processor multiplies bf16 matrices natively, else f32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.randn(128, 256).to(dtype), torch.randn(256, 256).to(dtype)
-        seconds[dtype] = _fastest(partial(functional.linear, x, weight))
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    """Return bf16 where this processor multiplies bf16 matrices natively, else f32.
+
+    Without such instructions PyTorch's bf16 products of many rows are several times slower than
+    f32. The choice is read, not timed: it changes the numerics, so it must not depend on the load.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
 
 
 def _fastest(run: Callable[[], object]) -> float:

@@ -95,7 +95,8 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits ``[m, vocab]`` for final hidden states ``[m, hidden]``."""
-        return self.head(hidden).to(torch.float32)
+        scores: Tensor = self.head(hidden)
+        return scores.to(torch.float32)
 
     def _attend(
         self,

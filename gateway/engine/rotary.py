@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from compression.architecture import Architecture
+from compression.architecture import Architecture, Rope
 
 
 def interleave(num_heads: int, head_dim: int) -> Tensor:
@@ -36,21 +36,21 @@ def spread(turns: Tensor, num_turned: int, num_still: int) -> Tensor:
 
 def frequencies(architecture: Architecture) -> Tensor:
     """Return the ``[head_dim / 2]`` angles per position, float64, with the checkpoint's scaling."""
+    rope = architecture.rope
     exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.float64)
-    inverse = architecture.rope["rope_theta"] ** -(exponents / architecture.head_dim)
-    match architecture.rope["rope_type"]:
+    inverse = torch.pow(rope.theta, -exponents / architecture.head_dim)
+    match rope.kind:
         case "linear":
-            return inverse / architecture.rope["factor"]
+            return inverse / rope.factor
         case "llama3":
-            return _llama3(inverse, architecture)
+            return _llama3(inverse, rope)
         case _:
             return inverse
 
 
-def _llama3(inverse: Tensor, architecture: Architecture) -> Tensor:
+def _llama3(inverse: Tensor, rope: Rope) -> Tensor:
     """Slow the long wavelengths down by ``factor``, with a smooth band between (Llama 3.1)."""
-    rope = architecture.rope
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    turns = rope["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return inverse * ((1 - smooth) / rope["factor"] + smooth)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    turned = rope.original_max_position_embeddings * inverse / (2 * math.pi)
+    smooth = ((turned - low) / (high - low)).clamp(0, 1)
+    return inverse * ((1 - smooth) / rope.factor + smooth)

@@ -23,7 +23,7 @@ from compression.paths import store_dir
 from compression.plan import make_plan
 from compression.prepare import build_to, prepare
 from compression.recipe import PRESETS, parse_recipe
-from compression.schemes import Int4
+from compression.schemes import Int4, Unquantized
 from compression.weights.quantizer import quantize
 from tests.checkpoints import make_tiny_checkpoint
 
@@ -76,11 +76,13 @@ def test_plain_transformers_loads_the_artifact(tmp_path: Path, recipe: str, shar
     """transformers with compressed-tensors gives the logits of the dequantized weights."""
     source = make_tiny_checkpoint(tmp_path / "source", max_shard_size=shards)
     build_to(str(source), recipe, None, tmp_path / "out", ignore)
+    scheme = PRESETS[recipe].weights
+    assert not isinstance(scheme, Unquantized)
     full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():
         for name, module in full.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                codes = quantize(module.weight, PRESETS[recipe].weights)
+                codes = quantize(module.weight, scheme)
                 module.weight.copy_(codes.dequantize())
     dense = CompressedTensorsConfig(dequantize=True)
     loaded = AutoModelForCausalLM.from_pretrained(

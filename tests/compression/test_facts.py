@@ -87,6 +87,11 @@ def test_config_and_weights_must_agree(checkpoint: Path) -> None:
             UnsupportedArchitecture,
             "rope_type 'yarn'",
         ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}},
+            CorruptCheckpoint,
+            "low_freq_factor = None",
+        ),
         ({"quantization_config": {"quant_method": "gptq"}}, SourceError, "already quantized"),
         ({"hidden_size": "64"}, CorruptCheckpoint, "hidden_size = '64'"),
         ({"num_key_value_heads": 3}, CorruptCheckpoint, "no multiple of num_key_value_heads 3"),

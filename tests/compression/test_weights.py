@@ -1,5 +1,7 @@
 """Quantizers: codes within their grid, errors within their bounds."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_int8_rounds_within_half_a_step() -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_int4_codes_fit_four_bits(group_size: int, symmetric: bool) -> None:
+def test_int4_codes_fit_four_bits(group_size: Literal[32, 64, 128], symmetric: bool) -> None:
     """Codes and zero points stay in 0…15, and a symmetric zero is 8."""
     codes = quantize(weight(), Int4(group_size=group_size, symmetric=symmetric))
     assert codes.zeros is not None

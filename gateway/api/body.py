@@ -1,0 +1,49 @@
+"""Reads the JSON body of a request within its limit."""
+
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
+from gateway.protocol import parse_object
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the body as a JSON object.
+
+    Raises:
+        InvalidRequest: another content type, too long, or no JSON object.
+        ClientGone: the client left before the body was complete.
+    """
+    _require_json(request)
+    if int(_digits(request.headers.get("content-length"))) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    num_bytes = 0
+    try:
+        async for part in request.stream():
+            num_bytes += len(part)
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+    except ClientDisconnect:
+        raise ClientGone("the client left before its request was complete") from None
+    return parse_object(b"".join(parts))
+
+
+def _require_json(request: Request) -> None:
+    # Browsers send text/plain across origins unasked; JSON they must ask for first.
+    found = request.headers.get("content-type", "")
+    kind = found.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidRequest(
+            f"the header 'content-type' must be 'application/json', not {found[:100]!r}"
+        )
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is longer than {max_bytes} bytes (setting 'max_body_bytes')")
+
+
+def _digits(text: str | None) -> str:
+    return text if text and text.isdecimal() and len(text) < 20 else "0"

@@ -1,0 +1,40 @@
+"""``GET /v1/models``: what is served, what was done to it, and in which state it is."""
+
+from starlette.requests import Request
+
+from gateway.api.service import service_of
+from gateway.keeper import Snapshot
+from gateway.protocol import ModelCard, ModelList
+
+
+async def list_models(request: Request) -> ModelList:
+    """Return every model under both of its names."""
+    snapshots = service_of(request).pool.snapshots()
+    return ModelList(
+        data=[
+            _card(name, snapshot)
+            for snapshot in snapshots
+            for name in (snapshot.spec.alias, snapshot.spec.served_name)
+        ]
+    )
+
+
+async def get_model(request: Request, model: str) -> ModelCard:
+    """Return one model by either name."""
+    return _card(model, service_of(request).pool.find(model))
+
+
+def _card(name: str, snapshot: Snapshot) -> ModelCard:
+    spec, info = snapshot.spec, snapshot.info
+    return ModelCard(
+        id=name,
+        created=snapshot.created,
+        variant=spec.variant,
+        recipe=spec.variant,
+        recipe_digest=info.recipe_digest if info else None,
+        weight_bits=info.weight_bits if info else None,
+        weights_bytes=info.weights_bytes if info else None,
+        weights_uncompressed_bytes=info.weights_bytes_before if info else None,
+        max_model_len=info.max_model_len if info else None,
+        state=snapshot.state,
+    )

@@ -1,0 +1,40 @@
+"""What operators and probes ask: ``/health``, ``/ready``, ``/metrics``, ``/version``."""
+
+from importlib.metadata import version
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.api.service import service_of
+from gateway.keeper import State
+
+RETRY_AFTER_S = 2
+
+
+async def health(request: Request) -> dict[str, str]:
+    """Return that this process answers; says nothing of the engines."""
+    return {"status": "ok"}
+
+
+async def ready(request: Request) -> Response:
+    """Return 200 while at least one model is ready and new requests are taken, else 503."""
+    pool = service_of(request).pool
+    states = {shot.spec.served_name: shot.state for shot in pool.snapshots()}
+    is_ready = State.READY in states.values() and not pool.is_draining
+    status = "ready" if is_ready else "draining" if pool.is_draining else "not ready"
+    content: dict[str, Any] = {"status": status, "models": states}
+    if is_ready:
+        return JSONResponse(content)
+    return JSONResponse(content, 503, headers={"retry-after": str(RETRY_AFTER_S)})
+
+
+async def metrics(request: Request) -> Response:
+    """Return all metrics in the format that the scraper asked for."""
+    body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})
+
+
+async def get_version(request: Request) -> dict[str, str]:
+    """Return the version of this gateway."""
+    return {"version": version("narrowgate")}

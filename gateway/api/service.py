@@ -1,0 +1,24 @@
+"""The parts that handlers use, hung on the application by its composition root."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from gateway.metrics import Metrics
+from gateway.pool import Pool
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything behind the routes."""
+
+    settings: Settings
+    metrics: Metrics
+    pool: Pool
+
+
+def service_of(request: Request) -> Service:
+    """Return the parts of the application that got this request."""
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,27 @@
+"""What the gateway needs of an engine, whatever kind it is."""
+
+from typing import Protocol
+
+from gateway.upstream import EngineClient
+
+
+class Engine(Protocol):
+    """A started engine; its owner alone stops it."""
+
+    @property
+    def backend(self) -> str:
+        """Return the kind of the engine, as a metric's label."""
+
+    @property
+    def client(self) -> EngineClient:
+        """Return the client that talks to it."""
+
+    @property
+    def last_words(self) -> str:
+        """Return the last line of its log, for an error message."""
+
+    async def wait(self) -> int:
+        """Wait until it has ended and return its exit code."""
+
+    async def stop(self, grace_s: float) -> None:
+        """End it: let it finish for ``grace_s`` seconds, then kill it; safe to repeat."""

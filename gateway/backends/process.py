@@ -1,0 +1,221 @@
+"""One supervised child process: started, watched, its log captured, ended with all it started."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from gateway.errors import ChildFailed
+from gateway.upstream import EngineClient
+
+logger = logging.getLogger(__name__)
+
+OnLine = Callable[[str], None]
+
+TAIL_LINES = 50
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""A line is cut here; reports travel as one JSON line, so the bound is generous."""
+
+_PR_SET_PDEATHSIG = 1
+_POLL_FIRST_S = 0.02
+_POLL_LAST_S = 0.25
+
+
+class ChildProcess:
+    """A child in a process group of its own that cannot outlive us, even if we are killed.
+
+    The kernel sends it ``death_signal`` when this process ends, however that happens.
+    """
+
+    def __init__(self, process: Process, *, on_stdout: OnLine, on_stderr: OnLine) -> None:
+        self._process = process
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._on_stderr = on_stderr
+        self._is_killed = False
+        self._readers = [
+            asyncio.ensure_future(_read_lines(process.stdout, on_stdout)),
+            asyncio.ensure_future(_read_lines(process.stderr, self._log)),
+        ]
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        on_stdout: OnLine,
+        on_stderr: OnLine,
+        death_signal: signal.Signals = signal.SIGKILL,
+    ) -> "ChildProcess":
+        """Start ``command``.
+
+        Raises:
+            ChildFailed: it cannot be started.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(death_signal),
+            )
+        except OSError as error:
+            raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
+        return cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id, which is also the id of its group."""
+        return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        return self._tail[-1] if self._tail else "it wrote no log"
+
+    async def wait(self) -> int:
+        """Wait until it has ended and its output is read; return the exit code."""
+        code = await self._process.wait()
+        # A grandchild can hold the pipes open, so do not wait for their end for ever.
+        await asyncio.wait(self._readers, timeout=1.0)
+        return code
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to end, and kill its whole group after ``grace_s`` seconds; safe to repeat."""
+        try:
+            if self._process.returncode is None and grace_s > 0:
+                with contextlib.suppress(TimeoutError, ProcessLookupError):
+                    self._process.terminate()
+                    async with asyncio.timeout(grace_s):
+                        await self._process.wait()
+        finally:
+            self._kill_group()
+        await self.wait()
+        for reader in self._readers:
+            reader.cancel()
+
+    def _kill_group(self) -> None:
+        if self._is_killed:
+            return  # the number may belong to others by now
+        self._is_killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _log(self, line: str) -> None:
+        if line.strip():
+            self._tail.append(line.strip())
+        self._on_stderr(line)
+
+
+class EngineProcess:
+    """An engine that is a child process; ready once :meth:`start` has returned."""
+
+    def __init__(self, child: ChildProcess, client: EngineClient, *, backend: str) -> None:
+        self._child = child
+        self.client = client
+        self.backend = backend
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], client: EngineClient, *, backend: str, timeout_s: float
+    ) -> "EngineProcess":
+        """Start an engine and wait until it answers that it is well.
+
+        Raises:
+            ChildFailed: it ended or stayed silent; its last words are in the message.
+        """
+        log = _forward_to_log(client.served_name)
+        child = await ChildProcess.start(command, on_stdout=log, on_stderr=log)
+        engine = cls(child, client, backend=backend)
+        try:
+            await engine._become_ready(timeout_s)
+        except BaseException:
+            await engine.stop(0)
+            raise
+        return engine
+
+    @property
+    def pid(self) -> int:
+        """Return the engine's process id."""
+        return self._child.pid
+
+    @property
+    def last_words(self) -> str:
+        """Return the last line of the engine's log."""
+        return self._child.last_words
+
+    async def wait(self) -> int:
+        """Wait until the engine has ended and return its exit code."""
+        return await self._child.wait()
+
+    async def stop(self, grace_s: float) -> None:
+        """End the engine and drop all connections to it."""
+        await self._child.stop(grace_s)
+        await self.client.aclose()
+
+    async def _become_ready(self, timeout_s: float) -> None:
+        ended = asyncio.ensure_future(self.wait())
+        healthy = asyncio.ensure_future(_poll(self.client))
+        try:
+            done, _ = await asyncio.wait(
+                {ended, healthy}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ended.cancel()
+            healthy.cancel()
+            await asyncio.gather(ended, healthy, return_exceptions=True)
+        name = self.client.served_name
+        if ended in done:
+            raise ChildFailed(
+                f"the engine of {name} ended with code {ended.result()} while it started: "
+                f"{self.last_words}"
+            )
+        if not done:
+            raise ChildFailed(f"the engine of {name} was not ready after {timeout_s:g} s")
+
+
+async def _poll(client: EngineClient) -> None:
+    pause_s = _POLL_FIRST_S
+    while not await client.is_healthy():
+        await asyncio.sleep(pause_s)
+        pause_s = min(_POLL_LAST_S, pause_s * 1.5)
+
+
+async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:
+    if stream is None:
+        return
+    rest = b""
+    while chunk := await stream.read(65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            on_line(line.decode(errors="replace").rstrip("\r"))
+        rest = rest[:MAX_LINE_BYTES]
+    if rest:
+        on_line(rest.decode(errors="replace"))
+
+
+def _forward_to_log(name: str) -> OnLine:
+    def forward(line: str) -> None:
+        logger.info("[%s] %s", name, line)
+
+    return forward
+
+
+def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    # Everything is looked up here, before the fork: little is safe after it.
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+    number = int(death_signal)
+
+    def ask_kernel() -> None:
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask_kernel

@@ -1,0 +1,156 @@
+"""The command line: ``narrowgate serve | build | compare``."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from gateway.errors import ApiError, ChildFailed, SettingsError, StartupError
+from gateway.launch import run_job
+from gateway.serve import EXIT_INTERRUPTED, serve
+from gateway.settings import ModelSettings, default_alias, load_settings
+from gateway.terminal import Terminal
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        with Terminal() as terminal:
+            code: int = options.run(options, terminal)
+            return code
+    except (StartupError, ApiError) as error:
+        print(f"narrowgate: error: {error}", file=sys.stderr)
+        return EXIT_FAILED if isinstance(error, (ChildFailed, ApiError)) else EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _serve(options: argparse.Namespace, terminal: Terminal) -> int:
+    flags: dict[str, Any] = {"host": options.host, "port": options.port}
+    if options.model is not None:
+        alias = options.name or default_alias(options.model)
+        flags["models"] = {alias: _model(options)}
+    elif alone := [field for field in ("name", *_model(options)) if getattr(options, field)]:
+        raise SettingsError(
+            f"--{alone[0].replace('_', '-')} needs --model: it describes that model"
+        )
+    settings = load_settings(options.config, flags)
+    return uvloop.run(serve(settings, terminal))
+
+
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    found = {field: getattr(options, field) for field in ModelSettings.model_fields}
+    return {field: value for field, value in found.items() if value is not None}
+
+
+def _build(options: argparse.Namespace, terminal: Terminal) -> int:
+    words = ["-m", "compression", "build", *_source(options), "--recipe", options.recipe]
+    words += ["--out", str(options.out)]
+    code, ready = _run_job(words, terminal)
+    if ready is not None:
+        terminal.built(ready["directory"], ready["manifest"])
+    return code
+
+
+def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
+    # Only this command needs it, and serving should stay small.
+    from compression.report import render_tables
+
+    words = ["-m", "gateway.engine.compare", *_source(options)]
+    for recipe in options.recipe:
+        words += ["--recipe", recipe]
+    for flag in ("text", "json", "png", "max_tokens", "threads"):
+        if (value := getattr(options, flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}", str(value)]
+    code, compared = _run_job(words, terminal)
+    if compared is not None:
+        terminal.show(render_tables(compared["report"]))
+    return code
+
+
+def _source(options: argparse.Namespace) -> list[str]:
+    words = ["--model", options.model]
+    return words if options.revision is None else [*words, "--revision", options.revision]
+
+
+def _run_job(words: list[str], terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
+    """Run a child to its end; a signal ends it in order and quietly."""
+    return uvloop.run(_until_signal(run_job(words, terminal.on_progress)))
+
+
+async def _until_signal(
+    job: Coroutine[Any, Any, dict[str, Any]],
+) -> tuple[int, dict[str, Any] | None]:
+    task = asyncio.create_task(job)
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    with contextlib.suppress(asyncio.CancelledError):
+        return 0, await task
+    return (EXIT_INTERRUPTED if signal.SIGINT in caught else EXIT_TERMINATED), None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="narrowgate", description=__doc__)
+    parser.add_argument(
+        "--version", action="version", version=f"narrowgate {version('narrowgate')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="serve a model behind the OpenAI API"))
+    _add_build(commands.add_parser("build", help="compress a model into a directory"))
+    _add_compare(commands.add_parser("compare", help="measure recipes against the full model"))
+    return parser
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_serve)
+    _add_source(command, required=False)
+    command.add_argument("--recipe", help="preset, 'full' or a .yaml file (default: int4)")
+    command.add_argument("--name", help="what clients send as model (default: from --model)")
+    command.add_argument("--host", help="default: 127.0.0.1")
+    command.add_argument("--port", type=int, help="default: 8000")
+    command.add_argument("--threads", type=int, metavar="N", help="of the engine")
+    command.add_argument("--max-model-len", type=int, metavar="N", help="context in tokens")
+    command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
+
+
+def _add_build(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_build)
+    _add_source(command, required=True)
+    command.add_argument("--recipe", default="int4", help="preset or a .yaml file")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_compare)
+    _add_source(command, required=True)
+    command.add_argument("--recipe", action="append", required=True, help="may be repeated")
+    command.add_argument("--text", type=Path, metavar="DIR", help="each file is a slice")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
+    command.add_argument("--png", type=Path, metavar="FILE", help="draw quality against size")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="of each slice")
+    command.add_argument("--threads", type=int, metavar="N")
+
+
+def _add_source(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--model", required=required, help="'smollm2', a local directory, or a hub id org/name"
+    )
+    command.add_argument("--revision", help="of a hub id")

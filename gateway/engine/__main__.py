@@ -1,0 +1,126 @@
+"""``python -m gateway.engine``: load one model, then serve it until told to stop."""
+
+import argparse
+import errno
+import gc
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from compression.errors import CompressionError
+from gateway.engine.lifeline import end_with_parent
+from gateway.errors import PortInUse, StartupError
+
+SPIN_COUNT = 10_000
+"""How long OpenMP threads spin for their next task before they sleep (about 0.1 ms).
+
+Long enough from one matrix product to the next. The runtime's own choice is thirty times as much:
+on a machine that does anything else, spinning threads then hold the processors that the working
+ones wait for, and a token takes ten times as long.
+"""
+
+logger = logging.getLogger("gateway.engine")
+
+
+def main(arguments: Items[str] | None = None) -> int:
+    """Run the engine; return the exit code: 0 after a drain, 2 for a refusal."""
+    options = _parser().parse_args(arguments)
+    end_with_parent()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        return _serve(options)
+    except (CompressionError, StartupError) as error:
+        print(f"narrowgate engine: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.engine", description="Serve one model over the OpenAI API."
+    )
+    parser.add_argument("--model", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument("--served-model-name", required=True, help="the name clients send")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
+    parser.add_argument("--threads", type=_positive, help="CPU threads of the model")
+    parser.add_argument("--max-model-len", type=_positive, help="tokens, prompt and answer")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # 1. Take the port, but do not listen yet: a conflict shows before anything long starts.
+    listener = _bind(options.host, options.port)
+    started = time.monotonic()
+
+    # 2. Load torch, which reads the variable once and for all.
+    os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+    from gateway.engine.runner import load_runner
+    from gateway.engine.tokenizer import load_tokenizer
+
+    # 3. Load the tokenizer while the weights load.
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer_to_come = pool.submit(load_tokenizer, options.model)
+        runner = load_runner(
+            options.model, threads=options.threads, max_model_len=options.max_model_len
+        )
+        tokenizer = tokenizer_to_come.result()
+
+    # 4. Put the parts together. What is loaded now stays: the collector need not walk it again.
+    import uvloop
+
+    from gateway.engine.loop import EngineLoop
+    from gateway.engine.scheduler import Scheduler
+    from gateway.engine.server import serve
+    from gateway.engine.service import EngineService, describe
+
+    service = EngineService(
+        description=describe(runner, served_model_name=options.served_model_name),
+        loop=EngineLoop(runner, Scheduler()),
+        tokenizer=tokenizer,
+    )
+    gc.collect()
+    gc.freeze()
+
+    # 5. Serve.
+    host, port = listener.getsockname()[:2]
+    seconds = time.monotonic() - started
+    logger.info("serving %s on %s:%d after %.1f s", options.served_model_name, host, port, seconds)
+    uvloop.run(serve(service, listener))
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address, not yet listening.
+
+    Raises:
+        PortInUse: another process listens there.
+        StartupError: the address cannot be used at all.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(host, port) from None
+        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The engine loop: one thread that schedules, runs the model, samples and hands tokens over."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from gateway.engine.generation import Generation
+from gateway.engine.logprobs import token_logprob
+from gateway.engine.output import Output
+from gateway.engine.sampler import Sampler
+from gateway.engine.scheduler import Scheduler, Work
+from gateway.engine.sequence import Delta, Sequence
+from gateway.errors import ApiError, InternalError
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRunner(Protocol):
+    """What the loop needs of a model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the length of a row of logits."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Return the most tokens, prompt and output, of a sequence."""
+
+    def new_cache(self, max_tokens: int) -> Any:
+        """Return an empty cache with room for that many tokens."""
+
+    def forward(self, batch: list[tuple[Any, list[int]]]) -> torch.Tensor:
+        """Append the ids to their caches; return float32 logits [len(batch), vocab_size]."""
+
+
+class BrokenLogits(ApiError):
+    """The model's logits are no numbers; anything sampled from them would be garbage."""
+
+    code = "broken_logits"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What the step thread needs of a request beside its sequence."""
+
+    sequence: Sequence
+    sampler: Sampler
+    output: Output
+    generation: Generation
+
+
+class EngineLoop:
+    """Owns the model's thread; all public methods are called on the event loop's thread.
+
+    The step thread never waits for the event loop: what it produced in a step crosses with one
+    ``call_soon_threadsafe``. A failing step fails the requests in it, and the loop lives on.
+    """
+
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler) -> None:
+        self._runner = runner
+        self._scheduler = scheduler  # step thread
+        self._jobs: dict[Sequence, _Job] = {}  # step thread
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._open: set[Generation] = set()  # event loop
+        self._progress_at = time.monotonic()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._events: asyncio.AbstractEventLoop | None = None
+
+    def start(self, events: asyncio.AbstractEventLoop) -> None:
+        """Start the step thread; its results go to ``events``."""
+        self._events = events
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the step thread after its current step; unfinished requests get nothing more."""
+        self._is_stopping = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def submit(self, sequence: Sequence, output: Output) -> Generation:
+        """Queue a sequence and return its answer to come."""
+        generation = Generation(sequence)
+        if not self._open:
+            self._progress_at = time.monotonic()
+        self._open.add(generation)
+        self._inbox.put(_Job(sequence, Sampler(sequence.params), output, generation))
+        return generation
+
+    @property
+    def num_unfinished(self) -> int:
+        """Return how many requests are waiting or running."""
+        return len(self._open)
+
+    def is_stalled(self, limit_s: float) -> bool:
+        """Return whether there is work, and no step was finished for ``limit_s``."""
+        return bool(self._open) and time.monotonic() - self._progress_at > limit_s
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while not self._is_stopping:
+                self._receive()
+                self._step()
+                self._progress_at = time.monotonic()
+
+    def _receive(self) -> None:
+        """Take over new requests; sleep for one only if there is nothing else to do."""
+        while not self._is_stopping:
+            try:
+                job = self._inbox.get(block=not self._scheduler.has_work)
+            except queue.Empty:
+                return
+            if job is not None:
+                self._jobs[job.sequence] = job
+                self._scheduler.add(job.sequence)
+
+    def _step(self) -> None:
+        self._drop_cancelled()
+        work = self._scheduler.schedule()
+        if not work:
+            return
+        try:
+            for item in work:
+                if item.sequence.cache is None:
+                    item.sequence.cache = self._runner.new_cache(item.sequence.max_length)
+            logits = self._runner.forward([(item.sequence.cache, item.token_ids) for item in work])
+            pieces = self._sample(work, logits)
+        except Exception:
+            # The border of the step thread: whatever went wrong must not end it.
+            logger.exception("a step failed; %d request(s) fail with it", len(work))
+            pieces = [(item.sequence, InternalError()) for item in work]
+        self._emit(pieces)
+
+    def _drop_cancelled(self) -> None:
+        cancelled = [sequence for sequence in self._scheduler if sequence.is_cancelled]
+        self._hand_over([(self._release(sequence), None) for sequence in cancelled])
+
+    def _sample(
+        self, work: list[Work], logits: torch.Tensor
+    ) -> list[tuple[Sequence, Delta | ApiError]]:
+        """Choose a token for each sequence whose prompt is read, and return what it adds."""
+        pieces: list[tuple[Sequence, Delta | ApiError]] = []
+        peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
+        for row, item in enumerate(work):
+            if not item.samples:
+                continue
+            # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
+            if not abs(peaks[row]) < float("inf"):
+                logger.error("the model returned logits whose maximum is %s", peaks[row])
+                pieces.append((item.sequence, _broken(peaks[row])))
+                continue
+            piece = self._choose(item.sequence, logits[row], peaks[row], peak_ids[row])
+            if piece is not None:
+                pieces.append((item.sequence, piece))
+        return pieces
+
+    def _choose(
+        self, sequence: Sequence, logits: torch.Tensor, peak: float, peak_id: int
+    ) -> Delta | None:
+        job = self._jobs[sequence]
+        token_id = job.sampler.sample(logits, peak=peak, peak_id=peak_id)
+        sequence.output_ids.append(token_id)
+        num_top = sequence.params.top_logprobs
+        logprob = None if num_top is None else token_logprob(logits, token_id, num_top)
+        return job.output.push(token_id, logprob)
+
+    def _emit(self, pieces: list[tuple[Sequence, Delta | ApiError]]) -> None:
+        """Hand the step's pieces over and forget the sequences that they end."""
+        batch: list[tuple[Generation, Delta | ApiError | None]] = []
+        for sequence, piece in pieces:
+            is_last = not isinstance(piece, Delta) or piece.finish_reason is not None
+            generation = self._release(sequence) if is_last else self._jobs[sequence].generation
+            batch.append((generation, piece))
+        self._hand_over(batch)
+
+    def _release(self, sequence: Sequence) -> Generation:
+        self._scheduler.remove(sequence)
+        sequence.cache = None
+        return self._jobs.pop(sequence).generation
+
+    def _hand_over(self, batch: list[tuple[Generation, Delta | ApiError | None]]) -> None:
+        if batch and self._events is not None and not self._events.is_closed():
+            self._events.call_soon_threadsafe(self._publish, batch)
+
+    def _publish(self, batch: list[tuple[Generation, Delta | ApiError | None]]) -> None:
+        """Runs on the event loop; None marks a cancelled request, which waits for nothing."""
+        for generation, piece in batch:
+            if not isinstance(piece, Delta) or piece.finish_reason is not None:
+                self._open.discard(generation)
+            if piece is not None:
+                generation.put(piece)
+
+
+def _broken(peak: float) -> BrokenLogits:
+    return BrokenLogits(
+        f"the model returned logits whose maximum is {peak}: the weights are damaged or overflow "
+        "in this data type; build the variant again or use a safer recipe"
+    )

@@ -1,0 +1,79 @@
+"""The nouns of generation: what is asked for, a sequence on its way, and a piece of its answer."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this one would overflow float32 logits; they mean greedy anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request wants its tokens chosen and its text ended.
+
+    ``max_tokens`` is at least 1 and already fits into the context. ``top_k`` 0 means no limit.
+    ``top_logprobs`` None asks for no log-probabilities, 0 for those of the chosen tokens alone.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Return whether the most probable token is always taken."""
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Token ids of one request and how far the model has read them."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    output_ids: list[int] = field(default_factory=list)  # appended by the engine loop
+    num_computed: int = 0  # tokens handed to the model; advanced by the scheduler
+    cache: Any = None  # the runner's own; set by the engine loop at the first chunk
+    is_cancelled: bool = False  # set by the event loop, read once per step
+
+    @property
+    def max_length(self) -> int:
+        """Return the most tokens, prompt and output, that this sequence can reach."""
+        return len(self.prompt_ids) + self.params.max_tokens
+
+    def pending_ids(self, limit: int) -> list[int]:
+        """Return up to ``limit`` token ids that the model has not read yet, oldest first."""
+        start = self.num_computed
+        num_prompt = len(self.prompt_ids)
+        if start < num_prompt:
+            return self.prompt_ids[start : start + limit]
+        return self.output_ids[start - num_prompt : start - num_prompt + limit]
+
+    @property
+    def num_pending(self) -> int:
+        """Return how many token ids the model has not read yet."""
+        return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token, and the most probable ids with theirs."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of an answer; the last one carries the finish reason."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None

@@ -1,0 +1,166 @@
+"""The engine's HTTP face: routes, error replies, and the order of stopping."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.engine.reply import PlainReply, StreamedReply
+from gateway.engine.service import EngineService
+from gateway.errors import (
+    ApiError,
+    BodyTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    RouteNotFound,
+    render,
+)
+from gateway.protocol import parse_chat, parse_object
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+KEEP_ALIVE_S = 75
+"""Longer than clients keep an idle connection, so that they never reuse one that is closing."""
+
+DRAIN_POLL_S = 0.02
+AT_ONCE_EXIT_CODE = 128 + signal.SIGTERM
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(service: EngineService) -> Starlette:
+    """Return the ASGI application of one engine."""
+
+    async def chat_completions(request: Request) -> PlainReply | StreamedReply:
+        service.check_open()
+        service.num_preparing += 1
+        try:
+            body = parse_chat(parse_object(await _read_body(request)))
+            service.check_open(body.model)
+            frames = service.frames(body)
+            generation = await service.generate(body)
+        finally:
+            service.num_preparing -= 1
+        if body.stream:
+            return StreamedReply(generation, frames, includes_usage=body.includes_usage)
+        return PlainReply(generation, frames)
+
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": [service.model_card()]})
+
+    async def info(request: Request) -> Response:
+        return _json(service.description)
+
+    async def health(request: Request) -> Response:
+        return _json({"status": service.status}, status=200 if service.status == "ok" else 503)
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/engine/info", info, methods=["GET"]),
+            Route("/health", health, methods=["GET"]),
+        ],
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            Exception: _internal_error,
+        },
+    )
+
+
+async def _read_body(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"the request body is longer than {MAX_BODY_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _json(content: object, *, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status_code=status, media_type="application/json")
+
+
+def _rendered(error: ApiError) -> Response:
+    status, headers, body = render(error)
+    return Response(body, status_code=status, headers=headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    return _rendered(error if isinstance(error, ApiError) else InternalError())
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return _rendered(InternalError())
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    path = request.url.path[:200]
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return _rendered(MethodNotAllowed(f"{request.method} is not allowed on {path}"))
+    return _rendered(RouteNotFound(f"there is nothing at {path}"))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: on a signal, this process first drains."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(service: EngineService) -> uvicorn.Server:
+    """Return the HTTP server of one engine, not started."""
+    config = uvicorn.Config(
+        create_app(service),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    return _Server(config)
+
+
+async def serve(service: EngineService, listener: socket.socket) -> None:
+    """Serve on a bound socket until a signal; the first one drains, the second ends at once."""
+    server = make_server(service)
+    events = asyncio.get_running_loop()
+
+    def exit_when_idle() -> None:
+        if service.is_idle:
+            server.should_exit = True
+        else:
+            events.call_later(DRAIN_POLL_S, exit_when_idle)
+
+    def on_signal() -> None:
+        if service.is_draining:
+            logger.warning("second signal: stopping at once")
+            os._exit(AT_ONCE_EXIT_CODE)
+        logger.info("draining: %d unfinished request(s)", service.loop.num_unfinished)
+        service.is_draining = True
+        exit_when_idle()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        events.add_signal_handler(number, on_signal)
+    service.loop.start(events)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        service.close()

@@ -1,0 +1,99 @@
+"""The tokenizer of a checkpoint: chat template, text → ids, and what ids mean as bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compression.errors import CorruptCheckpoint
+from gateway.engine.detokenizer import Vocabulary, from_byte_level, from_word_pieces
+
+
+class Tokenizer:
+    """A fast tokenizer of transformers, reduced to what serving needs."""
+
+    def __init__(self, backend: Any, *, eos_ids: frozenset[int], source: Path) -> None:
+        self._backend = backend
+        self._fast = backend.backend_tokenizer
+        self.eos_ids = eos_ids
+        self.vocabulary = _make_vocabulary(backend, source)
+        # A text can be refused for its length without reading it all.
+        self.longest_token_bytes = max(map(len, backend.get_vocab()), default=1)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Return whether the checkpoint says how a conversation becomes a prompt."""
+        return bool(self._backend.chat_template)
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Return the conversation as the chat template writes it, ready for the answer.
+
+        Raises:
+            jinja2.TemplateError: the template refuses the messages.
+        """
+        text: str = self._backend.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, with nothing added at its ends."""
+        # The batch call is the one that lets other threads run meanwhile.
+        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Load the tokenizer of the checkpoint in ``directory``.
+
+    Raises:
+        CorruptCheckpoint: files are missing, damaged, or of a kind that cannot be served.
+    """
+    # Imported here, because it takes a second. Not AutoTokenizer: finding the class takes two more
+    # seconds, and a tokenizer.json says everything itself.
+    from transformers import PreTrainedTokenizerFast
+
+    if not (directory / "tokenizer.json").is_file():
+        raise CorruptCheckpoint(
+            f"no tokenizer.json in {directory}: save the tokenizer in its fast form there"
+        )
+    try:
+        backend = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        # The border to the Rust library, which raises bare exceptions for damaged files.
+        reason = " ".join(str(error).split())
+        raise CorruptCheckpoint(f"cannot load the tokenizer in {directory}: {reason}") from error
+    return Tokenizer(backend, eos_ids=_eos_ids(directory, backend), source=directory)
+
+
+def _eos_ids(directory: Path, backend: Any) -> frozenset[int]:
+    """Return every id that ends an answer, whichever file names it."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    if backend.eos_token_id is not None:
+        found.add(backend.eos_token_id)
+    return frozenset(found)
+
+
+def _make_vocabulary(backend: Any, source: Path) -> Vocabulary:
+    """Read from the tokenizer's own decoder how its pieces become bytes."""
+    description = json.dumps(json.loads(backend.backend_tokenizer.to_str()).get("decoder"))
+    if '"ByteLevel"' in description:
+        decode = from_byte_level
+    elif '"ByteFallback"' in description or '"Metaspace"' in description:
+        decode = from_word_pieces
+    else:
+        raise CorruptCheckpoint(
+            f"the tokenizer in {source} is neither byte-level BPE nor SentencePiece: "
+            "its answers cannot be streamed"
+        )
+    added = backend.added_tokens_decoder
+    return Vocabulary(
+        backend.backend_tokenizer.id_to_token,
+        decode=decode,
+        added={token_id: token.content for token_id, token in added.items()},
+        special_ids=frozenset(token_id for token_id, token in added.items() if token.special),
+    )

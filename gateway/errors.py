@@ -1,0 +1,257 @@
+"""Everything the service refuses, as one tree, and the one renderer of the OpenAI error envelope.
+
+NarrowgateError
+├── StartupError                  no HTTP face: one line on stderr, exit code 2
+│   ├── SettingsError             a setting, key or flag is wrong
+│   ├── PortInUse                 another process listens there
+│   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
+│   └── ChildFailed               a child process crashed or never became ready
+├── ClientGone                    nobody is left to read a reply
+└── ApiError                      status, type, code, param, retry_after_s
+    ├── InvalidRequest            400 invalid_value
+    │   ├── InvalidJson           400 invalid_json
+    │   ├── UnsupportedParameter  400 unsupported_parameter
+    │   ├── ContextLengthExceeded 400 context_length_exceeded
+    │   └── BodyTooLarge          413 request_too_large
+    ├── ModelNotFound             404 model_not_found
+    ├── RouteNotFound             404 not_found
+    ├── MethodNotAllowed          405 method_not_allowed
+    ├── EngineRefused             the status, type, code and param of an engine's own refusal
+    ├── Unavailable               503, always with Retry-After
+    │   ├── ModelLoading          503 model_loading
+    │   ├── EngineDown            503 engine_unavailable
+    │   └── Draining              503 draining
+    ├── EngineFault               502 engine_error
+    ├── EngineTimeout             504 engine_timeout
+    └── InternalError             500 internal_error
+
+Free of any web framework: ``gateway.engine`` raises and renders the same errors.
+"""
+
+import json
+from typing import Any, ClassVar, NamedTuple
+
+MAX_RETRY_AFTER_S = 120
+"""The official client ignores longer waits and gives up."""
+
+
+class NarrowgateError(Exception):
+    """Base of all refusals; ``str(error)`` is one line."""
+
+
+class StartupError(NarrowgateError):
+    """The process cannot start or finish its command."""
+
+
+class SettingsError(StartupError):
+    """A setting, key or flag is wrong."""
+
+
+class PortInUse(StartupError):
+    """Another process listens on the wanted address."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(
+            f"port {port} on {host} is in use: stop what listens there, or pass another --port"
+        )
+
+
+class LoadRefused(StartupError):
+    """The model or the recipe cannot be used."""
+
+
+class ChildFailed(StartupError):
+    """A child process crashed or never became ready."""
+
+
+class ClientGone(NarrowgateError):
+    """The client left; nobody is there to read a reply."""
+
+
+class ApiError(NarrowgateError):
+    """A failure with an HTTP face."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+    default_param: ClassVar[str | None] = None
+    default_retry_after_s: ClassVar[float | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = self.default_param if param is None else param
+        self.retry_after_s = self.default_retry_after_s if retry_after_s is None else retry_after_s
+
+
+class InvalidRequest(ApiError):
+    """A field of the request is missing or has a wrong type or value."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class InvalidJson(InvalidRequest):
+    """The body is no JSON object."""
+
+    code = "invalid_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that this engine cannot honour has a non-default value."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit into the model's context."""
+
+    code = "context_length_exceeded"
+    default_param = "messages"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request body is longer than the configured limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class ModelNotFound(ApiError):
+    """No model is served under that name."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+    default_param = "model"
+
+
+class RouteNotFound(ApiError):
+    """No such path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class EngineRefused(ApiError):
+    """An engine answered with an error status of its own; it is passed on."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str,
+        code: str,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.status = status
+        self.type = type
+        self.code = code
+
+
+class Unavailable(ApiError):
+    """The request may succeed later."""
+
+    status = 503
+    code = "unavailable"
+    default_retry_after_s = 1
+
+
+class ModelLoading(Unavailable):
+    """The model's first load is still running."""
+
+    code = "model_loading"
+    default_retry_after_s = 5
+
+
+class EngineDown(Unavailable):
+    """The engine is gone, restarting or refuses connections."""
+
+    code = "engine_unavailable"
+    default_retry_after_s = 2
+
+
+class Draining(Unavailable):
+    """The process is about to stop and takes no new requests."""
+
+    code = "draining"
+    default_retry_after_s = 5
+
+
+class EngineFault(ApiError):
+    """An engine broke the protocol."""
+
+    status = 502
+    code = "engine_error"
+
+
+class EngineTimeout(ApiError):
+    """An engine stayed silent for too long."""
+
+    status = 504
+    code = "engine_timeout"
+
+
+class InternalError(ApiError):
+    """A defect of ours; the cause is in the log, never in the reply."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error: see the server's log under this request's id")
+
+
+def _codes(kind: type[ApiError]) -> frozenset[str]:
+    return frozenset({kind.code}).union(*(_codes(child) for child in kind.__subclasses__()))
+
+
+KNOWN_CODES = _codes(ApiError)
+"""Every code of the tree: a closed set, fit for a metric's label."""
+
+
+class RenderedError(NamedTuple):
+    """An error as a reply: status, extra headers (lower case) and a JSON body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def envelope(error: ApiError) -> dict[str, dict[str, Any]]:
+    """Return OpenAI's error object; all four keys are always there."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def render(error: ApiError) -> RenderedError:
+    """Return the reply for an error: status, headers (Retry-After where it has one), body."""
+    headers = {"content-type": "application/json"}
+    if error.retry_after_s is not None:
+        seconds = min(MAX_RETRY_AFTER_S, max(1, round(error.retry_after_s)))
+        headers["retry-after"] = str(seconds)
+    # ASCII escapes keep the body valid UTF-8 whatever a message quotes.
+    return RenderedError(error.status, headers, json.dumps(envelope(error)).encode())
+
+
+def sse_event(error: ApiError) -> bytes:
+    """Return the error as one server-sent event, as it ends a broken stream."""
+    return b"data: " + json.dumps(envelope(error)).encode() + b"\n\n"

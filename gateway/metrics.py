@@ -1,0 +1,132 @@
+"""Every metric of the gateway: one table of families, and the object that records into them."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+OTHER = "_other"
+"""The label value of everything outside its closed set, such as unknown model names."""
+
+RestartReason = Literal["exit", "stall"]
+
+_DURATION_S = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
+)
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
+)
+_INTER_TOKEN_S = (
+    *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
+)
+_LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
+
+
+class Family(NamedTuple):
+    """One row of the table; the name goes without the prefix ``narrowgate_``."""
+
+    type: Literal["counter", "gauge", "histogram"]
+    name: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+# fmt: off
+FAMILIES: tuple[Family, ...] = (
+    Family("histogram", "request_duration_seconds", ("model", "variant", "operation", "outcome"),
+           "Time from the request's arrival to the end of its reply.", _DURATION_S),
+    Family("histogram", "time_to_first_token_seconds", ("model", "variant"),
+           "Time from a streamed request's arrival to its first text.", _FIRST_TOKEN_S),
+    Family("histogram", "inter_token_latency_seconds", ("model", "variant"),
+           "Time between two streamed events with text, usually one token each.", _INTER_TOKEN_S),
+    Family("counter", "requests_total",
+           ("model", "variant", "operation", "outcome", "finish_reason"),
+           "Requests that ended, whatever their outcome."),
+    Family("counter", "request_errors_total", ("model", "error_type", "status_class"),
+           "Requests that ended in an error, also after the stream began."),
+    Family("counter", "prompt_tokens_total", ("model", "variant"),
+           "Prompt tokens, as counted by the engine; requests without a usage report add none."),
+    Family("counter", "generated_tokens_total", ("model", "variant"),
+           "Generated tokens, as counted by the engine; of a stream that broke off, its events."),
+    Family("gauge", "requests_running", ("model", "variant"),
+           "Requests that an engine is working on."),
+    Family("counter", "client_disconnects_total", ("model", "phase"),
+           "Clients that left before the reply had ended."),
+    Family("gauge", "model_info",
+           ("model", "variant", "recipe", "recipe_digest", "source_digest", "weight_bits",
+            "base_dtype", "backend"),
+           "What is served, always 1; joins other series."),
+    Family("gauge", "weights_bytes", ("model", "recipe"),
+           "Bytes of the live weights in memory."),
+    Family("gauge", "weights_uncompressed_bytes", ("model", "recipe"),
+           "Bytes of the full model's weights."),
+    Family("gauge", "engine_up", ("model", "variant"),
+           "1 while the engine is ready, else 0."),
+    Family("counter", "engine_restarts_total", ("model", "variant", "reason"),
+           "Restarts of an engine that ended or stalled."),
+    Family("histogram", "model_load_seconds", ("model", "recipe"),
+           "Time to prepare a model and to start its engine.", _LOAD_S),
+)
+# fmt: on
+
+
+class Metrics:
+    """Records into a registry of its own and renders it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.counters = {
+            family.name: Counter(_full(family), family.help, family.labels, registry=self.registry)
+            for family in FAMILIES
+            if family.type == "counter"
+        }
+        self.gauges = {
+            family.name: Gauge(_full(family), family.help, family.labels, registry=self.registry)
+            for family in FAMILIES
+            if family.type == "gauge"
+        }
+        self.histograms = {
+            family.name: Histogram(
+                _full(family),
+                family.help,
+                family.labels,
+                registry=self.registry,
+                buckets=family.buckets,
+            )
+            for family in FAMILIES
+            if family.type == "histogram"
+        }
+        ProcessCollector(registry=self.registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition and its content type for an ``Accept`` header."""
+        encode, content_type = choose_encoder(accept)
+        return encode(_WithoutCreated(self.registry)), content_type
+
+
+class _WithoutCreated(Collector):
+    """The registry less its ``_created`` samples, which double the series and help nobody.
+
+    The library's own switch is global to the process, so other registries would feel it.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample for sample in metric.samples if not sample.name.endswith("_created")
+            ]
+            yield metric
+
+
+def _full(family: Family) -> str:
+    return f"narrowgate_{family.name}"

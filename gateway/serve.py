@@ -1,0 +1,172 @@
+"""The serving process: listen, load, tell that it is ready, drain, end."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+import uvicorn
+
+from compression.events import OnProgress
+from gateway.api.service import Service
+from gateway.app import Application, create_service
+from gateway.errors import PortInUse, SettingsError
+from gateway.keeper import Launch, Snapshot
+from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 130
+_BACKLOG = 2048
+_LAST_BYTES_S = 5.0
+"""After the engines have stopped, clients get this long to take the rest of their replies."""
+
+
+class Audience(Protocol):
+    """Who is told how serving goes; :class:`gateway.terminal.Terminal` is the real one."""
+
+    @property
+    def on_progress(self) -> OnProgress:
+        """Return what takes progress events."""
+
+    def announce(self, base_url: str, snapshots: list[Snapshot]) -> None:
+        """Say that the models are ready at that address."""
+
+
+async def serve(settings: Settings, audience: Audience, *, launch: Launch | None = None) -> int:
+    """Serve until a signal comes; return the exit code.
+
+    Raises:
+        StartupError: the port is taken, or a model cannot be loaded.
+    """
+    # 1. What can be refused at once is refused before anything long starts.
+    service = create_service(settings, launch=launch, on_progress=audience.on_progress)
+    listener = listen(settings.host, settings.port)
+    with listener, _Signals() as signals:
+        # 2. Answer from now on (/ready says 503), while the models load.
+        server = _Server(Application(service))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        loading = asyncio.create_task(service.pool.ensure_ready())
+        stopping = asyncio.create_task(signals.first.wait())
+        try:
+            # 3. Load, say so, wait.
+            await asyncio.wait({loading, stopping, serving}, return_when="FIRST_COMPLETED")
+            was_ready = loading.done()
+            if was_ready:
+                loading.result()
+                audience.announce(_base_url(settings.host, listener), service.pool.snapshots())
+            await asyncio.wait({stopping, serving}, return_when="FIRST_COMPLETED")
+        finally:
+            # 4. Drain and end.
+            loading.cancel()
+            stopping.cancel()
+            await _shut_down(service, server, serving, signals)
+            await asyncio.gather(loading, stopping, return_exceptions=True)
+    return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        PortInUse: something else listens there.
+        SettingsError: the address cannot be used.
+    """
+    listener = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Only a listening socket keeps others off the port.
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(host, port) from None
+        reason = error.strerror or str(error)
+        raise SettingsError(f"cannot listen on {host} port {port}: {reason}") from None
+    return listener
+
+
+async def _shut_down(
+    service: Service, server: "_Server", serving: asyncio.Task[None], signals: "_Signals"
+) -> None:
+    pool = service.pool
+    pool.drain()
+    server.should_exit = True
+    idle = asyncio.create_task(pool.wait_idle())
+    hurried = asyncio.create_task(signals.second.wait())
+    drain_s = service.settings.drain_s
+    await asyncio.wait({idle, hurried}, timeout=drain_s, return_when="FIRST_COMPLETED")
+    is_hurried = hurried.done()
+    # Streams that are still open end here with an error event, not in silence.
+    closing = asyncio.create_task(pool.close(0 if is_hurried or not idle.done() else None))
+    await asyncio.wait({closing, hurried}, return_when="FIRST_COMPLETED")
+    if not closing.done():
+        await pool.close(0)
+    await closing
+    await asyncio.wait({serving, hurried}, timeout=_LAST_BYTES_S, return_when="FIRST_COMPLETED")
+    server.force_exit = True
+    await serving
+    for task in (idle, hurried):
+        task.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own ideas about signals."""
+
+    def __init__(self, app: Application) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Signals:
+    """SIGTERM and SIGINT as events: the first one drains, the second one hurries."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self.was_interrupt = False
+
+    def __enter__(self) -> "_Signals":
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.first.is_set():
+            self.second.set()
+            return
+        self.was_interrupt = number == signal.SIGINT
+        self.first.set()
+
+
+def _base_url(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 (no bind here)
+    return f"http://{shown}:{port}"

@@ -1,0 +1,254 @@
+"""Streams from an engine to a client: events in, events out, closed however either side leaves."""
+
+import asyncio
+import re
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import ValidationError
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, sse_event
+from gateway.protocol import Usage
+from gateway.trace import RequestTrace
+from gateway.upstream import ChatReply
+
+_T = TypeVar("_T")
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+# Atomic groups: CRLF is one line end and must never be split into two.
+_FRAME_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_FIELD_STARTS = (b"data:", b":", b"event:", b"id:", b"retry:")
+# Quotes inside a JSON string are escaped, so these match keys only.
+_TEXT = re.compile(
+    rb'"(?:content|reasoning|reasoning_content)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+)
+_CONTENT = b'"content":"'
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')
+_DONE = re.compile(rb"data:\s*\[DONE\]")
+_ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:')
+_NULL_USAGE = b',"usage":null'
+_ANY_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
+
+
+def _has_text(frame: bytes) -> bool:
+    # The usual spelling is looked for first: a search for plain bytes costs a tenth.
+    start = frame.find(_CONTENT)
+    if start >= 0 and frame[start + len(_CONTENT)] != ord('"'):
+        return True
+    return _TEXT.search(frame) is not None
+
+
+class FrameSplitter:
+    """Cuts a byte stream into server-sent events, blank line included, wherever chunks end."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the events that are complete now.
+
+        Raises:
+            EngineFault: one event grows beyond all reason.
+        """
+        is_one_event = chunk.find(b"\n\n") == len(chunk) - 2 >= 0 and b"\r" not in chunk
+        if is_one_event and not self._rest:
+            return [chunk]  # the usual case
+        buffer = self._rest + chunk if self._rest else chunk
+        scan_from = max(0, len(self._rest) - 3)  # the longest end of an event has four bytes
+        frames: list[bytes] = []
+        start = 0
+        for end in _FRAME_END.finditer(buffer, scan_from):
+            stop = end.end()
+            if stop == len(buffer) and buffer.endswith(b"\r"):
+                break  # the other half of a CRLF may follow
+            frames.append(buffer[start:stop])
+            start = stop
+        self._rest = buffer[start:]
+        if len(self._rest) > MAX_FRAME_BYTES:
+            raise EngineFault(f"one event of the engine is longer than {MAX_FRAME_BYTES} bytes")
+        return frames
+
+    def flush(self) -> bytes:
+        """Return what is left after the last complete event."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+class ChatRelay:
+    """Passes an engine's events on as bytes and reads only what is counted.
+
+    The engine was asked for a usage report; a client that did not ask never sees a trace of it.
+    """
+
+    def __init__(self, trace: RequestTrace, *, includes_usage: bool) -> None:
+        self._trace = trace
+        self._includes_usage = includes_usage
+        self._splitter = FrameSplitter()
+        self._finish_reason: str | None = None
+        self._has_failed = False
+        self.is_complete = False
+        """Whether the client was sent the end mark."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes for the client.
+
+        Raises:
+            EngineFault: the chunk is no stream of events.
+        """
+        frames = self._splitter.feed(chunk)
+        if len(frames) == 1:
+            return self._relay(frames[0])
+        return b"".join([self._relay(frame) for frame in frames])
+
+    def finish(self) -> bytes:
+        """Return the last bytes for the client after the engine has closed its stream.
+
+        Raises:
+            ApiError: the stream ended before the answer did.
+        """
+        tail = b""
+        rest = self._splitter.flush()
+        if rest.endswith((b"\n", b"\r")) or rest == DONE.strip():
+            tail = self._relay(rest.rstrip() + b"\n\n")
+        if self.is_complete:
+            return tail
+        if self._finish_reason is None and not self._has_failed:
+            raise EngineDown("the engine's stream ended before the answer did")
+        return tail + self._end(DONE)
+
+    def _relay(self, frame: bytes) -> bytes:
+        if self.is_complete:
+            return b""
+        if not frame.startswith(_FIELD_STARTS):
+            if frame.isspace():
+                return b""
+            raise EngineFault("the engine sent something else than server-sent events")
+        if _has_text(frame):
+            self._trace.see_text()
+        if b'"finish_reason":null' not in frame and (found := _FINISH.search(frame)):
+            self._finish_reason = found[1].decode(errors="replace")
+        if b'"usage"' in frame:
+            return self._account(frame)
+        if frame.startswith(b"data:"):
+            if _DONE.match(frame):
+                return self._end(frame)
+            if _ERROR.match(frame):
+                self._has_failed = True
+                self._trace.fail(EngineFault("the engine reported an error inside its stream"))
+        return frame
+
+    def _account(self, frame: bytes) -> bytes:
+        bare = frame.replace(_NULL_USAGE, b"", 1)
+        if len(bare) == len(frame):
+            bare = _ANY_NULL_USAGE.sub(b"", frame, count=1)
+        if len(bare) < len(frame):
+            return frame if self._includes_usage else bare
+        try:
+            event = orjson.loads(frame[len(b"data:") :])
+            usage, choices = event["usage"], event.get("choices")
+            self._trace.see_usage(Usage.model_validate(usage))
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError):
+            raise EngineFault("the engine sent a usage report that cannot be read") from None
+        return frame if self._includes_usage or choices else b""
+
+    def _end(self, frame: bytes) -> bytes:
+        self.is_complete = True
+        if not self._has_failed:
+            self._trace.succeed(self._finish_reason or "")
+        return frame
+
+
+class OwnedStreamingResponse(Response):
+    """A stream that closes what it reads from, however the client leaves."""
+
+    def __init__(
+        self,
+        reply: ChatReply,
+        relay: ChatRelay,
+        *,
+        trace: RequestTrace,
+        owner: AsyncExitStack,
+        headers: Mapping[str, str],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**headers, "content-type": EVENT_STREAM, "cache-control": "no-cache"})
+        self._reply = reply
+        self._relay = relay
+        self._trace = trace
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._pump(send))
+        except ClientGone:
+            if not self._relay.is_complete:
+                self._trace.abandon()
+        finally:
+            await self._owner.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        try:
+            while chunk := await self._reply.read():
+                if data := self._relay.feed(chunk):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            tail = self._relay.finish()
+        except ApiError as error:
+            tail = self._broken_off(error)
+        await send({"type": "http.response.body", "body": tail, "more_body": False})
+
+    def _broken_off(self, error: ApiError) -> bytes:
+        if self._relay.is_complete:
+            return b""
+        self._trace.fail(error)
+        # Clients take the plain end of a stream for success, so say it.
+        return sse_event(error) + DONE
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return what ``work`` returns, unless the client leaves before: then cancel it.
+
+    Raises:
+        ClientGone: the client left first.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the client left")
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def read_plain(body: bytes, trace: RequestTrace) -> None:
+    """Note usage and finish reason of an engine's plain reply.
+
+    Raises:
+        EngineFault: it is no chat completion.
+    """
+    try:
+        fields = orjson.loads(body)
+        finish_reason = fields["choices"][0]["finish_reason"]
+        if (usage := fields.get("usage")) is not None:
+            trace.see_usage(Usage.model_validate(usage))
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError, ValidationError):
+        raise EngineFault("the engine's reply is no chat completion") from None
+    trace.succeed(str(finish_reason))

@@ -1,0 +1,167 @@
+"""What people see: progress bars in a terminal, log lines elsewhere, a summary when ready."""
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from compression.events import Progress
+from gateway.keeper import Snapshot
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_S = 2.0
+_QUESTION = "What is the capital of France?"
+_TITLES = {
+    "fetch": "Fetching",
+    "convert": "Converting",
+    "hash": "Checking",
+    "quantize": "Compressing",
+    "write": "Writing",
+    "compare": "Comparing",
+}
+
+
+class Terminal:
+    """Shows progress on stderr and results on stdout; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._err = Console(stderr=True, highlight=False)
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._logged: dict[str, float] = {}
+
+    def __enter__(self) -> "Terminal":
+        handler = _ConsoleHandler(self._err)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        # In a terminal the bars tell the story; the engine's chatter would push them away.
+        level = logging.WARNING if self._err.is_terminal else logging.INFO
+        logging.basicConfig(level=level, handlers=[handler])
+        for chatty in ("uvicorn", "httpx"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end_bars()
+
+    def on_progress(self, progress: Progress) -> None:
+        """Show one event."""
+        if self._err.is_terminal:
+            self._draw(progress)
+        else:
+            self._log(progress)
+
+    def announce(self, base_url: str, snapshots: list[Snapshot]) -> None:
+        """Say what is served where, with a command to try it."""
+        self._end_bars()
+        for snapshot in snapshots:
+            self._say(_describe(snapshot))
+        body = orjson.dumps(
+            {
+                "model": snapshots[0].spec.alias,
+                "messages": [{"role": "user", "content": _QUESTION}],
+                "temperature": 0,
+            }
+        ).decode()
+        header = shlex.quote("content-type: application/json")
+        url = f"{base_url}/v1/chat/completions"
+        self._say(f"\nTry it:\n  curl {url} -H {header} -d {shlex.quote(body)}\n")
+        self._say(f"  API base  {base_url}/v1")
+        self._say(f"  Models    {base_url}/v1/models")
+        self._say(f"  Metrics   {base_url}/metrics")
+        self._say("Ctrl-C stops it.")
+
+    def built(self, directory: str, manifest: Mapping[str, Any] | None) -> None:
+        """Say what a build has made."""
+        self._end_bars()
+        self._say(f"built {directory}")
+        if manifest is not None:
+            self._say(
+                f"  weights {_megabytes(manifest['bytes_before'])} -> "
+                f"{_megabytes(manifest['bytes_in_memory'])} in memory, "
+                f"{manifest['bits_per_weight']:.2f} bits per weight"
+            )
+            self._say(
+                f"  took {manifest['seconds']:.1f} s, peak memory "
+                f"{_megabytes(manifest['peak_memory_bytes'])}"
+            )
+
+    def show(self, tables: Sequence[RenderableType]) -> None:
+        """Print tables."""
+        self._end_bars()
+        for table in tables:
+            self._out.print(table, soft_wrap=False)
+
+    def _say(self, text: str) -> None:
+        self._out.print(text, markup=False)
+        sys.stdout.flush()
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bars is None:
+            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
+            detail = TextColumn("{task.fields[unit]} {task.fields[detail]}", markup=False)
+            self._bars = Bars(*columns, detail, TimeElapsedColumn(), console=self._err)
+            self._bars.start()
+        if progress.stage not in self._tasks:
+            title = _TITLES[progress.stage]
+            self._tasks[progress.stage] = self._bars.add_task(title, unit="", detail="")
+        self._bars.update(
+            self._tasks[progress.stage],
+            completed=progress.done,
+            total=progress.total or None,
+            unit=progress.unit,
+            detail=progress.detail[:60],
+        )
+
+    def _end_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+    def _log(self, progress: Progress) -> None:
+        now = time.monotonic()
+        is_last = progress.done == progress.total
+        if not is_last and now - self._logged.get(progress.stage, -LOG_EVERY_S) < LOG_EVERY_S:
+            return
+        self._logged[progress.stage] = now
+        total = f" of {progress.total}" if progress.total else ""
+        where = f"{progress.done}{total} {progress.unit} {progress.detail}".rstrip()
+        logger.info("%s: %s", _TITLES[progress.stage].lower(), where)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log lines that do not tear the progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, soft_wrap=True)
+
+
+def _describe(snapshot: Snapshot) -> str:
+    info = snapshot.info
+    line = f"{snapshot.spec.served_name} is ready"
+    if snapshot.load_s is not None:
+        line += f" after {snapshot.load_s:.1f} s"
+    if info is not None:
+        line += (
+            f": weights {_megabytes(info.weights_bytes_before)} -> "
+            f"{_megabytes(info.weights_bytes)}, {info.weight_bits:.2f} bits per weight, "
+            f"context {info.max_model_len} tokens"
+        )
+    return line
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,123 @@
+"""How one request went: it is counted once, however it ends."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Literal
+
+from gateway.errors import (
+    KNOWN_CODES,
+    ApiError,
+    ClientGone,
+    Draining,
+    EngineTimeout,
+    InternalError,
+    ModelLoading,
+)
+from gateway.metrics import OTHER, Metrics
+from gateway.protocol import Usage
+
+Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
+
+OPERATION = "chat"
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "abort", "error"})
+_OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(
+    {EngineTimeout: "timeout", ModelLoading: "shed", Draining: "shed"}
+)
+
+
+class RequestTrace:
+    """Times and tokens of one request; its labels are configured names, never the client's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._started = time.perf_counter()
+        self._model = self._variant = OTHER
+        self._is_running = False
+        self._is_stream = False
+        self._usage: Usage | None = None
+        self._outcome: Outcome = "error"
+        self._finish_reason = "error"
+        self._num_texts = 0
+        self._last_text = 0.0
+
+    def route(self, model: str, variant: str, *, is_stream: bool) -> None:
+        """Note which model's engine works on the request from now on."""
+        self._model, self._variant = model, variant
+        self._is_running, self._is_stream = True, is_stream
+        self._metrics.gauges["requests_running"].labels(model, variant).inc()
+        histograms = self._metrics.histograms
+        self._first = histograms["time_to_first_token_seconds"].labels(model, variant)
+        self._inter = histograms["inter_token_latency_seconds"].labels(model, variant)
+
+    def see_text(self) -> None:
+        """Note one streamed event that carries text; called once per token, so kept lean."""
+        now = time.perf_counter()
+        if self._num_texts:
+            self._inter.observe(now - self._last_text)
+        else:
+            self._first.observe(now - self._started)
+        self._last_text = now
+        self._num_texts += 1
+
+    def see_usage(self, usage: Usage) -> None:
+        """Note the engine's own token counts; the last report counts."""
+        self._usage = usage
+
+    def succeed(self, finish_reason: str) -> None:
+        """Note a complete reply."""
+        self._outcome = "ok"
+        self._finish_reason = finish_reason if finish_reason in FINISH_REASONS else OTHER
+
+    def abandon(self) -> None:
+        """Note that the client left before the end."""
+        self._outcome, self._finish_reason = "client_abort", "abort"
+        phase = ("decode" if self._num_texts else "prefill") if self._is_stream else OTHER
+        self._metrics.counters["client_disconnects_total"].labels(self._model, phase).inc()
+
+    def fail(self, error: ApiError) -> None:
+        """Note the error that the client was told."""
+        default: Outcome = "rejected" if error.status < 500 else "error"
+        self._outcome = _OUTCOMES.get(type(error), default)
+        self._finish_reason = "error"
+        code = error.code if error.code in KNOWN_CODES else OTHER
+        status_class = f"{error.status // 100}xx"
+        errors = self._metrics.counters["request_errors_total"]
+        errors.labels(self._model, code, status_class).inc()
+
+    def close(self) -> None:
+        """Record the request."""
+        where = (self._model, self._variant)
+        seconds = time.perf_counter() - self._started
+        duration = self._metrics.histograms["request_duration_seconds"]
+        duration.labels(*where, OPERATION, self._outcome).observe(seconds)
+        counters = self._metrics.counters
+        ending = (*where, OPERATION, self._outcome, self._finish_reason)
+        counters["requests_total"].labels(*ending).inc()
+        if self._is_running:
+            self._metrics.gauges["requests_running"].labels(*where).dec()
+        usage = self._usage or Usage(prompt_tokens=0, completion_tokens=self._num_texts)
+        if usage.prompt_tokens:
+            counters["prompt_tokens_total"].labels(*where).inc(usage.prompt_tokens)
+        if usage.completion_tokens:
+            counters["generated_tokens_total"].labels(*where).inc(usage.completion_tokens)
+
+
+@contextmanager
+def traced(metrics: Metrics) -> Iterator[RequestTrace]:
+    """Open a trace that is recorded when the block ends; an error that leaves it is noted."""
+    trace = RequestTrace(metrics)
+    try:
+        yield trace
+    except ApiError as error:
+        trace.fail(error)
+        raise
+    except ClientGone:
+        trace.abandon()
+        raise
+    except BaseException:
+        trace.fail(InternalError())
+        raise
+    finally:
+        trace.close()

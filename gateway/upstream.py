@@ -1,0 +1,225 @@
+"""The client of an engine: the only module that talks HTTP to engines."""
+
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+import orjson
+from pydantic import ValidationError
+
+from gateway.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    EngineDown,
+    EngineFault,
+    EngineRefused,
+    EngineTimeout,
+)
+from gateway.protocol import EngineInfo
+from gateway.transport import READ, EngineTransport, Read
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 2.0
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""A plain reply longer than this is a defect of the engine."""
+
+_PASSED_ON = frozenset({400, 413, 429})
+# Engines without the code say it in words; the first is vLLM's.
+_OVERFLOW = re.compile(r"maximum context length|context (length|size|window) .*exceed", re.I)
+
+
+def _down(error: Exception) -> ApiError:
+    return EngineDown("the engine is gone: it is being restarted, try again")
+
+
+def _silent(error: Exception) -> ApiError:
+    return EngineTimeout(f"the engine took too long: {error}")
+
+
+def _broken(error: Exception) -> ApiError:
+    return EngineFault("the engine broke the HTTP protocol")
+
+
+TRANSLATIONS: Mapping[type[httpx.TransportError], Callable[[Exception], ApiError]] = (
+    MappingProxyType(
+        {
+            httpx.ConnectError: _down,
+            httpx.ConnectTimeout: _down,
+            httpx.ReadError: _down,
+            httpx.WriteError: _down,
+            httpx.CloseError: _down,
+            httpx.PoolTimeout: _down,
+            httpx.ReadTimeout: _silent,
+            httpx.WriteTimeout: _silent,
+            httpx.LocalProtocolError: _broken,
+            httpx.RemoteProtocolError: _broken,
+            httpx.ProxyError: _down,
+            httpx.UnsupportedProtocol: _broken,
+        }
+    )
+)
+"""What each failure of the connection means to a client; a test holds the table complete."""
+
+
+def translate(error: httpx.TransportError) -> ApiError:
+    """Return what a failed connection means to a client."""
+    logger.warning("engine connection: %s: %s", type(error).__name__, error)
+    return TRANSLATIONS[type(error)](error)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """An engine's accepted reply, its body still unread."""
+
+    content_type: str
+    read_raw: Read
+
+    async def read(self) -> bytes:
+        """Return the bytes of the body that have arrived, waiting for some; empty at the end.
+
+        Raises:
+            ApiError: the connection broke or the engine fell silent.
+        """
+        try:
+            return await self.read_raw()
+        except httpx.TransportError as error:
+            raise translate(error) from error
+
+    async def body(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            ApiError: the connection broke, or the body is absurdly long.
+        """
+        parts: list[bytes] = []
+        num_bytes = 0
+        while chunk := await self.read():
+            num_bytes += len(chunk)
+            if num_bytes > MAX_REPLY_BYTES:
+                raise EngineFault(f"the engine's reply is longer than {MAX_REPLY_BYTES} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+
+class EngineClient:
+    """Talks to one engine; ``read_timeout_s`` bounds its silence, not the length of a reply."""
+
+    def __init__(self, base_url: str, *, served_name: str, read_timeout_s: float) -> None:
+        self.served_name = served_name
+        self.base_url = base_url
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            transport=EngineTransport(),
+            trust_env=False,
+            timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+            # Compressed frames could not be passed on as they are.
+            headers={"accept-encoding": "identity", "content-type": "application/json"},
+        )
+
+    @asynccontextmanager
+    async def chat(self, fields: Mapping[str, Any], request_id: str) -> AsyncIterator[ChatReply]:
+        """Send a chat request; leaving the block early makes the engine stop.
+
+        Raises:
+            ApiError: the engine refused the request, failed or is gone.
+        """
+        request = self._client.build_request(
+            "POST",
+            "/v1/chat/completions",
+            content=orjson.dumps(self._engine_fields(fields)),
+            headers={"x-request-id": request_id},
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        try:
+            reply = ChatReply(response.headers.get("content-type", ""), response.extensions[READ])
+            if response.status_code != 200:
+                raise refusal(response.status_code, response.headers, await reply.body())
+            yield reply
+        finally:
+            await response.aclose()
+
+    async def is_healthy(self) -> bool:
+        """Return whether the engine answers that it is well."""
+        try:
+            reply = await self._client.get("/health", timeout=PROBE_TIMEOUT_S)
+        except httpx.TransportError:
+            return False
+        return reply.status_code == 200
+
+    async def info(self) -> EngineInfo:
+        """Return what the engine says of itself.
+
+        Raises:
+            ApiError: it does not answer, or not with a description.
+        """
+        try:
+            reply = await self._client.get("/engine/info")
+            return EngineInfo.model_validate_json(reply.content)
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise EngineFault(f"/engine/info of the engine: {where!r} {first['msg']}") from None
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    def _engine_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        changed = {**fields, "model": self.served_name}
+        if fields.get("stream"):
+            # Exact token counts need the usage report; `streaming` hides it from who did not ask.
+            options = fields.get("stream_options") or {}
+            changed["stream_options"] = {**options, "include_usage": True}
+        return changed
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+    """Return the error that a client gets for an engine's error status."""
+    found = _error_fields(body)
+    message = str(found.get("message") or f"the engine answered with status {status}")
+    if status == 400 and _OVERFLOW.search(message):
+        return ContextLengthExceeded(message)
+    if status in _PASSED_ON or status == 422:
+        code, param = found.get("code"), found.get("param")
+        return EngineRefused(
+            message,
+            status=400 if status == 422 else status,
+            type=str(found.get("type") or "invalid_request_error"),
+            code=code if isinstance(code, str) and code else "invalid_value",
+            param=None if param is None else str(param),
+            retry_after_s=_seconds(headers.get("retry-after")),
+        )
+    logger.warning("engine status %d: %s", status, message)
+    if status == 503:
+        return EngineDown(
+            "the engine takes no requests now: try again",
+            retry_after_s=_seconds(headers.get("retry-after")),
+        )
+    return EngineFault(f"the engine failed with status {status}")
+
+
+def _error_fields(body: bytes) -> Mapping[str, Any]:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    inner = found.get("error", found)  # some engines send the inner object alone
+    return inner if isinstance(inner, dict) else {"message": inner}
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdigit() else None

@@ -1,0 +1,223 @@
+"""What every engine must do; the gateway relies on nothing else."""
+
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.protocol import EngineInfo, Usage
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+class Client:
+    """Talks to one engine."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        cards = httpx.get(f"{url}/v1/models").json()["data"]
+        self.name: str = cards[0]["id"]
+
+    def post(self, **fields: Any) -> httpx.Response:
+        """Send a chat request; greedy and short unless told otherwise."""
+        return httpx.post(self.url + CHAT, json=self.body(**fields), timeout=60)
+
+    def plain(self, **fields: Any) -> dict[str, Any]:
+        """Return a plain reply."""
+        reply = self.post(**fields)
+        assert reply.status_code == 200, reply.text
+        content: dict[str, Any] = reply.json()
+        return content
+
+    def stream(self, **fields: Any) -> list[dict[str, Any]]:
+        """Return the events of a streamed reply, [DONE] checked and taken off."""
+        reply = self.post(stream=True, **fields)
+        assert reply.status_code == 200, reply.text
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        *frames, done, end = reply.text.split("\n\n")
+        assert (done, end) == ("data: [DONE]", "")
+        return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+    def body(self, **fields: Any) -> dict[str, Any]:
+        """Return a request's body."""
+        base = {"model": self.name, "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+        return base | fields
+
+
+@pytest.fixture(scope="session")
+def engine(engine_url: str) -> Client:
+    """Return a client of the engine."""
+    return Client(engine_url)
+
+
+def test_health(engine: Client) -> None:
+    """A ready engine is well."""
+    reply = httpx.get(f"{engine.url}/health")
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+
+
+def test_models(engine: Client) -> None:
+    """It lists the one model it serves, with its context length."""
+    listed = httpx.get(f"{engine.url}/v1/models").json()
+    assert listed["object"] == "list"
+    (card,) = listed["data"]
+    assert (card["object"], card["owned_by"]) == ("model", "narrowgate")
+    assert isinstance(card["created"], int)
+    assert card["max_model_len"] > 0
+
+
+def test_info(engine: Client) -> None:
+    """It describes its live self, and every key is there."""
+    info = EngineInfo.model_validate_json(httpx.get(f"{engine.url}/engine/info").content)
+    assert info.served_model_name == engine.name
+    assert 0 < info.weights_bytes <= info.weights_bytes_before
+    assert 0 < info.weight_bits <= 32
+    assert (info.recipe == "full") == (info.recipe_digest is None)
+    assert sum(info.schemes.values()) > 0
+    assert info.pid > 0
+
+
+def test_plain_reply(engine: Client) -> None:
+    """A plain reply has every required key, and its counts add up."""
+    reply = engine.plain()
+    assert reply["object"] == "chat.completion"
+    assert (reply["model"], isinstance(reply["created"], int)) == (engine.name, True)
+    assert reply["system_fingerprint"].startswith("narrowgate-")
+    (choice,) = reply["choices"]
+    assert choice["index"] == 0
+    assert choice["message"]["role"] == "assistant"
+    assert isinstance(choice["message"]["content"], str)
+    assert choice["logprobs"] is None
+    assert choice["finish_reason"] in {"stop", "length"}
+    usage = reply["usage"]
+    assert usage["prompt_tokens"] > 0
+    assert 0 < usage["completion_tokens"] <= 8
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_stream_equals_plain(engine: Client) -> None:
+    """A stream starts with the role, ends with the finish reason and carries the same text."""
+    first, *middle, last = engine.stream()
+    assert first["object"] == "chat.completion.chunk"
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["choices"][0]["finish_reason"] is None
+    assert all(event["id"] == first["id"] for event in [*middle, last])
+    assert all(event["choices"][0]["finish_reason"] is None for event in middle)
+    assert all("usage" not in event for event in [first, *middle, last])
+    plain = engine.plain()["choices"][0]
+    text = "".join(event["choices"][0]["delta"].get("content") or "" for event in [*middle, last])
+    assert text == plain["message"]["content"]
+    assert last["choices"][0]["finish_reason"] == plain["finish_reason"]
+
+
+def test_stream_with_usage(engine: Client) -> None:
+    """Asked for usage, every chunk has the key, null until the last one."""
+    *events, last = engine.stream(stream_options={"include_usage": True})
+    assert all(event["usage"] is None for event in events)
+    assert last["choices"] == []
+    usage = Usage.model_validate(last["usage"])
+    assert last["usage"] == engine.plain()["usage"]
+    assert usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
+def test_limits(engine: Client, key: str) -> None:
+    """Either limit cuts the answer and says so."""
+    reply = engine.plain(**{"max_tokens": None, key: 1})
+    assert reply["usage"]["completion_tokens"] == 1
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
+def test_greedy_is_deterministic(engine: Client) -> None:
+    """The same greedy request gives the same text."""
+    assert engine.plain()["choices"] == engine.plain()["choices"]
+
+
+def test_seed_is_deterministic(engine: Client) -> None:
+    """The same seed gives the same sample."""
+    sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 20, "seed": 7}
+    assert engine.plain(**sampling)["choices"] == engine.plain(**sampling)["choices"]
+
+
+def test_stop_strings(engine: Client) -> None:
+    """The answer ends before a stop string, plain and streamed, and never shows it."""
+    text = engine.plain()["choices"][0]["message"]["content"]
+    stop = text[len(text) // 2 :][:2]
+    if not stop:
+        pytest.skip("this model answers with nothing")
+    for given in (stop, [stop, "never-there"]):
+        choice = engine.plain(stop=given)["choices"][0]
+        assert stop not in choice["message"]["content"]
+        assert choice["finish_reason"] == "stop"
+        events = engine.stream(stop=given)
+        streamed = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+        assert streamed == choice["message"]["content"]
+
+
+def test_logprobs(engine: Client) -> None:
+    """Each token has its log-probability and as many alternatives as asked for."""
+    reply = engine.plain(logprobs=True, top_logprobs=3, max_tokens=2)
+    tokens = reply["choices"][0]["logprobs"]["content"]
+    assert 0 < len(tokens) <= 2
+    for token in tokens:
+        assert set(token) == {"token", "logprob", "bytes", "top_logprobs"}
+        assert token["logprob"] <= 0
+        assert len(token["top_logprobs"]) == 3
+        values = [entry["logprob"] for entry in token["top_logprobs"]]
+        assert values == sorted(values, reverse=True)
+    bare = engine.plain(logprobs=True, max_tokens=1)["choices"][0]["logprobs"]["content"]
+    assert bare[0]["top_logprobs"] == []
+
+
+def test_ignored_parameters(engine: Client) -> None:
+    """Parameters without effect, and defaults of unsupported ones, are accepted."""
+    fields = {"user": "u", "metadata": {"a": "b"}, "store": False, "n": 1, "presence_penalty": 0}
+    assert engine.plain(**fields)["choices"] == engine.plain()["choices"]
+
+
+REFUSALS: list[tuple[dict[str, Any], str, str]] = [
+    ({"n": 2}, "n", "unsupported_parameter"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+    ({"temperature": 3}, "temperature", "invalid_value"),
+    ({"messages": []}, "messages", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": "word " * 200_000}]},
+        "messages",
+        "context_length_exceeded",
+    ),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSALS)
+def test_refusals(
+    engine: Client, fields: dict[str, Any], param: str, code: str, stream: bool
+) -> None:
+    """What cannot be done is refused before any stream, in the full envelope."""
+    reply = engine.post(stream=stream, **fields)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+
+
+def test_body_that_is_no_json(engine: Client) -> None:
+    """A broken body is 400, and the engine goes on."""
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(engine.url + CHAT, content=b"{", headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+    assert engine.plain()["choices"]
+
+
+def test_client_that_leaves(engine: Client) -> None:
+    """A stream that is left does not keep the next request waiting."""
+    content = engine.body(stream=True, max_tokens=200)
+    with httpx.stream("POST", engine.url + CHAT, json=content, timeout=60) as reply:
+        next(reply.iter_lines())
+    started = time.monotonic()
+    assert engine.plain(max_tokens=1)["usage"]["completion_tokens"] == 1
+    assert time.monotonic() - started < 5

@@ -1,0 +1,166 @@
+"""A model that follows a script, and a real HTTP server around it."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gateway.engine.loop import EngineLoop
+from gateway.engine.scheduler import Scheduler
+from gateway.engine.server import make_server
+from gateway.engine.service import EngineService, describe
+from gateway.engine.tokenizer import Tokenizer, load_tokenizer
+from tests.checkpoints import make_tokenizer
+
+MODEL = "toy@int4"
+PEAK = 5.0
+
+
+@dataclass
+class FakeCache:
+    """Everything the sequence has read so far."""
+
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class FakeRunner:
+    """Answers every prompt that ends with ``prompt_end`` with the same ids, then with ``eos``."""
+
+    answer: list[int]
+    prompt_end: list[int]
+    eos: int
+    vocab_size: int = 320
+    max_model_len: int = 256
+    delay_s: float = 0.0
+    fault: Literal["raise", "nan", "hang"] | None = None
+    faulty_ids: frozenset[int] = frozenset()  # only rows of caches that hold one of these
+    batches: list[list[list[int]]] = field(default_factory=list)
+    healed: threading.Event = field(default_factory=threading.Event)
+
+    def info(self) -> dict[str, Any]:
+        """Return a description in the form of the real runner's."""
+        return {
+            "architecture": "FakeForCausalLM",
+            "dtype": "bfloat16",
+            "recipe": "int4",
+            "recipe_digest": "0123456789abcdef" * 4,
+            "weights_bytes": 36,
+            "weights_bytes_before": 100,
+            "weight_bits": 4.97,
+            "schemes": {"int4-g32-asym": 1},
+            "kernels": {"int4-g32-asym": "fake"},
+        }
+
+    def new_cache(self, max_tokens: int) -> FakeCache:
+        """Return an empty cache."""
+        return FakeCache(max_tokens)
+
+    def forward(self, batch: list[tuple[FakeCache, list[int]]]) -> torch.Tensor:
+        """Read the ids and return logits whose maximum is the next id of the script."""
+        self.batches.append([ids for _, ids in batch])
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        if self.fault == "hang":
+            self.healed.wait(10)
+        rows = []
+        for cache, ids in batch:
+            cache.ids.extend(ids)
+            if len(cache.ids) > cache.max_tokens:
+                raise RuntimeError("the cache is full")
+            rows.append(self._row(cache))
+        if self.fault == "raise":
+            raise RuntimeError("secret detail of a broken step")
+        return torch.stack(rows)
+
+    def _row(self, cache: FakeCache) -> torch.Tensor:
+        row = torch.linspace(0, 1, self.vocab_size)
+        row[self._next(cache.ids)] = PEAK
+        if self.fault == "nan" and (not self.faulty_ids or self.faulty_ids & set(cache.ids)):
+            row[7] = float("nan")
+        return row
+
+    def _next(self, ids: list[int]) -> int:
+        size = len(self.prompt_end)
+        starts = range(len(ids) - size, -1, -1)
+        at = next((start for start in starts if ids[start : start + size] == self.prompt_end), 0)
+        position = len(ids) - size - at
+        return self.answer[position] if position < len(self.answer) else self.eos
+
+
+def make_toy_tokenizer(directory: Path, *, chat_template: str | None = "") -> Tokenizer:
+    """Save and load the tiny tokenizer; an empty ``chat_template`` keeps its own."""
+    tokenizer = make_tokenizer()
+    if chat_template != "":
+        tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+def make_runner(tokenizer: Tokenizer, text: str, **settings: Any) -> FakeRunner:
+    """Return a model that answers ``text``."""
+    return FakeRunner(
+        answer=tokenizer.encode(text),
+        prompt_end=tokenizer.encode("<|im_start|>assistant\n"),
+        eos=min(tokenizer.eos_ids),
+        **settings,
+    )
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """An engine that listens."""
+
+    url: str
+    service: EngineService
+    runner: FakeRunner
+    tokenizer: Tokenizer
+
+
+@contextmanager
+def running_engine(
+    runner: FakeRunner, tokenizer: Tokenizer, *, max_num_sequences: int = 4, token_budget: int = 64
+) -> Iterator[RunningEngine]:
+    """Serve the fake model on a free port, in a thread of its own."""
+    scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
+    service = EngineService(
+        description=describe(runner, served_model_name=MODEL),
+        loop=EngineLoop(runner, scheduler),
+        tokenizer=tokenizer,
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = make_server(service)
+
+    async def serve() -> None:
+        service.loop.start(asyncio.get_running_loop())
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.005)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield RunningEngine(url, service, runner, tokenizer)
+    finally:
+        runner.healed.set()
+        server.should_exit = True
+        thread.join(20)
+        service.close()
+        listener.close()
+
+
+def wait_until(condition: Any, *, timeout_s: float = 10.0) -> None:
+    """Wait for a condition to hold, or fail."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.002)

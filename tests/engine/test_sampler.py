@@ -1,0 +1,138 @@
+"""Tests of token choice and log-probabilities against their definitions."""
+
+import math
+
+import pytest
+import torch
+
+from gateway.engine.logprobs import token_logprob
+from gateway.engine.sampler import Sampler
+from gateway.engine.sequence import SamplingParams
+
+
+def draw(logits: torch.Tensor, num: int, **settings: float | int | None) -> list[int]:
+    """Return ``num`` tokens drawn from the same logits."""
+    sampler = Sampler(SamplingParams(max_tokens=num, **settings))  # type: ignore[arg-type]
+    peak, peak_id = (column.item() for column in logits.max(dim=0))
+    return [sampler.sample(logits, peak=peak, peak_id=int(peak_id)) for _ in range(num)]
+
+
+def frequencies(tokens: list[int], size: int) -> torch.Tensor:
+    """Return how often each id was drawn, as a share."""
+    return torch.bincount(torch.tensor(tokens), minlength=size) / len(tokens)
+
+
+LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5, -30.0])
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "top_k": 1}])
+def test_greedy_takes_the_most_probable(settings: dict[str, float]) -> None:
+    """Temperature 0, or the top 1, always gives the maximum."""
+    assert set(draw(LOGITS, 20, **settings)) == {1}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_follows_the_tempered_distribution(temperature: float) -> None:
+    """Drawn frequencies agree with softmax(logits / temperature)."""
+    tokens = draw(LOGITS, 8000, temperature=temperature, seed=1)
+
+    expected = (LOGITS / temperature).softmax(0)
+    assert torch.allclose(frequencies(tokens, 6), expected, atol=0.02)
+
+
+def test_top_k_keeps_the_k_most_probable() -> None:
+    """Only the k largest are drawn, in the proportions they had."""
+    tokens = draw(LOGITS, 8000, top_k=3, seed=2)
+
+    expected = torch.zeros(6)
+    expected[[1, 4, 2]] = LOGITS[[1, 4, 2]].softmax(0)
+    assert torch.allclose(frequencies(tokens, 6), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(0.0, {1}), (0.4, {1}), (0.6, {1, 4}), (0.8, {1, 4, 2}), (0.92, {1, 4, 2, 0})],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: set[int]) -> None:
+    """The nucleus is the shortest prefix, most probable first, whose mass is at least p."""
+    ranked, ids = LOGITS.softmax(0).sort(descending=True)
+    before = ranked.cumsum(0) - ranked
+    assert {int(i) for i in ids[(before < top_p) | (before == 0)]} == kept  # the claim's own check
+
+    assert set(draw(LOGITS, 3000, top_p=top_p, seed=3)) == kept
+
+
+def test_top_p_counts_within_top_k() -> None:
+    """With both limits, p is a share of what top-k left."""
+    logits = torch.zeros(10)
+
+    assert len(set(draw(logits, 2000, top_k=4, top_p=0.5, seed=4))) == 2
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
+def test_a_nucleus_of_any_size_is_exact_in_a_large_vocabulary(spread: float) -> None:
+    """Ranking few candidates first never changes the nucleus, however flat the distribution."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, generator=generator) * spread
+    ranked, ids = logits.softmax(0).sort(descending=True, stable=True)
+    num_kept = int((ranked.cumsum(0, dtype=torch.float64) < 0.9).sum()) + 1
+    lowest = float(logits[ids[num_kept - 1]])
+
+    tokens = draw(logits, 400, top_p=0.9, seed=5)
+
+    assert all(float(logits[token]) >= lowest for token in tokens)
+    assert len(set(tokens)) > min(num_kept, 400) // 4
+
+
+def test_equal_seeds_give_equal_tokens_whatever_else_draws() -> None:
+    """A request's generator is its own: global draws in between change nothing."""
+    logits = torch.randn(1000)
+    first = draw(logits, 50, seed=11, top_p=0.95)
+    torch.rand(13)
+
+    assert draw(logits, 50, seed=11, top_p=0.95) == first
+    assert draw(logits, 50, seed=12, top_p=0.95) != first
+
+
+def test_without_a_seed_answers_differ() -> None:
+    """No seed means a fresh one per request."""
+    logits = torch.zeros(1000)
+
+    assert draw(logits, 20) != draw(logits, 20)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63 - 1])
+def test_every_seed_of_the_wire_is_accepted(seed: int) -> None:
+    """The whole signed 64-bit range seeds a generator."""
+    assert draw(LOGITS, 5, seed=seed) == draw(LOGITS, 5, seed=seed)
+
+
+def test_tiny_temperatures_and_huge_logits_do_not_overflow() -> None:
+    """Extreme finite values still give the maximum, not NaN."""
+    logits = torch.tensor([3e38, -3e38, 0.0])
+
+    assert draw(logits, 5, temperature=1e-4) == [0] * 5
+    assert draw(logits, 5, temperature=1e-300) == [0] * 5
+
+
+def test_logprobs_are_the_log_softmax() -> None:
+    """Chosen and top log-probabilities equal log_softmax of the raw logits."""
+    logits = torch.randn(500)
+    expected = logits.log_softmax(0)
+
+    found = token_logprob(logits, 17, 5)
+
+    assert found.logprob == pytest.approx(float(expected[17]), abs=1e-5)
+    values, ids = expected.topk(5)
+    assert [token_id for token_id, _ in found.top] == ids.tolist()
+    assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_logprobs_never_exceed_zero() -> None:
+    """Rounding cannot make a certain token more than certain."""
+    logits = torch.full((8,), -40.0)
+    logits[3] = 60.0
+
+    assert token_logprob(logits, 3, 0).logprob == 0.0
+    assert math.copysign(1, token_logprob(logits, 3, 1).top[0][1]) == 1
+    assert token_logprob(logits, 3, 0).top == ()

@@ -1,0 +1,400 @@
+"""Tests of the engine's HTTP face, most of them through the official client."""
+
+import http.client
+import json
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from tests.engine.fakes import (
+    MODEL,
+    RunningEngine,
+    make_runner,
+    make_toy_tokenizer,
+    running_engine,
+    wait_until,
+)
+
+ANSWER = "The quick brown fox über 日本 jumps over the lazy dog."
+MESSAGES: Any = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
+    """Return one engine for the whole module."""
+    tokenizer = make_toy_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    with running_engine(make_runner(tokenizer, ANSWER), tokenizer) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared: RunningEngine) -> Iterator[RunningEngine]:
+    """Return the engine, whole and idle before and after."""
+    yield shared
+    shared.runner.delay_s = 0.0
+    shared.runner.fault = None
+    shared.service.is_draining = False
+    wait_until(lambda: shared.service.is_idle)
+    shared.runner.batches.clear()
+
+
+@pytest.fixture
+def client(engine: RunningEngine) -> Iterator[openai.OpenAI]:
+    """Return the official client, without retries."""
+    with openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def post(engine: RunningEngine, body: bytes | dict[str, Any]) -> httpx.Response:
+    """Send a raw body to the chat route."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{engine.url}/v1/chat/completions", content=content, timeout=30)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    """Return a valid request with these fields."""
+    return {"model": MODEL, "messages": MESSAGES, "temperature": 0, **fields}
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """Return the JSON of all events; the stream must end with [DONE]."""
+    frames = response.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+
+
+def test_a_plain_reply_is_complete(client: openai.OpenAI, engine: RunningEngine) -> None:
+    """Text, finish reason, exact usage, fingerprint and identity are all there."""
+    reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0)
+
+    assert reply.choices[0].message.content == ANSWER
+    assert reply.choices[0].message.role == "assistant"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.choices[0].logprobs is None
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == len(engine.runner.answer) + 1
+    assert reply.usage.prompt_tokens == len(engine.runner.batches[0][0])
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.system_fingerprint == "narrowgate-0123456789ab"
+    assert (reply.object, reply.model) == ("chat.completion", MODEL)
+    assert reply.id.startswith("chatcmpl-")
+
+
+def test_a_stream_says_the_same_as_a_plain_reply(client: openai.OpenAI) -> None:
+    """Role first, then text, then the finish reason; pieces add up to the whole."""
+    chunks = list(
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, stream=True)
+    )
+
+    first, *_, last = chunks
+    assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+    assert last.choices[0].finish_reason == "stop"
+    assert {chunk.choices[0].finish_reason for chunk in chunks[:-1]} == {None}
+    assert len({(chunk.id, chunk.created, chunk.system_fingerprint) for chunk in chunks}) == 1
+    assert len(chunks) > 10
+
+
+def test_usage_comes_last_and_is_null_before(engine: RunningEngine) -> None:
+    """With include_usage every chunk has the key, only the last one a value."""
+    options = {"include_usage": True}
+    *chunks, last = events(post(engine, body(stream=True, stream_options=options)))
+
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == len(engine.runner.answer) + 1
+    without = events(post(engine, body(stream=True)))
+    assert not [chunk for chunk in without if "usage" in chunk]
+    assert [c["choices"] for c in without] == [c["choices"] for c in chunks]
+
+
+def test_no_chunk_holds_half_a_character(engine: RunningEngine) -> None:
+    """Umlauts and kanji, which take several tokens, arrive whole."""
+    texts = [
+        chunk["choices"][0]["delta"].get("content", "")
+        for chunk in events(post(engine, body(stream=True)))
+    ]
+
+    assert "".join(texts) == ANSWER
+    assert any("日" in text for text in texts)
+    assert not any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_cover_every_token(
+    client: openai.OpenAI, engine: RunningEngine, stream: bool
+) -> None:
+    """One entry per token of the text, with bytes and as many alternatives as asked for."""
+    if stream:
+        chunks = client.chat.completions.create(
+            model=MODEL,
+            messages=MESSAGES,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=3,
+            stream=True,
+        )
+        entries: Any = [
+            entry
+            for chunk in chunks
+            if chunk.choices[0].logprobs
+            for entry in chunk.choices[0].logprobs.content or []
+        ]
+    else:
+        reply = client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=3
+        )
+        assert reply.choices[0].logprobs is not None
+        entries = reply.choices[0].logprobs.content
+
+    assert len(entries) == len(engine.runner.answer)
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == ANSWER
+    for entry in entries:
+        assert len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token
+        assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob)
+        assert entry.logprob < 0
+        assert sum(math.exp(other.logprob) for other in entry.top_logprobs) <= 1
+
+
+def test_chosen_log_probabilities_alone(engine: RunningEngine) -> None:
+    """logprobs without top_logprobs gives empty lists of alternatives."""
+    reply = post(engine, body(logprobs=True, max_tokens=2)).json()
+
+    entries = reply["choices"][0]["logprobs"]["content"]
+    assert [entry["top_logprobs"] for entry in entries] == [[], []]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_limits_and_stop_strings_end_answers(engine: RunningEngine, stream: bool) -> None:
+    """max_tokens gives length, a stop string gives stop and is not part of the text."""
+
+    def answer(**fields: Any) -> tuple[str, str]:
+        response = post(engine, body(stream=stream, **fields))
+        if not stream:
+            [choice] = response.json()["choices"]
+            return choice["message"]["content"], choice["finish_reason"]
+        choices = [chunk["choices"][0] for chunk in events(response)]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        return text, choices[-1]["finish_reason"]
+
+    text, reason = answer(max_tokens=3)
+    assert reason == "length"
+    assert ANSWER.startswith(text)
+    assert 0 < len(text) < len(ANSWER)
+    assert answer(stop="brown f") == ("The quick ", "stop")
+    assert answer(stop=["zzz", "über"]) == ("The quick brown fox ", "stop")
+    assert answer(stop="dog.!") == (ANSWER, "stop")
+    assert answer(max_tokens=100_000) == (ANSWER, "stop")
+
+
+def test_a_seed_makes_sampling_repeatable(engine: RunningEngine) -> None:
+    """The same seed gives the same answer among concurrent requests, another one another."""
+
+    def ask(seed: int) -> str:
+        sampling = {"temperature": 2, "seed": seed, "max_tokens": 12, "top_p": 0.98}
+        reply = post(engine, body(**sampling)).json()
+        return str(reply["choices"][0]["message"]["content"])
+
+    expected = ask(1)
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.append(ask(seed))) for seed in (1, 2, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found.count(expected) == 2
+
+
+def test_models_info_and_health(client: openai.OpenAI, engine: RunningEngine) -> None:
+    """The other endpoints of the contract have their keys."""
+    [card] = client.models.list().data
+    assert (card.id, card.owned_by) == (MODEL, "narrowgate")
+    assert card.model_dump()["max_model_len"] == 256
+    info = httpx.get(f"{engine.url}/engine/info").json()
+    assert info["served_model_name"] == MODEL
+    assert {"pid", "threads", "weight_bits", "schemes", "kernels", "dtype"} <= set(info)
+    health = httpx.get(f"{engine.url}/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+
+
+HOSTILE: list[tuple[str, bytes | dict[str, Any], str | None, str]] = [
+    ("no JSON", b"{", None, "invalid_json"),
+    ("empty", b"", None, "invalid_json"),
+    ("no object", b"[1]", None, "invalid_json"),
+    ("not UTF-8", b'{"model":"\xff"}', None, "invalid_json"),
+    ("NaN", b'{"model":"m","messages":[],"temperature":NaN}', None, "invalid_json"),
+    ("surrogate", json.dumps(body(stop="\ud800")).encode(), None, "invalid_json"),
+    ("nesting", b"[" * 100_000, None, "invalid_json"),
+    ("nested object", b'{"model":' + b'{"a":' * 500 + b"1" + b"}" * 501, "messages", ""),
+    ("no messages", {"model": MODEL}, "messages", "invalid_value"),
+    ("empty messages", body(messages=[]), "messages", "invalid_value"),
+    ("messages text", body(messages="hi"), "messages", "invalid_value"),
+    ("role", body(messages=[{"role": "king", "content": "x"}]), "messages.0.role", ""),
+    ("content number", body(messages=[{"role": "user", "content": 5}]), "messages.0.content", ""),
+    ("temperature text", body(temperature="hot"), "temperature", "invalid_value"),
+    ("temperature high", body(temperature=2.1), "temperature", "invalid_value"),
+    ("temperature huge", body(temperature=1e308), "temperature", "invalid_value"),
+    ("top_p", body(top_p=-0.1), "top_p", "invalid_value"),
+    ("top_k", body(top_k=-2), "top_k", "invalid_value"),
+    ("top_k fraction", body(top_k=1.5), "top_k", "invalid_value"),
+    ("max_tokens negative", body(max_tokens=-1), "max_tokens", "invalid_value"),
+    ("max_tokens zero", body(max_completion_tokens=0), "max_completion_tokens", "invalid_value"),
+    ("max_tokens huge", b'{"max_tokens":1e400}', None, ""),
+    ("seed too large", body(seed=2**63), "seed", "invalid_value"),
+    ("stop empty", body(stop=""), "stop", "invalid_value"),
+    ("stop holds empty", body(stop=["a", ""]), "stop.1", "invalid_value"),
+    ("five stops", body(stop=list("abcde")), "stop", "invalid_value"),
+    ("stop number", body(stop=[1]), "stop.0", "invalid_value"),
+    ("top_logprobs alone", body(top_logprobs=2), "top_logprobs", "invalid_value"),
+    ("top_logprobs 21", body(logprobs=True, top_logprobs=21), "top_logprobs", "invalid_value"),
+    ("n", body(n=2), "n", "unsupported_parameter"),
+    ("tools", body(tools=[{"type": "function"}]), "tools", "unsupported_parameter"),
+    ("unknown", body(**{"x" * 5000: 1}), "x" * 64, "unsupported_parameter"),
+    (
+        "image",
+        body(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+        "messages.0.content.0.type",
+        "unsupported_parameter",
+    ),
+    (
+        "10 MB",
+        body(messages=[{"role": "user", "content": "x" * 10**7}]),
+        "messages",
+        "context_length_exceeded",
+    ),
+    (
+        "too long",
+        body(messages=[{"role": "user", "content": "hello " * 300}]),
+        "messages",
+        "context_length_exceeded",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("hostile", "param", "code"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
+)
+def test_bad_requests_are_refused_by_name(
+    engine: RunningEngine, hostile: bytes | dict[str, Any], param: str | None, code: str
+) -> None:
+    """Each one gets OpenAI's envelope with status 400, never a crash, and nothing is computed."""
+    response = post(engine, hostile)
+
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param or code == ""
+    assert error["code"] == code or code == ""
+    assert len(error["message"]) < 500
+    assert engine.runner.batches == []
+    assert httpx.get(f"{engine.url}/health").status_code == 200
+
+
+def test_a_body_beyond_the_limit_is_not_kept(engine: RunningEngine) -> None:
+    """17 MB get 413."""
+    response = post(engine, b" " * (17 * 1024 * 1024))
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_other_models_and_paths_do_not_exist(client: openai.OpenAI, engine: RunningEngine) -> None:
+    """Unknown names, paths and methods get the envelope, too."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="other", messages=MESSAGES)
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+    nowhere = httpx.get(f"{engine.url}/nowhere")
+    assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+    wrong = httpx.put(f"{engine.url}/v1/models")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fault", "code"), [("raise", "internal_error"), ("nan", "broken_logits")])
+def test_a_failing_step_is_a_500(
+    engine: RunningEngine, stream: bool, fault: Any, code: str
+) -> None:
+    """A failure before the first token has its status, streamed or not; the engine lives on."""
+    engine.runner.fault = fault
+    response = post(engine, body(stream=stream))
+
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == code
+    assert "secret" not in response.text
+    engine.runner.fault = None
+    assert post(engine, body()).status_code == 200
+
+
+def test_a_step_that_fails_later_ends_the_stream_with_an_error(engine: RunningEngine) -> None:
+    """Tokens sent stay valid; then comes an error event, and [DONE]."""
+    engine.runner.delay_s = 0.01
+
+    def break_it() -> None:
+        wait_until(lambda: len(engine.runner.batches) > 4)
+        engine.runner.fault = "raise"
+
+    thread = threading.Thread(target=break_it)
+    thread.start()
+    response = post(engine, body(stream=True))
+    thread.join()
+
+    *chunks, last = events(response)
+    assert response.status_code == 200
+    assert len(chunks) > 2
+    assert last["error"]["code"] == "internal_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_a_client_that_leaves_stops_the_decoding(
+    engine: RunningEngine, stream: bool, num_steps: int
+) -> None:
+    """Closing the connection ends the work within a step, even before the first byte."""
+    engine.runner.delay_s = 0.02
+    address = urlsplit(engine.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body(stream=stream)))
+    wait_until(lambda: len(engine.runner.batches) > num_steps)
+    connection.close()
+
+    wait_until(lambda: engine.service.is_idle)
+    assert len(engine.runner.batches) <= num_steps + 6 < len(engine.runner.answer)
+
+
+def test_a_draining_engine_refuses_new_requests(engine: RunningEngine) -> None:
+    """New requests get 503 with Retry-After, and health says why."""
+    engine.service.is_draining = True
+
+    response = post(engine, body())
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
+    assert 0 < int(response.headers["retry-after"]) <= 120
+    health = httpx.get(f"{engine.url}/health")
+    assert (health.status_code, health.json()) == (503, {"status": "draining"})
+
+
+def test_a_stalled_engine_says_so(engine: RunningEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is about forward progress, not about answering HTTP."""
+    monkeypatch.setattr("gateway.engine.service.STALLED_AFTER_S", 0.05)
+    engine.runner.fault = "hang"
+    with socket.create_connection((urlsplit(engine.url).hostname, urlsplit(engine.url).port)) as s:
+        payload = json.dumps(body()).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}"
+        s.sendall(head.encode() + b"\r\n\r\n" + payload)
+        wait_until(lambda: httpx.get(f"{engine.url}/health").json() == {"status": "stalled"})
+        engine.runner.fault = None
+        engine.runner.healed.set()
+        assert b"200 OK" in s.recv(100)
+    engine.runner.healed.clear()

@@ -1,0 +1,347 @@
+"""A tiny engine that speaks the contract and fails on demand: ``python fake_engine.py --port N``.
+
+The extra request field ``fake`` scripts one request, see :class:`Script`. ``GET /fake/state`` tells
+how many requests are running, completed and cancelled, and how many tokens were decoded.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import uvloop
+
+from gateway.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    Draining,
+    InvalidRequest,
+    RouteNotFound,
+    UnsupportedParameter,
+    render,
+)
+from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
+
+MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one request does; times in seconds, ``after`` counts tokens."""
+
+    tokens: int = 4
+    pace_s: float = 0.0
+    first_s: float = 0.0
+    head_s: float = 0.0
+    fault: Literal["", "crash", "hang", "garbage", "http_garbage", "error", "truncate"] = ""
+    after: int = 0
+    status: int = 0
+    body: str = ""
+    with_usage: bool = True
+    with_done: bool = True
+    write_all_at_once: bool = False
+
+
+@dataclass
+class Counts:
+    """What happened so far."""
+
+    running: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    decoded: int = 0
+
+
+class FakeEngine:
+    """The engine; one instance a process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counts = Counts()
+        self.is_draining = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        try:
+            while not reader.at_eof():
+                method, path, body = await _read_request(reader)
+                await self._answer(method, path, body, reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            if path == "/v1/chat/completions" and method == "POST":
+                await self._chat(body, reader, writer)
+            else:
+                status, reply = self._describe(path)
+                _write_json(writer, status, reply)
+        except ApiError as error:
+            status, headers, raw = render(error)
+            _write(writer, status, raw, headers)
+        await writer.drain()
+
+    def _describe(self, path: str) -> tuple[int, dict[str, Any]]:
+        if path == "/health":
+            return (503, {"status": "draining"}) if self.is_draining else (200, {"status": "ok"})
+        if path == "/engine/info":
+            return 200, self._info().model_dump()
+        if path == "/fake/state":
+            return 200, asdict(self.counts)
+        if path == "/v1/models":
+            card = {"id": self.name, "object": "model", "created": 1, "owned_by": "narrowgate"}
+            return 200, {"object": "list", "data": [card | {"max_model_len": MAX_MODEL_LEN}]}
+        raise RouteNotFound(f"no such path: {path}")
+
+    def _info(self) -> EngineInfo:
+        recipe = self.name.partition("@")[2] or "full"
+        return EngineInfo(
+            served_model_name=self.name,
+            architecture="FakeForCausalLM",
+            max_model_len=MAX_MODEL_LEN,
+            dtype="bfloat16",
+            recipe=recipe,
+            recipe_digest=None if recipe == "full" else "0" * 64,
+            weights_bytes=1000,
+            weights_bytes_before=4000,
+            weight_bits=4.5,
+            schemes={"int4-g32-asym": 2, "none": 1},
+            kernels={"int4-g32-asym": "fake"},
+            threads=1,
+            pid=os.getpid(),
+        )
+
+    async def _chat(
+        self, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self.is_draining:
+            raise Draining("the engine is stopping")
+        fields = parse_object(body)
+        request = parse_chat(fields)
+        script = Script(**fields.get("fake", {}))
+        if script.status:
+            _write(writer, script.status, script.body.encode(), {"retry-after": "7"})
+            return
+        answer = Answer(self.name, request, script)
+        self.counts.running += 1
+        self.idle.clear()
+        work = asyncio.ensure_future(self._generate(answer, writer))
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                self.counts.completed += 1
+                work.result()
+            else:
+                self.counts.cancelled += 1
+        finally:
+            self.counts.running -= 1
+            if not self.counts.running:
+                self.idle.set()
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _generate(self, answer: "Answer", writer: asyncio.StreamWriter) -> None:
+        script, is_stream = answer.script, bool(answer.request.stream)
+        await asyncio.sleep(script.head_s)
+        if is_stream:
+            writer.write(_STREAM_HEAD)
+            writer.write(_chunk(answer.event({"role": "assistant", "content": ""})))
+        await asyncio.sleep(script.first_s)
+        for position, token in enumerate(answer.tokens):
+            if script.fault and position == script.after:
+                await _fail(script.fault, writer)
+                return
+            self.counts.decoded += 1
+            if is_stream:
+                writer.write(_chunk(answer.event({"content": token}, position)))
+            if not script.write_all_at_once:
+                await writer.drain()
+                await asyncio.sleep(script.pace_s)
+        if not is_stream:
+            _write_json(writer, 200, answer.whole())
+            return
+        writer.write(_chunk(answer.event({}, finish=answer.finish_reason)))
+        if answer.includes_usage:
+            writer.write(_chunk(answer.event(None)))
+        done = _chunk(b"data: [DONE]\n\n") if script.with_done else b""
+        writer.write(done + b"0\r\n\r\n")
+
+
+class Answer:
+    """The text that a request gets: words of three letters, cut by its limits."""
+
+    def __init__(self, name: str, request: ChatRequest, script: Script) -> None:
+        for field in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(request, field):
+                raise UnsupportedParameter(f"{field!r} is not supported", param=field)
+        if (request.n or 1) != 1:
+            raise UnsupportedParameter("'n' must be 1", param="n")
+        if request.model != name:
+            raise InvalidRequest(f"this engine serves {name!r}", param="model")
+        self.name, self.request, self.script = name, request, script
+        self.includes_usage = request.includes_usage and script.with_usage
+        texts = [str(message.content or "") for message in request.messages]
+        self.num_prompt_tokens = sum(len(text.split()) for text in texts)
+        limit = request.max_completion_tokens or request.max_tokens
+        if self.num_prompt_tokens + (limit or 1) > MAX_MODEL_LEN:
+            raise ContextLengthExceeded(
+                f"the maximum context length is {MAX_MODEL_LEN} tokens, "
+                f"the prompt has {self.num_prompt_tokens}"
+            )
+        self.finish_reason = "stop" if limit is None or limit >= script.tokens else "length"
+        self.tokens = [f" {_word(i)}" for i in range(min(limit or script.tokens, script.tokens))]
+        self._cut(request.stop)
+
+    def _cut(self, stop: str | list[str] | None) -> None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        for position, token in enumerate(self.tokens):
+            if any(text in token for text in stops):
+                self.tokens, self.finish_reason = self.tokens[:position], "stop"
+                return
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Return OpenAI's three counts."""
+        generated = len(self.tokens)
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self.num_prompt_tokens + generated,
+        }
+
+    def event(
+        self, delta: dict[str, str] | None, position: int | None = None, finish: str | None = None
+    ) -> bytes:
+        """Return one event; without a delta it is the usage report."""
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice["logprobs"] = None if position is None else self._logprobs(position, position + 1)
+        fields: dict[str, Any] = self._base("chat.completion.chunk")
+        fields["choices"] = [] if delta is None else [choice]
+        if self.includes_usage:
+            fields["usage"] = self.usage if delta is None else None
+        return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+    def whole(self) -> dict[str, Any]:
+        """Return the plain reply."""
+        message = {"role": "assistant", "content": "".join(self.tokens)}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": self._logprobs(0, len(self.tokens)),
+            "finish_reason": self.finish_reason,
+        }
+        fields = self._base("chat.completion") | {"choices": [choice]}
+        return fields | ({"usage": self.usage} if self.script.with_usage else {})
+
+    def _base(self, kind: str) -> dict[str, Any]:
+        name = self.name
+        fingerprint = "narrowgate-full" if name.endswith("@full") else "narrowgate-" + "0" * 12
+        return {
+            "id": "chatcmpl-fake",
+            "object": kind,
+            "created": 1,
+            "model": name,
+            "system_fingerprint": fingerprint,
+        }
+
+    def _logprobs(self, start: int, stop: int) -> dict[str, Any] | None:
+        if not self.request.logprobs:
+            return None
+        num_top = self.request.top_logprobs or 0
+        return {"content": [_logprob(token, num_top) for token in self.tokens[start:stop]]}
+
+
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+def _word(number: int) -> str:
+    return "".join(chr(97 + (number // 26**power) % 26) for power in (2, 1, 0))
+
+
+def _logprob(token: str, num_top: int) -> dict[str, Any]:
+    entry = {"token": token, "logprob": -0.5, "bytes": list(token.encode())}
+    return entry | {"top_logprobs": [entry | {"logprob": -0.5 - i} for i in range(num_top)]}
+
+
+async def _fail(fault: str, writer: asyncio.StreamWriter) -> None:
+    match fault:
+        case "crash":
+            print("fake engine: told to crash", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            await asyncio.sleep(3600)
+        case "garbage":
+            writer.write(_chunk(b"this is no event\n\n"))
+        case "http_garbage":
+            writer.write(b"zz no chunk size\r\n")
+        case "error":
+            error = {"message": "boom", "type": "server_error", "param": None, "code": "boom"}
+            writer.write(_chunk(b"data: " + json.dumps({"error": error}).encode() + b"\n\n"))
+            writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        case "truncate":
+            writer.write(b"0\r\n\r\n")
+
+
+async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, path, _ = head[0].split(" ")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    return method, path, await reader.readexactly(int(headers.get("content-length", 0)))
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def _write_json(writer: asyncio.StreamWriter, status: int, fields: dict[str, Any]) -> None:
+    _write(writer, status, json.dumps(fields).encode(), {})
+
+
+def _write(writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict[str, str]) -> None:
+    every = {"content-type": "application/json"} | headers | {"content-length": str(len(body))}
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in every.items())]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+async def main() -> None:
+    """Serve until SIGTERM, then finish what is running."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--load-s", type=float, default=0.0)
+    options = parser.parse_args()
+    engine = FakeEngine(options.served_model_name)
+    await asyncio.sleep(options.load_s)
+    server = await asyncio.start_server(engine.connect, "127.0.0.1", options.port)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    print(f"fake engine {os.getpid()} listens", file=sys.stderr, flush=True)
+    await stopping.wait()
+    engine.is_draining = True
+    await engine.idle.wait()
+    server.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,63 @@
+"""A launcher of fake engines, real child processes, for tests of everything above it."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from compression.events import OnProgress, Progress
+from gateway.backends import embedded
+from gateway.backends.base import Engine
+from gateway.backends.process import EngineProcess
+from gateway.errors import LoadRefused
+from gateway.launch import Prepared
+from gateway.settings import ModelSpec
+from gateway.upstream import EngineClient
+
+
+class FakeLaunch:
+    """Prepares nothing and starts ``fake_engine.py``; ``model: refuse`` is refused."""
+
+    def __init__(
+        self,
+        *,
+        prepare_s: float = 0.0,
+        read_timeout_s: float = 10.0,
+        num_failures: int = 0,
+        notebook: Path | None = None,
+    ) -> None:
+        self.prepare_s = prepare_s
+        self.notebook = notebook
+        self.read_timeout_s = read_timeout_s
+        self.num_failures_after_first = num_failures
+        self.engines: list[EngineProcess] = []
+        self.num_prepared = 0
+
+    async def prepare(self, spec: ModelSpec, on_progress: OnProgress) -> Prepared:
+        """Pretend to compress for ``prepare_s`` seconds."""
+        self.num_prepared += 1
+        if spec.settings.model == "refuse":
+            raise LoadRefused("no model 'refuse': name one that exists")
+        on_progress(Progress("quantize", 1, 2, "tensors", "layer 0"))
+        await asyncio.sleep(self.prepare_s)
+        on_progress(Progress("quantize", 2, 2, "tensors", "layer 1"))
+        return Prepared(Path("/nowhere"), {"source": {"digest": "f" * 64}})
+
+    async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
+        """Start a fake engine, or one that ends at once, as often as told."""
+        port = embedded.free_port()
+        client = EngineClient(
+            f"http://127.0.0.1:{port}",
+            served_name=spec.served_name,
+            read_timeout_s=self.read_timeout_s,
+        )
+        command = [sys.executable, "-m", "tests.gateway.fake_engine"]
+        command += ["--served-model-name", spec.served_name, "--port", str(port)]
+        if self.engines and self.num_failures_after_first:
+            self.num_failures_after_first -= 1
+            command = [sys.executable, "-c", "import sys; sys.exit('cannot start')"]
+        engine = await EngineProcess.start(command, client, backend="fake", timeout_s=20)
+        self.engines.append(engine)
+        if self.notebook is not None:
+            with self.notebook.open("a") as notes:
+                notes.write(f"{client.base_url} {engine.pid}\n")
+        return engine

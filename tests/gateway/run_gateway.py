@@ -1,0 +1,29 @@
+"""The real serving process over fake engines: ``python -m tests.gateway.run_gateway JSON``."""
+
+import json
+import sys
+from pathlib import Path
+
+import uvloop
+
+from gateway.errors import StartupError
+from gateway.serve import serve
+from gateway.settings import load_settings
+from gateway.terminal import Terminal
+from tests.gateway.fake_launch import FakeLaunch
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    options = json.loads(sys.argv[1])
+    settings = load_settings(None, options["settings"], {})
+    launch = FakeLaunch(notebook=Path(options["notebook"]), **options["launch"])
+    try:
+        with Terminal() as terminal:
+            return uvloop.run(serve(settings, terminal, launch=launch))
+    except StartupError as error:
+        print(f"narrowgate: error: {error}", file=sys.stderr)
+        return 2
+
+
+sys.exit(main())

@@ -1,0 +1,147 @@
+"""The command line and what it shows."""
+
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from compression.events import Progress
+from gateway.cli import main
+from gateway.terminal import Terminal
+
+
+@pytest.fixture(autouse=True)
+def quiet_root_logger() -> Iterator[None]:
+    """Take back what the command line does to the root logger."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version prints one line."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"narrowgate {version('narrowgate')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve"], "no model: pass --model NAME"),
+        (["serve", "--recipe", "int4"], "--recipe needs --model"),
+        (["serve", "--threads", "2"], "--threads needs --model"),
+        (["serve", "--name", "x"], "--name needs --model"),
+        (["serve", "--model", "x", "--recipe", "int5"], "unknown recipe 'int5'"),
+        (["serve", "--model", "x", "--name", "a b"], "the alias 'a b' must be"),
+        (["serve", "--model", "x", "--port", "-1"], "setting 'port' is -1"),
+        (["serve", "--model", "x", "--host", "no.such.host.invalid"], "cannot listen on"),
+        (["serve", "--model", "x", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["serve", "--config", "/no/such.yaml"], "cannot read the settings file /no/such.yaml"),
+        (["build", "--model", "/no/such", "--out", "/no/out"], "/no/such"),
+    ],
+)
+def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot work is one line on stderr and exit code 2."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    *_, last = captured.err.splitlines()
+    assert last.startswith("narrowgate: error: ")
+    assert message in last
+
+
+def test_serving_never_loads_heavy_libraries() -> None:
+    """The gateway's process imports no numerics, no model library and no plotting."""
+    code = (
+        "import sys, gateway.cli\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'matplotlib', 'huggingface_hub'}\n"
+        "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_build_is_quiet(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A signal ends a build without a traceback; the exit code says which signal it was."""
+    fake, script = tmp_path / "fakes" / "compression", tmp_path / "run.py"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "__main__.py").write_text("import time; print('waiting', flush=True); time.sleep(60)")
+    # Children find the fake first, because they start in its directory.
+    script.write_text(
+        "import os, sys, gateway.cli\n"
+        f"os.chdir({str(fake.parent)!r})\n"
+        "sys.exit(gateway.cli.main(['build', '--model', 'x', '--out', 'out']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    with process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert "waiting" in first
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(5) == code
+    assert rest == ""
+
+
+def test_progress_as_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Elsewhere than in a terminal progress is a line every few seconds, and the last one."""
+    caplog.set_level(logging.INFO)
+    with Terminal() as terminal:
+        for done in range(101):
+            terminal.on_progress(Progress("quantize", done, 100, "tensors", "layer"))
+        terminal.on_progress(Progress("fetch", 5, 0, "bytes"))
+    assert caplog.messages == [
+        "compressing: 0 of 100 tensors layer",
+        "compressing: 100 of 100 tensors layer",
+        "fetching: 5 bytes",
+    ]
+
+
+def test_progress_as_bars() -> None:
+    """In a terminal each stage is a bar that ends full."""
+    terminal = Terminal()
+    screen = io.StringIO()
+    terminal._err = Console(file=screen, force_terminal=True, width=100)
+    with terminal:
+        for done in (0, 50, 100):
+            terminal.on_progress(Progress("quantize", done, 100, "tensors", "[layer]"))
+    assert "Compressing" in screen.getvalue()
+    assert "100/100" in screen.getvalue()
+    assert "[layer]" in screen.getvalue()
+
+
+def test_summary_of_a_build(capsys: pytest.CaptureFixture[str]) -> None:
+    """A build says where the artifact is, how small it became and what it took."""
+    manifest = {
+        "bytes_before": 269_000_000,
+        "bytes_in_memory": 93_000_000,
+        "bits_per_weight": 4.973,
+        "seconds": 12.34,
+        "peak_memory_bytes": 512_000_000,
+    }
+    with Terminal() as terminal:
+        terminal.built("/out", manifest)
+    assert capsys.readouterr().out == (
+        "built /out\n"
+        "  weights 269.0 MB -> 93.0 MB in memory, 4.97 bits per weight\n"
+        "  took 12.3 s, peak memory 512.0 MB\n"
+    )

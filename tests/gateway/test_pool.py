@@ -1,0 +1,153 @@
+"""The pool and its keepers, with fake engines as real child processes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from compression.events import Progress
+from gateway.errors import Draining, EngineDown, LoadRefused, ModelLoading, ModelNotFound
+from gateway.keeper import Patience, State
+from gateway.metrics import Metrics
+from gateway.pool import Pool
+from gateway.settings import ModelSettings, ModelSpec
+from tests.gateway.fake_launch import FakeLaunch
+from tests.gateway.harness import is_alive, until
+
+IMPATIENT = Patience(first_backoff_s=0.01, last_backoff_s=0.02, max_restarts=3, probe_every_s=0.1)
+
+
+@asynccontextmanager
+async def running(launch: FakeLaunch, model: str = "x") -> AsyncIterator[Pool]:
+    """Yield a pool of one model, not yet loaded."""
+    spec = ModelSpec("tiny", "int4", ModelSettings(model=model))
+    events: list[Progress] = []
+    pool = Pool([spec], launch, metrics=Metrics(), on_progress=events.append, patience=IMPATIENT)
+    try:
+        yield pool
+    finally:
+        await pool.close(0)
+    assert not any(is_alive(engine.pid) for engine in launch.engines)
+
+
+async def reached(pool: Pool, state: State) -> None:
+    """Wait for a state."""
+    await until(lambda: pool.find("tiny").state is state)
+
+
+def test_concurrent_loads_are_one() -> None:
+    """Many callers wait for the same single load."""
+
+    async def run() -> FakeLaunch:
+        launch = FakeLaunch(prepare_s=0.05)
+        async with running(launch) as pool:
+            await asyncio.gather(*(pool.ensure_ready() for _ in range(5)))
+            await pool.ensure_ready()
+            assert pool.find("tiny@int4").state is State.READY
+        return launch
+
+    launch = asyncio.run(run())
+    assert (launch.num_prepared, len(launch.engines)) == (1, 1)
+
+
+def test_a_caller_that_gives_up_does_not_end_the_load() -> None:
+    """Cancelling one waiter leaves the load running for the others."""
+
+    async def run() -> None:
+        async with running(FakeLaunch(prepare_s=0.2)) as pool:
+            waiter = asyncio.create_task(pool.ensure_ready())
+            await asyncio.sleep(0.05)
+            waiter.cancel()
+            await pool.ensure_ready()
+            assert pool.find("tiny").state is State.READY
+
+    asyncio.run(run())
+
+
+def test_leases_follow_the_state() -> None:
+    """No lease before the load, one while ready, none for strangers or after the drain began."""
+
+    async def run() -> None:
+        async with running(FakeLaunch()) as pool:
+            with pytest.raises(ModelLoading):
+                await pool.lease("tiny").__aenter__()
+            await pool.ensure_ready()
+            for name in ("other", "tiny@full", "tiny@", "", "@int4"):
+                with pytest.raises(ModelNotFound, match="tiny@int4"):
+                    await pool.lease(name).__aenter__()
+            async with pool.lease("tiny") as lease:
+                assert lease.client.served_name == "tiny@int4"
+                pool.drain()
+                idle = asyncio.create_task(pool.wait_idle())
+                await asyncio.sleep(0.01)
+                assert not idle.done()
+                with pytest.raises(Draining):
+                    await pool.lease("tiny").__aenter__()
+            await asyncio.wait_for(idle, 1)
+
+    asyncio.run(run())
+
+
+def test_refused_load() -> None:
+    """A refusal reaches who asked for the load, and the model is failed."""
+
+    async def run() -> None:
+        async with running(FakeLaunch(), model="refuse") as pool:
+            with pytest.raises(LoadRefused):
+                await pool.ensure_ready()
+            assert pool.find("tiny").state is State.FAILED
+            with pytest.raises(EngineDown) as caught:
+                await pool.lease("tiny").__aenter__()
+            assert caught.value.retry_after_s == 60
+
+    asyncio.run(run())
+
+
+def test_recovery_does_not_prepare_again() -> None:
+    """A lost engine is started from the directory that is there."""
+
+    async def run() -> FakeLaunch:
+        launch = FakeLaunch()
+        async with running(launch) as pool:
+            await pool.ensure_ready()
+            os.kill(launch.engines[-1].pid, signal.SIGKILL)
+            await reached(pool, State.RESTARTING)
+            with pytest.raises(EngineDown):
+                await pool.lease("tiny").__aenter__()
+            await reached(pool, State.READY)
+        return launch
+
+    launch = asyncio.run(run())
+    assert (launch.num_prepared, len(launch.engines)) == (1, 2)
+
+
+def test_crash_loop_ends() -> None:
+    """After too many losses in the window the model is failed for good."""
+
+    async def run() -> int:
+        launch = FakeLaunch(num_failures=100)
+        async with running(launch) as pool:
+            await pool.ensure_ready()
+            os.kill(launch.engines[-1].pid, signal.SIGKILL)
+            await reached(pool, State.FAILED)
+        return launch.num_failures_after_first
+
+    assert asyncio.run(run()) == 100 - IMPATIENT.max_restarts
+
+
+def test_close_while_loading() -> None:
+    """Closing in the middle of a load leaves nothing behind and does not hang."""
+
+    async def run() -> None:
+        async with running(FakeLaunch(prepare_s=60)) as pool:
+            loading = asyncio.create_task(pool.ensure_ready())
+            await reached(pool, State.LOADING)
+            await pool.close()
+            assert pool.find("tiny").state is State.STOPPED
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+
+    asyncio.run(run())

@@ -1,0 +1,170 @@
+"""Child processes: logs, jobs with JSON lines, and ends that leave nothing behind."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compression.events import Progress
+from gateway.backends import embedded
+from gateway.backends.process import ChildProcess, EngineProcess
+from gateway.errors import ChildFailed, LoadRefused
+from gateway.launch import Launcher, run_job
+from gateway.settings import ModelSettings, ModelSpec, load_settings
+from gateway.upstream import EngineClient
+from tests.gateway.harness import eventually, is_alive, until
+
+
+def job(code: str) -> tuple[dict[str, Any], list[Progress]]:
+    """Run a job of that code; return its result and its progress."""
+    progress: list[Progress] = []
+    return asyncio.run(run_job(["-c", code], progress.append)), progress
+
+
+def test_job_reports_and_returns() -> None:
+    """Progress is handed on, prints of libraries are no events, the last event is the result."""
+    result, progress = job(
+        "print('hello from a library')\n"
+        'print(\'{"event":"progress","stage":"write","done":1,"total":2,"unit":"bytes"}\')\n'
+        'print(\'{"event":"ready","directory":"/x","cached":true,"manifest":null}\')'
+    )
+    assert result == {"directory": "/x", "cached": True, "manifest": None}
+    assert progress == [Progress("write", 1, 2, "bytes")]
+
+
+def test_long_result_is_whole() -> None:
+    """A report of megabytes in one line arrives."""
+    result, _ = job(
+        "import json; print(json.dumps({'event': 'compared', 'report': 'x' * 3000000}))"
+    )
+    assert len(result["report"]) == 3000000
+
+
+def test_refusal_is_in_the_childs_own_words() -> None:
+    """An error event becomes a refusal with its one line."""
+    code = 'print(\'{"event":"error","kind":"RecipeError","message":"no such recipe"}\'); exit(2)'
+    with pytest.raises(LoadRefused, match=r"^no such recipe$"):
+        job(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit('last words')", "ended with code 1: last words"),
+        ("import os; os.kill(os.getpid(), 9)", r"was killed by SIGKILL \(out of memory\?\)"),
+        ("pass", "ended without a result"),
+    ],
+)
+def test_crash_is_told_with_the_last_words(code: str, message: str) -> None:
+    """A crash says how the child ended and what it said last."""
+    with pytest.raises(ChildFailed, match=message):
+        job(code)
+
+
+def test_cancelled_job_may_clean_up(tmp_path: Path) -> None:
+    """A job that is cancelled gets SIGTERM and the time to remove what it has half written."""
+    half = tmp_path / "half"
+    code = (
+        "import signal, sys, time, pathlib\n"
+        f"half = pathlib.Path({str(half)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (half.unlink(), sys.exit(143)))\n"
+        "half.touch()\n"
+        "time.sleep(60)"
+    )
+
+    async def run() -> None:
+        task = asyncio.create_task(run_job(["-c", code], lambda _: None))
+        await until(half.exists)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert not half.exists()
+
+
+def test_stop_kills_the_whole_group(tmp_path: Path) -> None:
+    """A child that ignores SIGTERM is killed after the grace, with its own children."""
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+
+    async def run() -> tuple[int, int]:
+        pids: list[int] = []
+        child = await ChildProcess.start(
+            [sys.executable, "-c", code],
+            on_stdout=lambda line: pids.append(int(line)),
+            on_stderr=lambda line: None,
+        )
+        await until(lambda: bool(pids))
+        await child.stop(0.2)
+        await child.stop(0.2)
+        assert os.getpgid(0) != child.pid
+        return child.pid, pids[0]
+
+    pids = asyncio.run(run())
+    eventually(lambda: not any(map(is_alive, pids)))
+
+
+def test_command_that_does_not_exist() -> None:
+    """A program that cannot be started is named."""
+
+    async def run() -> None:
+        await ChildProcess.start(["/no/such"], on_stdout=print, on_stderr=print)
+
+    with pytest.raises(ChildFailed, match="cannot start /no/such: No such file"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit('no memory')", "ended with code 1 while it started: no memory"),
+        ("import time; time.sleep(60)", "was not ready after 0.5 s"),
+    ],
+)
+def test_engine_that_does_not_start(code: str, message: str) -> None:
+    """An engine that ends or hangs while it starts is told apart, and is gone."""
+
+    async def run() -> None:
+        client = EngineClient("http://127.0.0.1:9", served_name="m@v", read_timeout_s=1)
+        command = [sys.executable, "-c", code]
+        await EngineProcess.start(
+            command, client, backend="fake", timeout_s=0.5 if "time" in code else 20
+        )
+
+    with pytest.raises(ChildFailed, match=message):
+        asyncio.run(run())
+
+
+def test_command_line_of_the_embedded_engine() -> None:
+    """Every setting of a model reaches its engine; what is not set is left out."""
+    words = embedded.command(
+        Path("/m"),
+        served_name="a@int4",
+        port=5,
+        settings=ModelSettings(model="x", threads=3, max_model_len=64),
+    )
+    assert " ".join(words[1:]) == (
+        "-m gateway.engine --model /m --served-model-name a@int4 --host 127.0.0.1 --port 5 "
+        "--threads 3 --max-model-len 64"
+    )
+    bare = embedded.command(
+        Path("/m"), served_name="a@int4", port=5, settings=ModelSettings(model="x")
+    )
+    assert "--threads" not in bare
+
+
+def test_launcher_refuses_a_missing_model() -> None:
+    """The real compression child refuses a directory that is not there, in one line."""
+    settings = load_settings(None, {"models": {"a": {"model": "/no/such"}}}, {})
+    spec = ModelSpec("a", "int4", settings.models["a"])
+    with pytest.raises(LoadRefused, match="/no/such"):
+        asyncio.run(Launcher(settings).prepare(spec, lambda _: None))

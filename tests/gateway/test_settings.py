@@ -1,0 +1,112 @@
+"""Settings: file, environment and flags merge; what is wrong is named in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import SettingsError
+from gateway.settings import default_alias, load_settings, make_specs
+
+MODELS = {"a": {"model": "x"}}
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    """Flags beat the environment, which beats the file, which beats defaults."""
+    file = tmp_path / "s.yaml"
+    file.write_text("host: h1\nport: 1\ndrain_s: 1\nmodels:\n  a: {model: x, recipe: full}\n")
+    environment = {"NARROWGATE_PORT": "2", "NARROWGATE_DRAIN_S": "2", "HOME": "/"}
+    settings = load_settings(file, {"drain_s": 3, "host": None}, environment)
+    assert (settings.host, settings.port, settings.drain_s) == ("h1", 2, 3)
+    assert settings.models["a"].recipe == "full"
+    assert settings.max_body_bytes == 8 * 1024 * 1024
+
+
+def test_models_from_the_environment() -> None:
+    """A whole mapping fits into one variable."""
+    settings = load_settings(None, {}, {"NARROWGATE_MODELS": "{a: {model: x}}"})
+    assert settings.models["a"].model == "x"
+
+
+def test_what_kubernetes_injects_is_no_setting() -> None:
+    """A Service called narrowgate does not break the process that it points to."""
+    environment = {
+        "NARROWGATE_PORT": "tcp://10.0.0.1:8000",
+        "NARROWGATE_SERVICE_HOST": "10.0.0.1",
+        "NARROWGATE_SERVICE_PORT_HTTP": "8000",
+        "NARROWGATE_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "NARROWGATE_HOME": "/cache",
+    }
+    assert load_settings(None, {"models": MODELS}, environment).port == 8000
+
+
+WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
+    ({}, {}, "no model: pass --model NAME"),
+    ({"models": MODELS, "prot": 1}, {}, "unknown setting 'prot' (command line)"),
+    ({"models": MODELS}, {"NARROWGATE_PROT": "1"}, "unknown setting 'prot' (environment)"),
+    ({"models": MODELS}, {"NARROWGATE_PORT": "x"}, "setting 'port' is 'x' (environment)"),
+    ({"models": MODELS, "port": 70000}, {}, "setting 'port' is 70000 (command line)"),
+    ({"models": {"a": {"mdel": "x"}}}, {}, "missing setting 'models.a.model'"),
+    ({"models": {"a": {"model": "x", "y": 1}}}, {}, "unknown setting 'models.a.y'"),
+    ({"models": {"a@b": {"model": "x"}}}, {}, "the alias 'a@b' must be"),
+    ({"models": {"a": {"model": "x", "threads": 0}}}, {}, "setting 'models.a.threads' is 0"),
+    ({}, {"NARROWGATE_MODELS": "{a"}, "NARROWGATE_MODELS is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("flags", "environment", "message"), WRONG)
+def test_wrong_settings(flags: dict[str, Any], environment: dict[str, str], message: str) -> None:
+    """Each mistake is one line that names key, value and origin."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, flags, environment)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "\xff"])
+def test_wrong_file(tmp_path: Path, content: str) -> None:
+    """A file that is no mapping is refused by its name."""
+    file = tmp_path / "s.yaml"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"s\.yaml"):
+        load_settings(file, {}, {})
+    with pytest.raises(SettingsError, match="cannot read"):
+        load_settings(tmp_path / "none.yaml", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "alias"),
+    [
+        ("smollm2", "smollm2"),
+        ("Org/Some-Model_1.5B", "some-model_1.5b"),
+        ("/models/Llama/", "llama"),
+    ],
+)
+def test_default_alias(model: str, alias: str) -> None:
+    """The last part of the model's name, in lower case, is what clients send."""
+    assert default_alias(model) == alias
+
+
+def test_no_default_alias() -> None:
+    """A name that cannot be an alias asks for --name."""
+    with pytest.raises(SettingsError, match="--name"):
+        default_alias("/models/ä b")
+
+
+def test_alias_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` is called after the directory it is."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert default_alias(".") == "mine"
+
+
+def test_variants_are_named_by_recipes(tmp_path: Path) -> None:
+    """A preset, `full` and a file each give the variant its name; unknown ones are refused."""
+    (tmp_path / "mine.yaml").write_text("name: w8\nweights: {scheme: int8}\n")
+    recipes = {"a": "int8", "b": "full", "c": str(tmp_path / "mine.yaml")}
+    models = {alias: {"model": "x", "recipe": recipe} for alias, recipe in recipes.items()}
+    specs = make_specs(load_settings(None, {"models": models}, {}))
+    assert [spec.served_name for spec in specs] == ["a@int8", "b@full", "c@w8"]
+    wrong = load_settings(None, {"models": {"a": {"model": "x", "recipe": "int5"}}}, {})
+    with pytest.raises(SettingsError, match="unknown recipe 'int5'"):
+        make_specs(wrong)

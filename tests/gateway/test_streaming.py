@@ -1,0 +1,199 @@
+"""Events in, events out: wherever the chunks end, whatever the engine does."""
+
+import json
+import random
+
+import pytest
+
+from gateway.errors import ApiError, EngineDown, EngineFault
+from gateway.metrics import Metrics
+from gateway.streaming import DONE, MAX_FRAME_BYTES, ChatRelay, FrameSplitter
+from gateway.trace import RequestTrace
+
+
+def event(**fields: object) -> bytes:
+    """Return one event as our engine writes it."""
+    return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def text(content: str, **fields: object) -> bytes:
+    """Return one event with text."""
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": None}
+    return event(choices=[choice], **fields)
+
+
+FINISH = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+USAGE = event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5})
+
+
+class Relayed:
+    """What came out of a relay, and what it recorded."""
+
+    def __init__(self, *chunks: bytes, includes_usage: bool = False) -> None:
+        self.metrics = Metrics()
+        trace = RequestTrace(self.metrics)
+        trace.route("m", "v", is_stream=True)
+        relay = ChatRelay(trace, includes_usage=includes_usage)
+        self.error: ApiError | None = None
+        out = []
+        try:
+            out = [relay.feed(chunk) for chunk in chunks]
+            out.append(relay.finish())
+        except ApiError as error:
+            self.error = error
+        self.out = b"".join(out)
+        trace.close()
+
+    def count(self, name: str, **labels: str) -> float:
+        """Return one sample, 0 where there is none."""
+        return self.metrics.registry.get_sample_value(f"narrowgate_{name}", labels) or 0.0
+
+
+def cut(data: bytes, generator: random.Random) -> list[bytes]:
+    """Cut data at random places, often into single bytes."""
+    chunks = []
+    while data:
+        size = generator.choice([1, 1, 2, 3, 10, 1000])
+        chunks.append(data[:size])
+        data = data[size:]
+    return chunks
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("seed", range(50))
+def test_splitter_finds_the_same_events_wherever_chunks_end(seed: int, line_end: bytes) -> None:
+    """Random borders give the same events as one piece, byte for byte."""
+    generator = random.Random(seed)
+    events = []
+    for _ in range(generator.randint(1, 12)):
+        num_lines = generator.randint(1, 3)
+        alphabet = 'a{}": é\u2028漢'
+        lines = ["data: " + "".join(generator.choices(alphabet, k=8)) for _ in range(num_lines)]
+        events.append(line_end.join(line.encode() for line in lines) + line_end * 2)
+    splitter = FrameSplitter()
+    found = [frame for chunk in cut(b"".join(events), generator) for frame in splitter.feed(chunk)]
+    rest = splitter.flush()
+    assert [*found, *([rest] if rest else [])] == events
+
+
+def test_splitter_never_splits_a_crlf() -> None:
+    """A CRLF whose halves come apart is one line end, not an empty line."""
+    splitter = FrameSplitter()
+    assert splitter.feed(b"data: a\r") == []
+    assert splitter.feed(b"\ndata: b\r") == []
+    assert splitter.feed(b"\n\r\n") == [b"data: a\r\ndata: b\r\n\r\n"]
+    assert splitter.flush() == b""
+
+
+def test_splitter_is_bounded() -> None:
+    """An endless line is a defect of the engine, not our memory's end."""
+    splitter = FrameSplitter()
+    for _ in range(MAX_FRAME_BYTES // 65536):
+        splitter.feed(b"x" * 65536)
+    with pytest.raises(EngineFault):
+        splitter.feed(b"x")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_relay_is_transparent(seed: int) -> None:
+    """Random borders change nothing in what the client gets or what is counted."""
+    stream = text("a", usage=None) + text("b", usage=None) + FINISH + USAGE + DONE
+    done = Relayed(*cut(stream, random.Random(seed)), includes_usage=True)
+    assert done.out == stream
+    assert done.count("prompt_tokens_total", model="m", variant="v") == 3
+    assert done.count("generated_tokens_total", model="m", variant="v") == 2
+    assert done.count("inter_token_latency_seconds_count", model="m", variant="v") == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (text("x", usage=None), text("x")),
+        (
+            b'data: {"choices": [{"delta": {"content": "x"}}], "usage": null}\n\n',
+            b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n',
+        ),
+        (
+            b'data: {"usage":null,"choices":[{"delta":{"content":"x"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n',
+        ),
+        (text(',"usage":null'), text(',"usage":null')),
+        (text('"usage"'), text('"usage"')),
+        (b": keep-alive\n\n", b": keep-alive\n\n"),
+        (b"event: x\ndata: {}\n\n", b"event: x\ndata: {}\n\n"),
+        (b"\n\n", b""),
+        (USAGE, b""),
+    ],
+)
+def test_unasked_usage_leaves_no_trace(frame: bytes, expected: bytes) -> None:
+    """Null keys and the report itself vanish; the same words inside a text stay."""
+    assert Relayed(frame, FINISH, DONE).out == expected + FINISH + DONE
+
+
+def test_usage_on_a_chunk_with_text_is_kept() -> None:
+    """Engines that report with every chunk keep their chunks; the last report counts."""
+    frames = [
+        text("a", usage={"prompt_tokens": 9, "completion_tokens": 1}),
+        text("b", usage={"prompt_tokens": 9, "completion_tokens": 2}),
+    ]
+    done = Relayed(*frames, FINISH, USAGE, DONE)
+    assert done.out == b"".join(frames) + FINISH + DONE
+    assert done.count("generated_tokens_total", model="m", variant="v") == 2
+
+
+@pytest.mark.parametrize(
+    "end",
+    [DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data: [DONE]\n", b"data: [DONE]", b""],
+)
+def test_every_way_to_end(end: bytes) -> None:
+    """After a finish reason a stream may end in any way; the client gets one [DONE]."""
+    done = Relayed(text("a"), FINISH, end)
+    assert done.error is None
+    assert done.out.count(b"[DONE]") == 1
+    labels = {"model": "m", "variant": "v", "operation": "chat", "outcome": "ok"}
+    assert done.count("requests_total", finish_reason="stop", **labels) == 1
+
+
+@pytest.mark.parametrize("cut_off", [b"", b'data: {"choi', b"data: {}\n"])
+def test_stream_that_ends_early_is_an_error(cut_off: bytes) -> None:
+    """Without a finish reason and without [DONE] the answer is incomplete."""
+    assert isinstance(Relayed(text("a"), cut_off).error, EngineDown)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"<html>\n\n",
+        b'data: {"usage":{"prompt_tokens":"x"}}\n\n',
+        b'data: {"usage":{"prompt_tokens":1}\n\n',
+        b'data: ["usage"]\n\n',
+    ],
+)
+def test_garbage_is_an_error(frame: bytes) -> None:
+    """What is no event, or a report that cannot be read, is the engine's fault."""
+    assert isinstance(Relayed(frame).error, EngineFault)
+
+
+def test_nothing_follows_done() -> None:
+    """Bytes after [DONE] are dropped."""
+    assert Relayed(text("a"), FINISH, DONE, text("b"), b"junk\n\n").out.endswith(DONE)
+
+
+@pytest.mark.parametrize(
+    ("frame", "num_texts"),
+    [
+        (text("a"), 1),
+        (text(""), 0),
+        (text('"'), 1),
+        (event(choices=[{"delta": {"role": "assistant", "content": ""}}]), 0),
+        (event(choices=[{"delta": {"role": "assistant", "content": None}}]), 0),
+        (event(choices=[{"delta": {"content": "", "reasoning_content": "hm"}}]), 1),
+        (event(choices=[{"delta": {"tool_calls": [{"index": 0}]}}]), 1),
+        (b'data: {"choices": [{"delta": {"content": "spaced"}}]}\n\n', 1),
+        (FINISH, 0),
+    ],
+)
+def test_what_counts_as_text(frame: bytes, num_texts: int) -> None:
+    """The first text starts the clock of tokens: roles, empty deltas and ends do not."""
+    done = Relayed(frame, FINISH, DONE)
+    assert done.count("time_to_first_token_seconds_count", model="m", variant="v") == num_texts

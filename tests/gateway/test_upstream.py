@@ -1,0 +1,256 @@
+"""The client of an engine: HTTP over real sockets, failures translated by a complete table."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from gateway.errors import ApiError, EngineDown, EngineFault, EngineTimeout
+from gateway.transport import IDLE_S, PAUSE_BYTES, EngineTransport
+from gateway.upstream import TRANSLATIONS, EngineClient, refusal, translate
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[str]:
+    """Run a raw TCP server; yield its base URL."""
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(answer(reader, writer)))
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        listener.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # closed sockets are let go one turn later
+
+
+def replying(*parts: bytes, then: float = 0.0) -> Serve:
+    """Return a server that reads one request, writes ``parts``, waits and hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(then)
+
+    return serve
+
+
+async def get(serve: Serve, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """GET / through the transport."""
+    async with (
+        server(serve) as url,
+        httpx.AsyncClient(transport=EngineTransport(), timeout=timeout_s) as client,
+    ):
+        reply = await client.get(url)
+        return reply.status_code, reply.content
+
+
+FRAMINGS = [
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",),
+    (b"HTTP/1.1 200 OK\r\ncontent-", b"length: 5\r\n\r\nhe", b"llo"),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3", b"\r\nllo\r\n0\r\n\r\n"),
+    (b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"),
+    (b"HTTP/1.0 200 OK\r\n\r\nhello",),
+    (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",),
+]
+
+
+@pytest.mark.parametrize("parts", FRAMINGS)
+def test_every_framing(parts: tuple[bytes, ...]) -> None:
+    """Lengths, chunks, bodies that end with the connection, and interim replies are read."""
+    assert asyncio.run(get(replying(*parts))) == (200, b"hello")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_reply_without_body(status: int) -> None:
+    """Statuses that have no body end at once."""
+    head = b"HTTP/1.1 %d X\r\n\r\n" % status
+    assert asyncio.run(get(replying(head, then=3))) == (status, b"")
+
+
+BREAKS = [
+    ((), httpx.ReadError),
+    ((b"HTTP/1.1 200 OK\r\ncontent-len",), httpx.ReadError),
+    ((b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe",), httpx.ReadError),
+    ((b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhe\r\n",), httpx.ReadError),
+    ((b"SSH-2.0-x\r\n\r\n",), httpx.RemoteProtocolError),
+    (
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",),
+        httpx.RemoteProtocolError,
+    ),
+]
+
+
+@pytest.mark.parametrize(("parts", "error"), BREAKS)
+def test_broken_reply(parts: tuple[bytes, ...], error: type[Exception]) -> None:
+    """A reply that breaks off or is no HTTP raises; it is never taken for a short one."""
+    with pytest.raises(error):
+        asyncio.run(get(replying(*parts)))
+
+
+@pytest.mark.parametrize("parts", [(), (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe",)])
+def test_silence_is_bounded(parts: tuple[bytes, ...]) -> None:
+    """Silence before or inside a reply ends in a read timeout."""
+    with pytest.raises(httpx.ReadTimeout):
+        asyncio.run(get(replying(*parts, then=3), timeout_s=0.2))
+
+
+def test_nobody_listens() -> None:
+    """A refused connection is a connect error."""
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=EngineTransport()) as client:
+            await client.get("http://127.0.0.1:9")
+
+    with pytest.raises(httpx.ConnectError):
+        asyncio.run(run())
+
+
+def test_https_is_refused() -> None:
+    """The transport says so instead of sending secrets in the clear."""
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=EngineTransport()) as client:
+            await client.get("https://127.0.0.1:9")
+
+    with pytest.raises(httpx.UnsupportedProtocol):
+        asyncio.run(run())
+
+
+def test_connections_are_reused() -> None:
+    """Requests in a row use one connection; a closed or half-read one is not used again."""
+    ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    num_connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_connections
+        num_connections += 1
+        for _ in range(3):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(ok.replace(b": 2", b": 9") if b"/half" in head else ok)
+
+    async def run() -> list[int]:
+        counts = []
+        async with (
+            server(serve) as url,
+            httpx.AsyncClient(transport=EngineTransport(), trust_env=False) as client,
+        ):
+            for _ in range(3):
+                await client.get(url)
+            counts.append(num_connections)
+            await asyncio.sleep(0.05)  # the server has hung up
+            await client.get(url)
+            counts.append(num_connections)
+            async with client.stream("GET", f"{url}/half"):
+                pass  # left with half of the body sent
+            await client.get(url)
+            counts.append(num_connections)
+        return counts
+
+    assert asyncio.run(run()) == [1, 2, 3]
+    assert IDLE_S < 5
+
+
+def test_reading_pauses_for_a_slow_consumer() -> None:
+    """What nobody reads stays with the engine, not in our memory, and no timeout strikes."""
+    total = 50 * PAUSE_BYTES
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
+        for _ in range(50):
+            writer.write(b"x" * PAUSE_BYTES)
+            await writer.drain()
+            sent += PAUSE_BYTES
+
+    async def run() -> tuple[int, int]:
+        async with (
+            server(serve) as url,
+            httpx.AsyncClient(transport=EngineTransport(), timeout=0.3) as client,
+            client.stream("GET", url) as reply,
+        ):
+            await asyncio.sleep(0.8)
+            sent_unread = sent
+            return sent_unread, len(await reply.aread())
+
+    sent_unread, num_read = asyncio.run(run())
+    assert sent_unread < total
+    assert num_read == total
+
+
+def _all(kind: type[httpx.TransportError]) -> set[type[httpx.TransportError]]:
+    return {kind}.union(*(_all(child) for child in kind.__subclasses__()))
+
+
+def test_translation_table_is_complete() -> None:
+    """Every failure that the client library can raise has its own row, and no row is idle."""
+    leaves = {kind for kind in _all(httpx.TransportError) if not kind.__subclasses__()}
+    assert set(TRANSLATIONS) == leaves
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (httpx.ConnectError("x"), EngineDown),
+        (httpx.ReadError("x"), EngineDown),
+        (httpx.ReadTimeout("x"), EngineTimeout),
+        (httpx.RemoteProtocolError("x"), EngineFault),
+    ],
+)
+def test_translations(error: httpx.TransportError, expected: type[ApiError]) -> None:
+    """Gone, silent and broken are told apart."""
+    assert type(translate(error)) is expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000",
+        "the request exceeds the available context size, context size exceeded",
+    ],
+)
+def test_overflow_is_recognised_by_its_words(message: str) -> None:
+    """Engines without the code still give clients `context_length_exceeded`."""
+    body = b'{"error": {"message": "%s", "code": 400}}' % message.encode()
+    error = refusal(400, {}, body)
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
+
+
+def test_info_that_cannot_be_read() -> None:
+    """A description without a needed key is the engine's fault and names the key."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+
+    async def run() -> None:
+        async with server(replying(head)) as url:
+            client = EngineClient(url, served_name="m@v", read_timeout_s=1)
+            try:
+                await client.info()
+            finally:
+                await client.aclose()
+
+    with pytest.raises(EngineFault, match="served_model_name"):
+        asyncio.run(run())

@@ -1,0 +1,28 @@
+"""What importing costs: the gateway stays free of torch, the compression package of everything."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numpy", "transformers", "safetensors", "bitsandbytes", "matplotlib")
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the names of all modules loaded after ``statement`` in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["gateway.cli", "gateway.app", "compression.plan"])
+def test_serving_side_never_loads_torch(module: str) -> None:
+    """Neither the command line nor the gateway's parts pull in a numeric library."""
+    assert not imported_by(f"import {module}") & set(HEAVY)
+
+
+def test_package_itself_is_free() -> None:
+    """`import compression` loads nothing: others probe the name for the standard library's."""
+    assert imported_by("import compression") - imported_by("pass") <= {"compression"}
