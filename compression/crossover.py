@@ -1,14 +1,14 @@
 """From how many rows on a dense product beats a packed kernel: measured on this processor."""
 
 import time
-from collections.abc import Callable
-from functools import partial
 
 import torch
 
-from compression.packed import PackedLinear
+from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
+from compression.weights.codes import Codes
 
-_ROW_COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
+_PROBE_ROWS = 1024
+_FEW, _MANY = 16, 128
 NEVER = 1 << 30
 """The row count to set where the dense product never wins."""
 
@@ -16,7 +16,7 @@ NEVER = 1 << 30
 def tune(linears: list[PackedLinear]) -> None:
     """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
 
-    The largest layer of each kernel is timed, since it costs most.
+    A small stand-in is timed, so that it takes milliseconds.
     """
     dtype = fast_dense_dtype()
     by_kernel: dict[str, list[PackedLinear]] = {}
@@ -24,36 +24,61 @@ def tune(linears: list[PackedLinear]) -> None:
         linear.dense_dtype = dtype
         by_kernel.setdefault(linear.kernel, []).append(linear)
     for group in by_kernel.values():
-        dense_from = _crossover(_typical(group))
+        dense_from = _crossover(_stand_in(group[0]))
         for linear in group:
             linear.dense_from = dense_from
 
 
-def _typical(group: list[PackedLinear]) -> PackedLinear:
-    """Return the layer whose shape holds most of the group's weights."""
-    totals: dict[tuple[int, int], int] = {}
-    for linear in group:
-        shape = (linear.rows, linear.columns)
-        totals[shape] = totals.get(shape, 0) + linear.num_weights
-    shape = max(totals, key=lambda key: totals[key])
-    return next(linear for linear in group if (linear.rows, linear.columns) == shape)
+def _stand_in(linear: PackedLinear) -> PackedLinear:
+    """Return a layer on the same kernel, of the same width and few rows, with arbitrary weights."""
+    rows, columns = _PROBE_ROWS, linear.columns
+    probe: PackedLinear
+    if isinstance(linear, Int4Linear):
+        groups = columns // linear.group_size
+        probe = Int4Linear(_arbitrary_codes(rows, columns, groups, high=16, zero=8), None)
+    elif isinstance(linear, Int8Linear):
+        probe = Int8Linear(_arbitrary_codes(rows, columns, 1, high=127, zero=None), None)
+    else:
+        probe = Bf16Linear(torch.ones(rows, columns), None)
+    probe.dense_dtype = linear.dense_dtype
+    return probe
+
+
+def _arbitrary_codes(rows: int, columns: int, groups: int, *, high: int, zero: int | None) -> Codes:
+    return Codes(
+        codes=torch.randint(0, high, (rows, columns), dtype=torch.int8),
+        scales=torch.full((rows, groups), 0.01, dtype=torch.bfloat16),
+        zeros=None if zero is None else torch.full((rows, groups), zero, dtype=torch.int8),
+    )
 
 
 def _crossover(linear: PackedLinear) -> int:
-    """Return the least of the tried row counts from which the dense product is faster."""
-    low, high = 0, len(_ROW_COUNTS)
-    while low < high:
-        middle = (low + high) // 2
-        x = torch.randn(_ROW_COUNTS[middle], linear.columns).to(linear.dense_dtype)
-        linear.dense_from = NEVER
-        packed = _fastest(partial(linear, x))
-        linear.dense_from = 1
-        dense = _fastest(partial(linear, x))
-        if dense < packed:
-            high = middle
-        else:
-            low = middle + 1
-    return _ROW_COUNTS[low] if low < len(_ROW_COUNTS) else NEVER
+    """Return the row count where the two lines meet.
+
+    The packed kernels' time grows in proportion to the rows; the dense product's is a constant
+    for unpacking plus a smaller part per row.
+    """
+    packed_per_row = _seconds(linear, _FEW, dense_from=NEVER) / _FEW
+    dense_few = _seconds(linear, _FEW, dense_from=1)
+    dense_many = _seconds(linear, _MANY, dense_from=1)
+    dense_per_row = max(0.0, (dense_many - dense_few) / (_MANY - _FEW))
+    if packed_per_row <= dense_per_row:
+        return NEVER
+    unpacking = dense_few - dense_per_row * _FEW
+    return max(2, round(unpacking / (packed_per_row - dense_per_row)))
+
+
+def _seconds(linear: PackedLinear, count: int, *, dense_from: int) -> float:
+    """Return the fastest of five products with ``count`` rows."""
+    linear.dense_from = dense_from
+    x = torch.ones(count, linear.columns, dtype=linear.dense_dtype)
+    linear(x)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        linear(x)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def fast_dense_dtype() -> torch.dtype:
@@ -65,13 +90,3 @@ def fast_dense_dtype() -> torch.dtype:
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if native else torch.float32
-
-
-def _fastest(run: Callable[[], object]) -> float:
-    run()
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best

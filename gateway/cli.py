@@ -100,10 +100,15 @@ async def _until_signal(
         caught.append(number)
         task.cancel()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    with contextlib.suppress(asyncio.CancelledError):
-        return 0, await task
+        loop.add_signal_handler(number, stop, number)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            return 0, await task
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
     return (EXIT_INTERRUPTED if signal.SIGINT in caught else EXIT_TERMINATED), None
 
 

@@ -25,10 +25,6 @@ class ModelRunner(Protocol):
     """What the loop needs of a model."""
 
     @property
-    def vocab_size(self) -> int:
-        """Return the length of a row of logits."""
-
-    @property
     def max_model_len(self) -> int:
         """Return the most tokens, prompt and output, of a sequence."""
 
@@ -36,7 +32,7 @@ class ModelRunner(Protocol):
         """Return an empty cache with room for that many tokens."""
 
     def forward(self, batch: list[tuple[Any, list[int]]]) -> torch.Tensor:
-        """Append the ids to their caches; return float32 logits [len(batch), vocab_size]."""
+        """Append the ids to their caches; return float32 logits [len(batch), vocab]."""
 
 
 class BrokenLogits(ApiError):

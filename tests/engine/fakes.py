@@ -1,6 +1,7 @@
 """A model that follows a script, and a real HTTP server around it."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import torch
 
 from gateway.engine.loop import EngineLoop
@@ -21,6 +23,8 @@ from tests.checkpoints import make_tokenizer
 
 MODEL = "toy@int4"
 PEAK = 5.0
+ANSWER = "The quick brown fox über 日本 jumps over the lazy dog."
+MESSAGES: Any = [{"role": "user", "content": "hello"}]
 
 
 @dataclass
@@ -164,3 +168,14 @@ def wait_until(condition: Any, *, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.002)
+
+
+def post(engine: RunningEngine, body: bytes | dict[str, Any]) -> httpx.Response:
+    """Send a raw body to the chat route."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{engine.url}/v1/chat/completions", content=content, timeout=30)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    """Return a valid request with these fields."""
+    return {"model": MODEL, "messages": MESSAGES, "temperature": 0, **fields}

@@ -5,7 +5,6 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,54 +12,7 @@ import httpx
 import openai
 import pytest
 
-from tests.engine.fakes import (
-    MODEL,
-    RunningEngine,
-    make_runner,
-    make_toy_tokenizer,
-    running_engine,
-    wait_until,
-)
-
-ANSWER = "The quick brown fox über 日本 jumps over the lazy dog."
-MESSAGES: Any = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    """Return one engine for the whole module."""
-    tokenizer = make_toy_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    with running_engine(make_runner(tokenizer, ANSWER), tokenizer) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(shared: RunningEngine) -> Iterator[RunningEngine]:
-    """Return the engine, whole and idle before and after."""
-    yield shared
-    shared.runner.delay_s = 0.0
-    shared.runner.fault = None
-    shared.service.is_draining = False
-    wait_until(lambda: shared.service.is_idle)
-    shared.runner.batches.clear()
-
-
-@pytest.fixture
-def client(engine: RunningEngine) -> Iterator[openai.OpenAI]:
-    """Return the official client, without retries."""
-    with openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-def post(engine: RunningEngine, body: bytes | dict[str, Any]) -> httpx.Response:
-    """Send a raw body to the chat route."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{engine.url}/v1/chat/completions", content=content, timeout=30)
-
-
-def body(**fields: Any) -> dict[str, Any]:
-    """Return a valid request with these fields."""
-    return {"model": MODEL, "messages": MESSAGES, "temperature": 0, **fields}
+from tests.engine.fakes import ANSWER, MESSAGES, MODEL, RunningEngine, body, post, wait_until
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -226,88 +178,6 @@ def test_models_info_and_health(client: openai.OpenAI, engine: RunningEngine) ->
     assert {"pid", "threads", "weight_bits", "schemes", "kernels", "dtype"} <= set(info)
     health = httpx.get(f"{engine.url}/health")
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
-
-
-HOSTILE: list[tuple[str, bytes | dict[str, Any], str | None, str]] = [
-    ("no JSON", b"{", None, "invalid_json"),
-    ("empty", b"", None, "invalid_json"),
-    ("no object", b"[1]", None, "invalid_json"),
-    ("not UTF-8", b'{"model":"\xff"}', None, "invalid_json"),
-    ("NaN", b'{"model":"m","messages":[],"temperature":NaN}', None, "invalid_json"),
-    ("surrogate", json.dumps(body(stop="\ud800")).encode(), None, "invalid_json"),
-    ("nesting", b"[" * 100_000, None, "invalid_json"),
-    ("nested object", b'{"model":' + b'{"a":' * 500 + b"1" + b"}" * 501, "messages", ""),
-    ("no messages", {"model": MODEL}, "messages", "invalid_value"),
-    ("empty messages", body(messages=[]), "messages", "invalid_value"),
-    ("messages text", body(messages="hi"), "messages", "invalid_value"),
-    ("role", body(messages=[{"role": "king", "content": "x"}]), "messages.0.role", ""),
-    ("content number", body(messages=[{"role": "user", "content": 5}]), "messages.0.content", ""),
-    ("temperature text", body(temperature="hot"), "temperature", "invalid_value"),
-    ("temperature high", body(temperature=2.1), "temperature", "invalid_value"),
-    ("temperature huge", body(temperature=1e308), "temperature", "invalid_value"),
-    ("top_p", body(top_p=-0.1), "top_p", "invalid_value"),
-    ("top_k", body(top_k=-2), "top_k", "invalid_value"),
-    ("top_k fraction", body(top_k=1.5), "top_k", "invalid_value"),
-    ("max_tokens negative", body(max_tokens=-1), "max_tokens", "invalid_value"),
-    ("max_tokens zero", body(max_completion_tokens=0), "max_completion_tokens", "invalid_value"),
-    ("max_tokens huge", b'{"max_tokens":1e400}', None, ""),
-    ("seed too large", body(seed=2**63), "seed", "invalid_value"),
-    ("stop empty", body(stop=""), "stop", "invalid_value"),
-    ("stop holds empty", body(stop=["a", ""]), "stop.1", "invalid_value"),
-    ("five stops", body(stop=list("abcde")), "stop", "invalid_value"),
-    ("stop number", body(stop=[1]), "stop.0", "invalid_value"),
-    ("top_logprobs alone", body(top_logprobs=2), "top_logprobs", "invalid_value"),
-    ("top_logprobs 21", body(logprobs=True, top_logprobs=21), "top_logprobs", "invalid_value"),
-    ("n", body(n=2), "n", "unsupported_parameter"),
-    ("tools", body(tools=[{"type": "function"}]), "tools", "unsupported_parameter"),
-    ("unknown", body(**{"x" * 5000: 1}), "x" * 64, "unsupported_parameter"),
-    (
-        "image",
-        body(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
-        "messages.0.content.0.type",
-        "unsupported_parameter",
-    ),
-    (
-        "10 MB",
-        body(messages=[{"role": "user", "content": "x" * 10**7}]),
-        "messages",
-        "context_length_exceeded",
-    ),
-    (
-        "too long",
-        body(messages=[{"role": "user", "content": "hello " * 300}]),
-        "messages",
-        "context_length_exceeded",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("hostile", "param", "code"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
-)
-def test_bad_requests_are_refused_by_name(
-    engine: RunningEngine, hostile: bytes | dict[str, Any], param: str | None, code: str
-) -> None:
-    """Each one gets OpenAI's envelope with status 400, never a crash, and nothing is computed."""
-    response = post(engine, hostile)
-
-    error = response.json()["error"]
-    assert response.status_code == 400
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
-    assert error["param"] == param or code == ""
-    assert error["code"] == code or code == ""
-    assert len(error["message"]) < 500
-    assert engine.runner.batches == []
-    assert httpx.get(f"{engine.url}/health").status_code == 200
-
-
-def test_a_body_beyond_the_limit_is_not_kept(engine: RunningEngine) -> None:
-    """17 MB get 413."""
-    response = post(engine, b" " * (17 * 1024 * 1024))
-
-    assert response.status_code == 413
-    assert response.json()["error"]["code"] == "request_too_large"
 
 
 def test_other_models_and_paths_do_not_exist(client: openai.OpenAI, engine: RunningEngine) -> None:

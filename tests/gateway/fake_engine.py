@@ -56,6 +56,30 @@ class Counts:
     decoded: int = 0
 
 
+class Wire:
+    """One connection, on which a byte read too early is not lost."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._early = b""
+        self.writer = writer
+
+    async def read_request(self) -> tuple[str, str, bytes]:
+        """Return method, path and body of the next request."""
+        raw = self._early + await self._reader.readuntil(b"\r\n\r\n")
+        self._early = b""
+        head = raw.decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        return method, path, await self._reader.readexactly(int(headers.get("content-length", 0)))
+
+    async def wait_closed_by_peer(self) -> None:
+        """Wait until the client has left; its next request may already come in meanwhile."""
+        self._early = await self._reader.read(1)
+        if self._early:
+            await asyncio.Event().wait()
+
+
 class FakeEngine:
     """The engine; one instance a process."""
 
@@ -68,33 +92,27 @@ class FakeEngine:
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
+        wire = Wire(reader, writer)
         try:
             while not reader.at_eof():
-                method, path, body = await _read_request(reader)
-                await self._answer(method, path, body, reader, writer)
+                await self._answer(wire)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    async def _answer(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    async def _answer(self, wire: Wire) -> None:
+        method, path, body = await wire.read_request()
         try:
             if path == "/v1/chat/completions" and method == "POST":
-                await self._chat(body, reader, writer)
+                await self._chat(body, wire)
             else:
                 status, reply = self._describe(path)
-                _write_json(writer, status, reply)
+                _write_json(wire.writer, status, reply)
         except ApiError as error:
             status, headers, raw = render(error)
-            _write(writer, status, raw, headers)
-        await writer.drain()
+            _write(wire.writer, status, raw, headers)
+        await wire.writer.drain()
 
     def _describe(self, path: str) -> tuple[int, dict[str, Any]]:
         if path == "/health":
@@ -126,22 +144,20 @@ class FakeEngine:
             pid=os.getpid(),
         )
 
-    async def _chat(
-        self, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _chat(self, body: bytes, wire: Wire) -> None:
         if self.is_draining:
             raise Draining("the engine is stopping")
         fields = parse_object(body)
         request = parse_chat(fields)
         script = Script(**fields.get("fake", {}))
         if script.status:
-            _write(writer, script.status, script.body.encode(), {"retry-after": "7"})
+            _write(wire.writer, script.status, script.body.encode(), {"retry-after": "7"})
             return
         answer = Answer(self.name, request, script)
         self.counts.running += 1
         self.idle.clear()
-        work = asyncio.ensure_future(self._generate(answer, writer))
-        gone = asyncio.ensure_future(reader.read(1))
+        work = asyncio.ensure_future(self._generate(answer, wire.writer))
+        gone = asyncio.ensure_future(wire.wait_closed_by_peer())
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -300,13 +316,6 @@ async def _fail(fault: str, writer: asyncio.StreamWriter) -> None:
             writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         case "truncate":
             writer.write(b"0\r\n\r\n")
-
-
-async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    method, path, _ = head[0].split(" ")
-    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-    return method, path, await reader.readexactly(int(headers.get("content-length", 0)))
 
 
 def _chunk(data: bytes) -> bytes:
