@@ -1,10 +1,9 @@
-"""From an open checkpoint or artifact to a decoder: fused, reordered and tuned for this machine."""
+"""From an open checkpoint or artifact to a decoder: fused and reordered."""
 
 import torch
 from torch import Tensor
 
 from compression.architecture import Architecture, parse_architecture, read_config
-from compression.crossover import tune
 from compression.errors import ArtifactError
 from compression.loading import (
     Checkpoint,
@@ -32,7 +31,7 @@ def assemble(checkpoint: Checkpoint, architecture: Architecture, max_tokens: int
     layers = [_layer(checkpoint, architecture, index) for index in range(architecture.num_layers)]
     embedding = _table(checkpoint, "model.embed_tokens.weight")
     head = embedding if architecture.tied else _table(checkpoint, "lm_head.weight")
-    decoder = Decoder(
+    return Decoder(
         architecture=architecture,
         embedding=embedding,
         layers=layers,
@@ -40,8 +39,6 @@ def assemble(checkpoint: Checkpoint, architecture: Architecture, max_tokens: int
         head=head,
         max_tokens=max_tokens,
     )
-    tune(linears(decoder))
-    return decoder
 
 
 def linears(decoder: Decoder) -> list[PackedLinear]:

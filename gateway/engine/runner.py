@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compression.crossover import tune
 from compression.loading import Checkpoint
 from compression.manifest import Manifest
 from compression.packed import PackedLinear
@@ -88,10 +89,13 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
     Raises:
         CompressionError: the directory is no checkpoint or artifact this engine can serve.
     """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    # Packing is many small steps, which several threads only slow down on a busy machine.
+    torch.set_num_threads(1)
     with torch.inference_mode(), Checkpoint(directory) as checkpoint:
         architecture = read_architecture(checkpoint)
         context = architecture.max_position_embeddings
         length = min(max_model_len or DEFAULT_MAX_MODEL_LEN, context)
         decoder = assemble(checkpoint, architecture, length)
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        tune(linears(decoder))
         return Runner(decoder=decoder, manifest=checkpoint.manifest, max_model_len=length)
