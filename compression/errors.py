@@ -7,7 +7,10 @@ CompressionError
 │   ├── UnsupportedArchitecture
 │   └── CorruptCheckpoint  truncated, inconsistent or unreadable files
 ├── BuildError             the build could not finish (disk full, no permission)
-└── ArtifactError          an artifact is incomplete or was changed after it was built
+├── ArtifactError          an artifact is incomplete or was changed after it was built
+├── EvaluationError        the text to compare on cannot be used
+├── FidelityError          logits that no statistic can be made of
+└── ReportError            a report cannot be written
 
 Each message is one line that names the thing and the remedy.
 """
@@ -43,3 +46,15 @@ class BuildError(CompressionError):
 
 class ArtifactError(CompressionError):
     """An artifact is incomplete or was changed after it was built."""
+
+
+class EvaluationError(CompressionError):
+    """The evaluation text cannot be used."""
+
+
+class FidelityError(CompressionError):
+    """The logits of a model cannot be compared."""
+
+
+class ReportError(CompressionError):
+    """A report cannot be written."""

@@ -6,16 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from compression.errors import CompressionError
+from compression.errors import EvaluationError
 
 WINDOW_TOKENS = 512
 """Tokens that a model sees at once, special tokens in front included."""
 
 BUILTIN_NAMES = ("english", "german", "french", "chinese", "code", "json", "arithmetic")
-
-
-class EvaluationError(CompressionError):
-    """The evaluation text cannot be used."""
 
 
 class Tokenizer(Protocol):

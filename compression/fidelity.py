@@ -12,14 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.errors import CompressionError
+from compression.errors import FidelityError
 
 _CHUNK_BYTES = 32 << 20
 _MAX_EXPONENT = 300.0
-
-
-class FidelityError(CompressionError):
-    """The logits of a model cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from compression.errors import CompressionError
+from compression.errors import ReportError
 
 Report = Mapping[str, Any]
 
 _Z_95 = 1.96
 _MB = 1e6
-
-
-class ReportError(CompressionError):
-    """A report cannot be written."""
 
 
 def render_tables(report: Report) -> list[Table]:

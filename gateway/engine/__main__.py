@@ -4,7 +4,6 @@ import argparse
 import errno
 import gc
 import logging
-import os
 import socket
 import sys
 import time
@@ -15,14 +14,6 @@ from pathlib import Path
 from compression.errors import CompressionError
 from gateway.engine.lifeline import end_with_parent
 from gateway.errors import PortInUse, StartupError
-
-SPIN_COUNT = 10_000
-"""How long OpenMP threads spin for their next task before they sleep (about 0.1 ms).
-
-Long enough from one matrix product to the next. The runtime's own choice is thirty times as much:
-on a machine that does anything else, spinning threads then hold the processors that the working
-ones wait for, and a token takes ten times as long.
-"""
 
 logger = logging.getLogger("gateway.engine")
 
@@ -66,8 +57,7 @@ def _serve(options: argparse.Namespace) -> int:
     listener = _bind(options.host, options.port)
     started = time.monotonic()
 
-    # 2. Load torch, which reads the variable once and for all.
-    os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+    # 2. Load torch only now: it takes seconds.
     from gateway.engine.runner import load_runner
     from gateway.engine.tokenizer import load_tokenizer
 

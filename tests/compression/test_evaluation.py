@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from compression.evaluation import BUILTIN_NAMES, EvaluationError, builtin_slices, cut, slices_from
+from compression.errors import EvaluationError
+from compression.evaluation import BUILTIN_NAMES, builtin_slices, cut, slices_from
 
 OPERATORS: dict[type[ast.AST], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,

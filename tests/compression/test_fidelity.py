@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from compression import fidelity
+from compression.errors import FidelityError
 from compression.fidelity import (
     Fidelity,
-    FidelityError,
     TokenScores,
     pool,
     require_finite,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compression.report import ReportError, plot, render_tables, require_writable, write_json
+from compression.errors import ReportError
+from compression.report import plot, render_tables, require_writable, write_json
 
 SLICES = ("english", "german", "chinese", "arithmetic")
 

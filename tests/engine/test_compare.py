@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from compression.errors import RecipeError
-from compression.evaluation import EvaluationError
+from compression.errors import EvaluationError, FidelityError, RecipeError
 from compression.events import OnProgress, Progress, ignore
-from compression.fidelity import FidelityError
 from compression.manifest import Manifest, SourceRecord
 from compression.prepare import Prepared
 from compression.recipe import FULL, load_recipe
