@@ -1,37 +1,35 @@
-"""The child process that compresses: verbs in, JSON lines out.
+"""The child process that compresses: a verb in, JSON lines out (see :mod:`compression.child`).
 
-Each line on standard output is one event (see :mod:`compression.events`); the last one is
-``ready`` or ``error``. Exit code 2 means refused, 130 or 143 interrupted.
+The last line is ``ready`` with the directory and its manifest, or ``error``.
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from compression.errors import CompressionError
-from compression.events import Progress, encode, encode_progress
-from compression.prepare import Prepared, build_to, prepare
+from compression.child import report_progress, run_child
+from compression.prepare import build_to, prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    try:
-        if options.verb == "prepare":
-            prepared = prepare(options.model, options.recipe, options.revision, _report)
-        else:
-            prepared = build_to(
-                options.model, options.recipe, options.revision, options.out, _report
-            )
-    except CompressionError as error:
-        _emit(encode("error", {"kind": type(error).__name__, "message": str(error)}))
-        return 2
-    _emit(encode("ready", _ready(prepared)))
-    return 0
+    return run_child(lambda: ("ready", _run(options)))
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    asked = (options.model, options.recipe, options.revision)
+    if options.verb == "prepare":
+        prepared = prepare(*asked, report_progress)
+    else:
+        prepared = build_to(*asked, options.out, report_progress)
+    manifest = prepared.manifest
+    return {
+        "directory": str(prepared.directory),
+        "cached": prepared.cached,
+        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,28 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "build":
             command.add_argument("--out", type=Path, required=True)
     return parser
-
-
-def _ready(prepared: Prepared) -> dict[str, object]:
-    manifest = prepared.manifest
-    return {
-        "directory": str(prepared.directory),
-        "cached": prepared.cached,
-        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
-    }
-
-
-def _report(progress: Progress) -> None:
-    _emit(encode_progress(progress))
-
-
-def _emit(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that every ``finally`` on the way removes what is half-written."""
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a checkpoint's config.json says about its shape: the decoder families this project knows."""
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ _ROPE_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What each kind needs besides ``rope_theta``, in the order of :class:`Rope`'s fields."""
+
+_MAX_LAYERS = 10_000
+_MAX_SIZE = 2**31
+_MAX_NUMBER = 1e30
+"""All far above any real model: a damaged count must not fill the memory with tensor names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise SourceError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{str(path)!r} is not JSON ({error}): fetch it again") from None
     if not isinstance(config, dict):
         raise CorruptCheckpoint(f"{str(path)!r} holds no JSON object: fetch the checkpoint again")
@@ -153,76 +159,125 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
 
     Raises:
         UnsupportedArchitecture: a family or a feature this project does not know.
-        CorruptCheckpoint: a number is missing or makes no sense.
+        CorruptCheckpoint: a value is missing or makes no sense.
     """
-    name = (config.get("architectures") or ["(none)"])[0]
+    name = _name(config, where)
     family = FAMILIES.get(name)
     if family is None:
         known = ", ".join(FAMILIES)
         raise UnsupportedArchitecture(
             f"{where}: architecture {name!r} is not supported: use a checkpoint of {known}"
         )
-    _refuse_features(config, where=where)
-    heads = _positive(config, "num_attention_heads", where)
-    hidden = _positive(config, "hidden_size", where)
-    kv_heads = config.get("num_key_value_heads") or heads
+    context = _size(config, "max_position_embeddings", where)
+    _refuse_features(config, context=context, where=where)
+    heads = _size(config, "num_attention_heads", where)
+    hidden = _size(config, "hidden_size", where)
+    kv_heads = _size(config, "num_key_value_heads", where, default=heads)
     if heads % kv_heads:
         raise CorruptCheckpoint(
             f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
         )
-    attention_bias = bool(config.get("attention_bias", False))
+    if heads > hidden:
+        raise CorruptCheckpoint(
+            f"{where}: num_attention_heads {heads} is more than hidden_size {hidden}"
+        )
+    attention_bias = _flag(config, "attention_bias", where)
     honoured = family.optional_bias or family.attention_bias
     return Architecture(
         name=name,
-        vocab_size=_positive(config, "vocab_size", where),
+        vocab_size=_size(config, "vocab_size", where),
         hidden_size=hidden,
-        intermediate_size=_positive(config, "intermediate_size", where),
-        num_layers=_positive(config, "num_hidden_layers", where),
+        intermediate_size=_size(config, "intermediate_size", where),
+        num_layers=_size(config, "num_hidden_layers", where, limit=_MAX_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        max_position_embeddings=_positive(config, "max_position_embeddings", where),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        head_dim=_size(config, "head_dim", where, default=hidden // heads),
+        max_position_embeddings=context,
+        rms_norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), where),
+        tied=_flag(config, "tie_word_embeddings", where),
         qkv_bias=family.qkv_bias or (honoured and attention_bias),
         output_bias=honoured and attention_bias,
-        mlp_bias=family.optional_bias and bool(config.get("mlp_bias", False)),
+        mlp_bias=_flag(config, "mlp_bias", where) and family.optional_bias,
         qk_norm=family.qk_norm,
         rope=_rope(config, where=where),
     )
 
 
-def _positive(config: Mapping[str, Any], key: str, where: str) -> int:
+def _refusal(key: str, value: object, where: str, wanted: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"{where}: config.json has {key} = {reprlib.repr(value)}, not {wanted}: "
+        "fetch the checkpoint again"
+    )
+
+
+def _name(config: Mapping[str, Any], where: str) -> str:
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
+        case other:
+            raise _refusal("architectures", other, where, "a list such as ['LlamaForCausalLM']")
+
+
+def _size(
+    config: Mapping[str, Any],
+    key: str,
+    where: str,
+    *,
+    default: int | None = None,
+    limit: int = _MAX_SIZE,
+) -> int:
+    """Return a whole number in 1..limit; ``default`` stands in for an absent or null one."""
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CorruptCheckpoint(
-            f"{where}: config.json has {key} = {value!r}, not a whole number above 0"
-        )
+    if value is None and default is not None:
+        return default
+    if type(value) is int and 0 < value <= limit:
+        return value
+    raise _refusal(key, value, where, f"a whole number from 1 to {limit}")
+
+
+def _number(name: str, value: Any, where: str) -> float:
+    if type(value) in {int, float} and 0 < value <= _MAX_NUMBER:  # so not NaN
+        return float(value)
+    raise _refusal(name, value, where, "a number above 0")
+
+
+def _flag(config: Mapping[str, Any], key: str, where: str, *, default: bool = False) -> bool:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise _refusal(key, value, where, "true or false")
     return value
 
 
-def _refuse_features(config: Mapping[str, Any], *, where: str) -> None:
+def _refuse_features(config: Mapping[str, Any], *, context: int, where: str) -> None:
     if config.get("quantization_config"):
         raise SourceError(
             f"{where} is already quantized (config.json has quantization_config): "
             "give the full-precision checkpoint"
         )
     activation = config.get("hidden_act", "silu")
+    if not isinstance(activation, str):
+        raise _refusal("hidden_act", activation, where, "the name of an activation")
     if activation not in {"silu", "swish"}:
         raise UnsupportedArchitecture(
             f"{where}: hidden_act {activation!r} is not supported: only 'silu' is"
         )
-    window = config.get("sliding_window")
-    windowed = config.get("use_sliding_window", window is not None)
-    if window and windowed and window < config.get("max_position_embeddings", 0):
+    window = config.get("sliding_window") or 0
+    if type(window) is not int or window < 0:
+        raise _refusal("sliding_window", window, where, "a whole number or null")
+    is_used = _flag(config, "use_sliding_window", where, default="use_sliding_window" not in config)
+    if is_used and 0 < window < context:
         raise UnsupportedArchitecture(
             f"{where}: sliding_window {window} is not supported: use a model with full attention"
         )
 
 
 def _rope(config: Mapping[str, Any], *, where: str) -> Rope:
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = _rope_entry(config, where)
     kind = given.get("rope_type") or given.get("type") or "default"
+    if not isinstance(kind, str):
+        raise _refusal("rope_type", kind, where, "the name of a kind")
     names = _ROPE_NUMBERS.get(kind)
     if names is None:
         known = ", ".join(_ROPE_NUMBERS)
@@ -230,10 +285,16 @@ def _rope(config: Mapping[str, Any], *, where: str) -> Rope:
             f"{where}: rope_type {kind!r} is not supported: only {known} are"
         )
     theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
-    numbers = {"rope_theta": theta} | {name: given.get(name) for name in names}
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CorruptCheckpoint(
-                f"{where}: config.json has {name} = {value!r}, not a number above 0"
-            )
-    return Rope(kind, theta, *(float(numbers[name]) for name in names))
+    numbers = (_number(name, given.get(name), where) for name in names)
+    return Rope(kind, _number("rope_theta", theta, where), *numbers)
+
+
+def _rope_entry(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return ``rope_parameters``, else ``rope_scaling`` (its older name), else nothing."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise _refusal(key, value, where, "an object or null")
+        if value:
+            return value
+    return {}

@@ -62,6 +62,12 @@ def quantization_config(recipe: Recipe) -> dict[str, Any] | None:
     }
 
 
+def companions(directory: Path) -> list[Path]:
+    """Return the checkpoint's files, beside config and weights, that an artifact copies."""
+    found = {path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
 def write_companions(plan: Plan, directory: Path) -> None:
     """Write config.json and copy the tokenizer and its companions into ``directory``."""
     config = dict(plan.facts.config)
@@ -69,10 +75,8 @@ def write_companions(plan: Plan, directory: Path) -> None:
     if entry is not None:
         config["quantization_config"] = entry
     _write_json(directory / "config.json", config)
-    for pattern in _COMPANIONS:
-        for path in plan.facts.directory.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, directory / path.name)
+    for path in companions(plan.facts.directory):
+        shutil.copyfile(path, directory / path.name)
 
 
 def write_index(facts: CheckpointFacts, plan: Plan, directory: Path) -> None:

@@ -21,8 +21,9 @@ from compression.events import OnProgress, Progress
 from compression.manifest import Manifest, SourceRecord, TensorRecord
 from compression.packing import pack_int4, pack_int8
 from compression.plan import EMBEDDINGS, Plan, TensorPlan
-from compression.schemes import Int4, Int8, Unquantized
+from compression.schemes import Int4, Unquantized
 from compression.tensor_file import TensorFileWriter
+from compression.weights.codes import Codes
 from compression.weights.quantizer import quantize
 
 _LIBRARIES = ("narrowgate", "torch", "safetensors")
@@ -71,10 +72,11 @@ def _convert_file(
             for tensor in tensors:
                 name = tensor.fact.name
                 on_progress(Progress("quantize", len(records), len(plan.tensors), "tensors", name))
-                converted, error = _convert(tensor, checkpoint.get_tensor(name))
-                for stored_name, value in converted.items():
+                weight = checkpoint.get_tensor(name)
+                codes = _quantize(tensor, weight)
+                for stored_name, value in _stored(tensor, weight, codes).items():
                     writer.write(stored_name, value)
-                records[name] = _tensor_record(tensor, error)
+                records[name] = _tensor_record(tensor, weight, codes)
             on_progress(Progress("quantize", len(records), len(plan.tensors), "tensors"))
             return writer.finish()
     except SafetensorError as error:
@@ -83,24 +85,26 @@ def _convert_file(
         ) from None
 
 
-def _convert(tensor: TensorPlan, weight: Tensor) -> tuple[dict[str, Tensor], float | None]:
-    """Return what the artifact holds for one weight, and the relative error of its codes."""
-    name = tensor.fact.name
+def _quantize(tensor: TensorPlan, weight: Tensor) -> Codes | None:
+    """Return the codes of one weight, or None where it is kept as it is."""
     if not torch.isfinite(weight).all():
+        name = tensor.fact.name
         raise CorruptCheckpoint(
             f"{name!r} holds NaN or infinite values: fetch the checkpoint again"
         )
     if isinstance(tensor.scheme, Unquantized):
-        return {name: weight}, None
-    codes = quantize(weight, tensor.scheme, workers=len(os.sched_getaffinity(0)))
-    error = relative_error(weight, codes.dequantize())
-    if name in EMBEDDINGS:
-        return {name: weight}, error
-    match tensor.scheme:
-        case Int8():
-            return pack_int8(name, codes), error
-        case Int4(symmetric=symmetric):
-            return pack_int4(name, codes, symmetric=symmetric), error
+        return None
+    return quantize(weight, tensor.scheme, workers=len(os.sched_getaffinity(0)))
+
+
+def _stored(tensor: TensorPlan, weight: Tensor, codes: Codes | None) -> dict[str, Tensor]:
+    """Return what the artifact holds for one weight."""
+    name = tensor.fact.name
+    if codes is None or name in EMBEDDINGS:
+        return {name: weight}
+    if isinstance(tensor.scheme, Int4):
+        return pack_int4(name, codes, symmetric=tensor.scheme.symmetric)
+    return pack_int8(name, codes)
 
 
 def relative_error(weight: Tensor, restored: Tensor) -> float:
@@ -110,17 +114,17 @@ def relative_error(weight: Tensor, restored: Tensor) -> float:
     return float((exact - restored).norm()) / norm if norm else 0.0
 
 
-def _tensor_record(tensor: TensorPlan, error: float | None) -> TensorRecord:
+def _tensor_record(tensor: TensorPlan, weight: Tensor, codes: Codes | None) -> TensorRecord:
     return TensorRecord(
         name=tensor.fact.name,
         shape=tensor.fact.shape,
         requested=tensor.scheme.label,
-        applied=tensor.scheme.label,
+        applied="none" if codes is None else codes.label,
         reason=tensor.reason,
         bytes_before=tensor.fact.num_bytes,
         bytes_stored=tensor.bytes_stored,
         bytes_in_memory=tensor.bytes_in_memory,
-        relative_error=error,
+        relative_error=None if codes is None else relative_error(weight, codes.dequantize()),
     )
 
 

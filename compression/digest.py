@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from compression.artifact import companions
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts
 from compression.paths import cache_home
@@ -17,10 +18,15 @@ _BLOCK_BYTES = 4 * 1024 * 1024
 
 
 def source_digest(facts: CheckpointFacts, on_progress: OnProgress) -> str:
-    """Return one digest over the config and all weight files of a checkpoint."""
+    """Return one digest over everything of a checkpoint that an artifact is made from.
+
+    That is the config, the tokenizer and its companions, and every weight file.
+    """
     known = _read_memory()
     total = sum((facts.directory / file).stat().st_size for file in facts.files)
-    whole = hashlib.sha256((facts.directory / "config.json").read_bytes())
+    whole = hashlib.sha256()
+    for path in (facts.directory / "config.json", *companions(facts.directory)):
+        whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     done = 0
     learned: dict[str, str] = {}
     for file in facts.files:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Stage = Literal["fetch", "convert", "hash", "quantize", "write", "compare"]
+Stage = Literal["fetch", "convert", "hash", "quantize", "start", "compare"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class TensorRecord(_Record):
     shape: tuple[int, ...]
     requested: str
     applied: str
+    """Read from the codes that were made, not from the plan."""
     reason: str
     bytes_before: int
     bytes_stored: int
@@ -39,7 +40,12 @@ class TensorRecord(_Record):
 
 
 class Manifest(_Record):
-    """The whole record; ``bytes_in_memory`` is what the embedded engine holds while serving."""
+    """The whole record.
+
+    ``bytes_before`` are the checkpoint's own. ``bytes_in_memory`` is what the weights need on the
+    embedded engine's kernels; the engine itself reports the live figure, which also counts padding
+    and the copies of the norms.
+    """
 
     format_version: int = 1
     recipe: Recipe

@@ -103,7 +103,7 @@ class Int8Linear(PackedLinear):
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         rows, columns = codes.codes.shape
-        super().__init__("int8-rows", rows, columns, bias)
+        super().__init__(codes.label, rows, columns, bias)
         self._padding = -columns % 16
         packed = functional.pad(codes.codes, (0, self._padding)).contiguous()
         self.packed: Tensor
@@ -141,10 +141,8 @@ class Int4Linear(PackedLinear):
         rows, columns = codes.codes.shape
         if codes.zeros is None:
             raise ValueError("int4 codes need zero points")
-        group_size = columns // codes.scales.shape[1]
-        symmetry = "sym" if bool((codes.zeros == 8).all()) else "asym"
-        super().__init__(f"int4-g{group_size}-{symmetry}", rows, columns, bias)
-        self.group_size = group_size
+        super().__init__(codes.label, rows, columns, bias)
+        self.group_size = columns // codes.scales.shape[1]
         padding = (0, 0, 0, -rows % _INT4_ROW_BLOCK)
         nibbles = functional.pad(codes.codes.to(torch.int32), padding)
         scales = codes.scales.to(torch.float32)

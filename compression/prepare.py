@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compression.build import build
 from compression.digest import source_digest
 from compression.errors import BuildError, RecipeError
 from compression.events import OnProgress
@@ -38,7 +37,7 @@ def prepare(model: str, recipe: str, revision: str | None, on_progress: OnProgre
     """
     asked = None if recipe == FULL else load_recipe(recipe)
     if asked is None:
-        directory = resolve_source(model, revision=revision, on_progress=on_progress).directory
+        directory = resolve_source(model, revision=revision, on_progress=on_progress)
         read_facts(directory)
         return Prepared(directory, None, cached=True)
     plan, source = _plan(model, asked, revision, on_progress)
@@ -59,6 +58,9 @@ def build_to(
     if recipe == FULL:
         raise RecipeError("recipe 'full' leaves nothing to build: use a recipe such as int4")
     asked = load_recipe(recipe)
+    # A hit in the store needs no torch, which takes seconds to import.
+    from compression.build import build
+
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BuildError(f"--out {str(out)!r} exists and is not empty: give a new directory")
@@ -76,7 +78,7 @@ def build_to(
 def _plan(
     model: str, recipe: Recipe, revision: str | None, on_progress: OnProgress
 ) -> tuple[Plan, SourceRecord]:
-    directory = resolve_source(model, revision=revision, on_progress=on_progress).directory
+    directory = resolve_source(model, revision=revision, on_progress=on_progress)
     facts = read_facts(directory)
     plan = make_plan(facts, recipe)
     digest = source_digest(facts, on_progress)
@@ -84,4 +86,6 @@ def _plan(
 
 
 def _write(plan: Plan, source: SourceRecord, directory: Path, *, on_progress: OnProgress) -> None:
+    from compression.build import build
+
     build(plan, source, directory, on_progress)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -71,7 +72,8 @@ def load_recipe(name_or_path: str) -> Recipe:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read recipe {name_or_path!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A date such as 2024-99-99 is a bare ValueError, and nesting without end a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"recipe {name_or_path!r} is not YAML: {reason}") from None
     return parse_recipe(fields, where=name_or_path, default_name=path.stem)
@@ -81,14 +83,21 @@ def parse_recipe(fields: Any, *, where: str, default_name: str) -> Recipe:
     """Validate plain data as a recipe.
 
     Raises:
-        RecipeError: names the key, the value and what is allowed.
+        RecipeError: names the key, the value and what is allowed; also where the name is that of
+            a preset which does something else.
     """
     if not isinstance(fields, dict):
         raise RecipeError(f"recipe {where!r} must be a mapping with the key 'weights'")
     try:
-        return Recipe.model_validate({"name": default_name.lower(), **fields})
+        recipe = Recipe.model_validate({"name": default_name.lower(), **fields})
     except ValidationError as error:
         raise RecipeError(f"recipe {where!r}: {_first_problem(error)}") from None
+    if recipe.name in {*PRESETS, FULL} and recipe != PRESETS.get(recipe.name):
+        raise RecipeError(
+            f"recipe {where!r} is named {recipe.name!r}, which is a preset: "
+            "give it another name with the key 'name'"
+        )
+    return recipe
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -98,4 +107,9 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {key!r}: remove it or correct its spelling"
     if problem["type"] == "missing":
         return f"missing key {key!r}"
-    return f"{key!r} is {problem['input']!r}: {problem['msg']}"
+    if problem["type"] == "string_pattern_mismatch":
+        return (
+            f"the name {problem['input']!r} (of the file, unless it has the key 'name') must be 1 "
+            "to 63 of a-z, 0-9, '.', '_', '-', the first a letter or digit: set the key 'name'"
+        )
+    return f"{key!r} is {reprlib.repr(problem['input'])}: {problem['msg']}"

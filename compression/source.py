@@ -1,12 +1,10 @@
 """Finds the checkpoint directory behind the model name that a user gives."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from compression.architecture import read_config
 from compression.demo_model import DEMO_MODEL, ensure_demo_model
-from compression.errors import CorruptCheckpoint, ModelNotFound, SourceError
+from compression.errors import ModelNotFound, SourceError
 from compression.events import OnProgress, ignore
 from compression.hub import fetch_snapshot
 
@@ -14,19 +12,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATH_START = ("/", "./", "../", "~")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A full checkpoint: the name as given, its directory, its first architecture."""
-
-    model: str
-    directory: Path
-    architecture: str
-
-
 def resolve_source(
     model: str, *, revision: str | None = None, on_progress: OnProgress = ignore
-) -> Source:
-    """Return the checkpoint that ``model`` names, fetched now if it must be.
+) -> Path:
+    """Return the directory of the checkpoint that ``model`` names, fetched now if it must be.
 
     ``model`` is the demo model's name, else a directory, else a hub id ``org/name``;
     ``revision`` (branch, tag or commit) is for hub ids only.
@@ -52,7 +41,8 @@ def resolve_source(
             directory = fetch_snapshot(model, revision=revision, on_progress=on_progress)
         else:
             directory = _local_directory(model, path)
-        return Source(model, directory, _architecture(directory))
+        _require_safetensors(directory)
+        return directory
     except OSError as error:
         raise SourceError(
             f"cannot read model {model!r} ({error.strerror or error}): check path and permissions"
@@ -83,19 +73,10 @@ def _local_directory(model: str, path: Path) -> Path:
     )
 
 
-def _architecture(directory: Path) -> str:
-    """Return the first architecture named in config.json, after a look at what else is there."""
+def _require_safetensors(directory: Path) -> None:
     names = {path.name for path in directory.iterdir()}
     if not any(name.endswith(".safetensors") for name in names):
         raise SourceError(f"{str(directory)!r} has no *.safetensors file: {_remedy(names)}")
-    match read_config(directory).get("architectures"):
-        case [str(architecture), *_]:
-            return architecture
-        case other:
-            raise CorruptCheckpoint(
-                f"{str(directory / 'config.json')!r} has architectures={other!r}: it must list "
-                "one, such as ['LlamaForCausalLM']"
-            )
 
 
 def _remedy(names: set[str]) -> str:

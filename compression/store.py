@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compression.errors import ArtifactError, BuildError
+from compression.errors import ArtifactError, BuildError, CorruptCheckpoint
+from compression.facts import read_header
 from compression.manifest import read_manifest
 
 _ASIDE = ".building-"
@@ -61,7 +62,11 @@ def _sweep(store: Path, digest: str) -> None:
 
 
 def _is_complete(directory: Path) -> bool:
+    """Return whether manifest and weight files are there, each as long as its header says."""
     try:
-        return read_manifest(directory) is not None
-    except ArtifactError:
+        manifest = read_manifest(directory)
+        for file in () if manifest is None else manifest.files:
+            read_header(directory / file)
+    except (ArtifactError, CorruptCheckpoint):
         return False
+    return manifest is not None

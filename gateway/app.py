@@ -46,7 +46,11 @@ class Application(FastAPI):
 
     def __init__(self, service: Service) -> None:
         super().__init__(
-            title="Narrowgate", version=version("narrowgate"), docs_url=None, redoc_url=None
+            title="Narrowgate",
+            version=version("narrowgate"),
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,  # a redirect would point wherever the client's Host says
         )
         self.state.service = service
         self.include_router(make_router())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -56,8 +56,8 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _build(options: argparse.Namespace, terminal: Terminal) -> int:
-    words = ["-m", "compression", "build", *_source(options), "--recipe", options.recipe]
-    words += ["--out", str(options.out)]
+    words = ["-m", "compression", "build", *_source(options)]
+    words += [f"--recipe={options.recipe}", f"--out={options.out}"]
     code, ready = _run_job(words, terminal)
     if ready is not None:
         terminal.built(ready["directory"], ready["manifest"])
@@ -69,11 +69,10 @@ def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
     from compression.report import render_tables
 
     words = ["-m", "gateway.engine.compare", *_source(options)]
-    for recipe in options.recipe:
-        words += ["--recipe", recipe]
+    words += [f"--recipe={recipe}" for recipe in options.recipe]
     for flag in ("text", "json", "png", "max_tokens", "threads"):
         if (value := getattr(options, flag)) is not None:
-            words += [f"--{flag.replace('_', '-')}", str(value)]
+            words += [f"--{flag.replace('_', '-')}={value}"]
     code, compared = _run_job(words, terminal)
     if compared is not None:
         terminal.show(render_tables(compared["report"]))
@@ -81,8 +80,8 @@ def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _source(options: argparse.Namespace) -> list[str]:
-    words = ["--model", options.model]
-    return words if options.revision is None else [*words, "--revision", options.revision]
+    words = [f"--model={options.model}"]
+    return words if options.revision is None else [*words, f"--revision={options.revision}"]
 
 
 def _run_job(words: list[str], terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
@@ -112,8 +111,21 @@ async def _until_signal(
     return (EXIT_INTERRUPTED if signal.SIGINT in caught else EXIT_TERMINATED), None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, like the rest of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_REFUSED, f"narrowgate: error: {message}; see {self.prog} --help\n")
+
+
+def _positive(value: str) -> int:
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="narrowgate", description=__doc__)
+    parser = _Parser(prog="narrowgate", description=__doc__)
     parser.add_argument(
         "--version", action="version", version=f"narrowgate {version('narrowgate')}"
     )
@@ -131,8 +143,8 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="what clients send as model (default: from --model)")
     command.add_argument("--host", help="default: 127.0.0.1")
     command.add_argument("--port", type=int, help="default: 8000")
-    command.add_argument("--threads", type=int, metavar="N", help="of the engine")
-    command.add_argument("--max-model-len", type=int, metavar="N", help="context in tokens")
+    command.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
+    command.add_argument("--max-model-len", type=_positive, metavar="N", help="context in tokens")
     command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
 
 
@@ -150,8 +162,8 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text", type=Path, metavar="DIR", help="each file is a slice")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     command.add_argument("--png", type=Path, metavar="FILE", help="draw quality against size")
-    command.add_argument("--max-tokens", type=int, metavar="N", help="of each slice")
-    command.add_argument("--threads", type=int, metavar="N")
+    command.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
+    command.add_argument("--threads", type=_positive, metavar="N")
 
 
 def _add_source(command: argparse.ArgumentParser, *, required: bool) -> None:

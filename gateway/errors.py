@@ -5,7 +5,8 @@ NarrowgateError
 │   ├── SettingsError             a setting, key or flag is wrong
 │   ├── PortInUse                 another process listens there
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
-│   └── ChildFailed               a child process crashed or never became ready
+│   ├── ChildFailed               a child process crashed or never became ready
+│   └── SchemeMismatch            the engine runs other schemes than the artifact records
 ├── ClientGone                    nobody is left to read a reply
 └── ApiError                      status, type, code, param, retry_after_s
     ├── InvalidRequest            400 invalid_value
@@ -62,6 +63,10 @@ class LoadRefused(StartupError):
 
 class ChildFailed(StartupError):
     """A child process crashed or never became ready."""
+
+
+class SchemeMismatch(StartupError):
+    """The engine runs other schemes than the artifact's manifest records."""
 
 
 class ClientGone(NarrowgateError):

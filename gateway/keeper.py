@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from compression.events import OnProgress
+from compression.events import OnProgress, Progress
 from gateway.backends.base import Engine
 from gateway.errors import ApiError, ChildFailed, EngineDown, ModelLoading, StartupError
 from gateway.launch import Prepared
@@ -82,7 +82,7 @@ class Keeper:
         self._metrics = metrics
         self._on_progress = on_progress
         self._patience = patience
-        self._state = State.STOPPED
+        self._change(State.STOPPED)
         self._created = int(time.time())
         self._engine: Engine | None = None
         self._info: EngineInfo | None = None
@@ -145,25 +145,42 @@ class Keeper:
         """Load once, then restart the engine whenever it is lost."""
         try:
             prepared = await self._load()
-        except (StartupError, ApiError) as error:
-            self._change(State.FAILED)
-            loaded.set_exception(error)
-            return
+            loaded.set_result(None)
+            losses: deque[float] = deque()
+            while self._engine is not None:
+                reason = await self._until_lost(self._engine)
+                await self._restart(prepared, reason, losses)
         except asyncio.CancelledError:
             loaded.cancel()
             raise
-        loaded.set_result(None)
-        losses: deque[float] = deque()
-        while self._engine is not None:
-            reason = await self._until_lost(self._engine)
-            await self._restart(prepared, reason, losses)
+        except (StartupError, ApiError) as error:
+            await self._give_up(loaded, error)
+        except Exception as error:
+            # The border of this task: a defect must not leave anybody waiting, or a stale state.
+            logger.exception("%s failed on a defect", self.spec.served_name)
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            name = self.spec.served_name
+            await self._give_up(loaded, StartupError(f"{name} cannot be served: {words}"))
+
+    async def _give_up(self, loaded: asyncio.Future[None], error: StartupError | ApiError) -> None:
+        """End in failure: tell who waits for the load, or the log if it was over."""
+        self._change(State.FAILED)
+        if loaded.done():
+            logger.error("%s is not restarted: %s", self.spec.served_name, error)
+        else:
+            loaded.set_exception(error)
+        if self._engine is not None:
+            await self._engine.stop(0)
 
     async def _load(self) -> Prepared:
         self._change(State.LOADING)
         started = time.monotonic()
         prepared = await self._launch.prepare(self.spec, self._on_progress)
         self._prepared = prepared
+        name = self.spec.served_name
+        self._on_progress(Progress("start", 0, 0, "steps", f"the engine of {name}"))
         await self._start(prepared)
+        self._on_progress(Progress("start", 1, 1, "steps", f"the engine of {name}"))
         self._load_s = time.monotonic() - started
         seconds = self._metrics.histograms["model_load_seconds"]
         seconds.labels(self.spec.alias, self.spec.variant).observe(self._load_s)
@@ -172,12 +189,13 @@ class Keeper:
     async def _start(self, prepared: Prepared) -> None:
         engine = await self._launch.start(self.spec, prepared)
         try:
-            self._info = await engine.client.info()
+            info = await engine.client.info()
+            prepared.require_applied(info)
         except BaseException:
             await engine.stop(0)
             raise
-        self._engine = engine
-        self._describe(self._info, engine.backend)
+        self._engine, self._info = engine, info
+        self._describe(info, engine.backend)
         self._change(State.READY)
 
     async def _until_lost(self, engine: Engine) -> RestartReason:
@@ -232,23 +250,28 @@ class Keeper:
 
     def _change(self, state: State) -> None:
         self._state = state
-        up = self._metrics.gauges["engine_up"].labels(self.spec.alias, self.spec.variant)
-        up.set(state is State.READY)
+        names, gauges = (self.spec.alias, self.spec.variant), self._metrics.gauges
+        gauges["engine_up"].labels(*names).set(state is State.READY)
+        for one in State:
+            gauges["model_state"].labels(*names, one.value).set(one is state)
 
     def _describe(self, info: EngineInfo, backend: str) -> None:
-        alias = self.spec.alias
+        alias, variant = self.spec.alias, self.spec.variant
         manifest = (self._prepared.manifest if self._prepared else None) or {}
         gauges = self._metrics.gauges
         gauges["model_info"].labels(
             model=alias,
-            variant=self.spec.variant,
-            recipe=info.recipe,
+            variant=variant,
+            recipe=variant,
             recipe_digest=info.recipe_digest or "",
             source_digest=manifest.get("source", {}).get("digest", ""),
             weight_bits=f"{info.weight_bits:.2f}",
             base_dtype=info.dtype,
             backend=backend,
         ).set(1)
-        gauges["weights_bytes"].labels(alias, info.recipe).set(info.weights_bytes)
-        before = gauges["weights_uncompressed_bytes"].labels(alias, info.recipe)
-        before.set(info.weights_bytes_before)
+        sizes = (
+            ("weights_bytes", info.weights_bytes),
+            ("weights_uncompressed_bytes", info.weights_bytes_before),
+        )
+        for name, num_bytes in sizes:
+            gauges[name].labels(model=alias, variant=variant, recipe=variant).set(num_bytes)

@@ -1,19 +1,23 @@
 """From a model's settings to a started engine: prepare in a child process, then start."""
 
 import logging
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from compression import events
 from compression.events import OnProgress, Progress
+from compression.schemes import Unquantized
 from gateway.backends import embedded
 from gateway.backends.base import Engine
 from gateway.backends.process import ChildProcess, EngineProcess
-from gateway.errors import ChildFailed, LoadRefused
+from gateway.errors import ChildFailed, LoadRefused, SchemeMismatch
+from gateway.protocol import EngineInfo
 from gateway.settings import ModelSpec, Settings
 from gateway.upstream import EngineClient
 
@@ -22,6 +26,11 @@ logger = logging.getLogger(__name__)
 JOB_GRACE_S = 10.0
 """A job that is told to end removes what it has half written."""
 
+_UNQUANTIZED = Unquantized().label
+_EMBEDDED = ("torch", "transformers", "safetensors", "numpy")
+_LACKS_EMBEDDED = re.compile(rf"ModuleNotFoundError: No module named '({'|'.join(_EMBEDDED)})'")
+_HOW_TO_EMBED = "this needs the embedded extra: pip install 'narrowgate[embedded]'"
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -29,6 +38,24 @@ class Prepared:
 
     directory: Path
     manifest: Mapping[str, Any] | None
+
+    def require_applied(self, info: EngineInfo) -> None:
+        """Check that the live engine runs what the artifact records; a plain checkpoint passes.
+
+        Raises:
+            SchemeMismatch: names the schemes of both.
+        """
+        if self.manifest is None:
+            return
+        matrices = (record for record in self.manifest["tensors"] if len(record["shape"]) == 2)
+        recorded = {str(record["applied"]) for record in matrices}
+        live = {label for label, count in info.schemes.items() if count}
+        # Unquantized matrices may be recorded and yet not be layers, but never the other way.
+        if live - recorded or recorded - live - {_UNQUANTIZED}:
+            raise SchemeMismatch(
+                f"the engine of {info.served_model_name} runs {_listed(live)}, but the artifact "
+                f"{str(self.directory)!r} records {_listed(recorded)}: build it again"
+            )
 
 
 class Launcher:
@@ -45,9 +72,9 @@ class Launcher:
             ChildFailed: the compression crashed.
         """
         words = ["-m", "compression", "prepare"]
-        words += ["--model", spec.settings.model, "--recipe", spec.settings.recipe]
+        words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
-            words += ["--revision", spec.settings.revision]
+            words += [f"--revision={spec.settings.revision}"]
         ready = await run_job(words, on_progress)
         return Prepared(Path(ready["directory"]), ready["manifest"])
 
@@ -75,9 +102,11 @@ async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str
     """Run ``python ARGUMENTS``, a child that reports JSON lines, and return its last event.
 
     Raises:
-        LoadRefused: the child refused, in its own words.
+        LoadRefused: the child refused, in its own words, or its libraries are not installed.
         ChildFailed: it crashed.
     """
+    if not all(find_spec(name) for name in _EMBEDDED):
+        raise LoadRefused(_HOW_TO_EMBED)
     job = _Job(on_progress)
     child = await ChildProcess.start(
         [sys.executable, *arguments],
@@ -89,9 +118,11 @@ async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str
         code = await child.wait()
     finally:
         await child.stop(JOB_GRACE_S)
-    name = " ".join(arguments[1:3])
+    name = " ".join(word for word in arguments[1:3] if not word.startswith("-"))
     if job.refusal is not None:
         raise LoadRefused(job.refusal)
+    if code != 0 and _LACKS_EMBEDDED.match(child.last_words):
+        raise LoadRefused(_HOW_TO_EMBED)
     if code != 0:
         raise ChildFailed(f"`{name}` {_ending(code)}: {child.last_words}")
     if job.result is None:
@@ -120,6 +151,10 @@ class _Job:
                 self.refusal = str(fields["message"])
             case _:
                 self.result = fields
+
+
+def _listed(labels: set[str]) -> str:
+    return ", ".join(sorted(labels)) or "nothing"
 
 
 def _ending(code: int) -> str:

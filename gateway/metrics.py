@@ -1,6 +1,7 @@
 """Every metric of the gateway: one table of families, and the object that records into them."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -56,19 +57,23 @@ FAMILIES: tuple[Family, ...] = (
     Family("counter", "generated_tokens_total", ("model", "variant"),
            "Generated tokens, as counted by the engine; of a stream that broke off, its events."),
     Family("gauge", "requests_running", ("model", "variant"),
-           "Requests that an engine is working on."),
+           "Requests passed to an engine: running or waiting there."),
     Family("counter", "client_disconnects_total", ("model", "phase"),
            "Clients that left before the reply had ended."),
     Family("gauge", "model_info",
            ("model", "variant", "recipe", "recipe_digest", "source_digest", "weight_bits",
             "base_dtype", "backend"),
            "What is served, always 1; joins other series."),
-    Family("gauge", "weights_bytes", ("model", "recipe"),
+    Family("gauge", "weights_bytes", ("model", "variant", "recipe"),
            "Bytes of the live weights in memory."),
-    Family("gauge", "weights_uncompressed_bytes", ("model", "recipe"),
+    Family("gauge", "weights_uncompressed_bytes", ("model", "variant", "recipe"),
            "Bytes of the full model's weights."),
     Family("gauge", "engine_up", ("model", "variant"),
            "1 while the engine is ready, else 0."),
+    Family("gauge", "model_state", ("model", "variant", "state"),
+           "1 for the state that the model is in, 0 for every other state."),
+    Family("gauge", "build_info", ("version",),
+           "The version of this gateway, always 1."),
     Family("counter", "engine_restarts_total", ("model", "variant", "reason"),
            "Restarts of an engine that ended or stalled."),
     Family("histogram", "model_load_seconds", ("model", "recipe"),
@@ -104,10 +109,14 @@ class Metrics:
             if family.type == "histogram"
         }
         ProcessCollector(registry=self.registry)
+        self.gauges["build_info"].labels(version("narrowgate")).set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type for an ``Accept`` header."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(_WithoutCreated(self.registry)), content_type
 
 

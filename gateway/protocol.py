@@ -109,6 +109,8 @@ class ModelCard(BaseModel):
     weights_bytes: int | None = None
     weights_uncompressed_bytes: int | None = None
     max_model_len: int | None = None
+    schemes: dict[str, int] | None = None
+    kernels: dict[str, str] | None = None
     state: str
 
 
@@ -198,7 +200,10 @@ def _path(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _quote(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deep"
     return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "…"
 
 

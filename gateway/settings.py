@@ -24,6 +24,14 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        # No command line, path or host name can carry one.
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{value!r} has a NUL character: remove it")
+        return value
+
 
 class ModelSettings(_Frozen):
     """One model: where it comes from and how it is compressed and served."""

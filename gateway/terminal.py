@@ -9,10 +9,12 @@ from typing import Any
 
 import orjson
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from compression.events import Progress
+from compression.recipe import FULL
 from gateway.keeper import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ _TITLES = {
     "convert": "Converting",
     "hash": "Checking",
     "quantize": "Compressing",
-    "write": "Writing",
+    "start": "Starting",
     "compare": "Comparing",
 }
 
@@ -77,6 +79,10 @@ class Terminal:
         self._say(f"  API base  {base_url}/v1")
         self._say(f"  Models    {base_url}/v1/models")
         self._say(f"  Metrics   {base_url}/metrics")
+        if compressed := [snapshot.spec for snapshot in snapshots if snapshot.spec.variant != FULL]:
+            asked = compressed[0].settings
+            words = ["narrowgate", "compare", "--model", asked.model, "--recipe", asked.recipe]
+            self._say(f"  Fidelity  {shlex.join(words)}")
         self._say("Ctrl-C stops it.")
 
     def built(self, directory: str, manifest: Mapping[str, Any] | None) -> None:
@@ -106,9 +112,13 @@ class Terminal:
 
     def _draw(self, progress: Progress) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
-            detail = TextColumn("{task.fields[unit]} {task.fields[detail]}", markup=False)
-            self._bars = Bars(*columns, detail, TimeElapsedColumn(), console=self._err)
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=30),
+                _CountColumn(),
+            )
+            detail = TextColumn("{task.fields[detail]}", markup=False)
+            self._bars = Bars(*columns, TimeElapsedColumn(), detail, console=self._err)
             self._bars.start()
         if progress.stage not in self._tasks:
             title = _TITLES[progress.stage]
@@ -118,7 +128,7 @@ class Terminal:
             completed=progress.done,
             total=progress.total or None,
             unit=progress.unit,
-            detail=progress.detail[:60],
+            detail=progress.detail[:48],
         )
 
     def _end_bars(self) -> None:
@@ -133,9 +143,25 @@ class Terminal:
         if not is_last and now - self._logged.get(progress.stage, -LOG_EVERY_S) < LOG_EVERY_S:
             return
         self._logged[progress.stage] = now
-        total = f" of {progress.total}" if progress.total else ""
-        where = f"{progress.done}{total} {progress.unit} {progress.detail}".rstrip()
+        where = f"{_count(progress.done, progress.total, progress.unit)} {progress.detail}".strip()
         logger.info("%s: %s", _TITLES[progress.stage].lower(), where)
+
+
+class _CountColumn(ProgressColumn):
+    """How far a stage has come, in its own unit."""
+
+    def render(self, task: Task) -> Text:
+        """Return the counts of one bar."""
+        return Text(_count(int(task.completed), int(task.total or 0), task.fields["unit"]))
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    """Return ``done/total unit``; megabytes for bytes, nothing for a single step."""
+    if unit == "steps":
+        return ""
+    if unit == "bytes":
+        done, total, unit = done // 1_000_000, total // 1_000_000, "MB"
+    return f"{done}/{total} {unit}" if total else f"{done} {unit}"
 
 
 class _ConsoleHandler(logging.Handler):

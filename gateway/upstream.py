@@ -19,6 +19,7 @@ from gateway.errors import (
     EngineFault,
     EngineRefused,
     EngineTimeout,
+    InvalidRequest,
 )
 from gateway.protocol import EngineInfo
 from gateway.transport import READ, EngineTransport, Read
@@ -128,12 +129,13 @@ class EngineClient:
         """Send a chat request; leaving the block early makes the engine stop.
 
         Raises:
+            InvalidRequest: the fields are nested too deep to be written as JSON.
             ApiError: the engine refused the request, failed or is gone.
         """
         request = self._client.build_request(
             "POST",
             "/v1/chat/completions",
-            content=orjson.dumps(self._engine_fields(fields)),
+            content=_encode(self._engine_fields(fields)),
             headers={"x-request-id": request_id},
         )
         try:
@@ -183,6 +185,14 @@ class EngineClient:
             options = fields.get("stream_options") or {}
             changed["stream_options"] = {**options, "include_usage": True}
         return changed
+
+
+def _encode(fields: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError:
+        # All else that was parsed can be written; only the limits of depth differ.
+        raise InvalidRequest("the body is nested too deep: use fewer levels") from None
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:

@@ -20,6 +20,14 @@ class Codes:
     zeros: Tensor | None
     """int8 ``[rows, groups]`` in 0…15 for int4; None for int8."""
 
+    @property
+    def label(self) -> str:
+        """Return the scheme that these codes really have, as reports name it."""
+        if self.zeros is None:
+            return "int8-rows"
+        width = self.codes.shape[1] // self.scales.shape[1]
+        return f"int4-g{width}-{'sym' if bool((self.zeros == 8).all()) else 'asym'}"
+
     def dequantize(self) -> Tensor:
         """Return the float32 ``[rows, columns]`` weight that these codes stand for."""
         rows, groups = self.scales.shape

@@ -36,5 +36,7 @@ def _card(name: str, snapshot: Snapshot) -> ModelCard:
         weights_bytes=info.weights_bytes if info else None,
         weights_uncompressed_bytes=info.weights_bytes_before if info else None,
         max_model_len=info.max_model_len if info else None,
+        schemes=info.schemes if info else None,
+        kernels=info.kernels if info else None,
         state=snapshot.state,
     )

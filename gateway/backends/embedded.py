@@ -12,12 +12,12 @@ HOST = "127.0.0.1"
 
 def command(directory: Path, *, served_name: str, port: int, settings: ModelSettings) -> list[str]:
     """Return the command line that serves a checkpoint or an artifact."""
-    words = [sys.executable, "-m", "gateway.engine", "--model", str(directory)]
-    words += ["--served-model-name", served_name, "--host", HOST, "--port", str(port)]
+    words = [sys.executable, "-m", "gateway.engine", f"--model={directory}"]
+    words += [f"--served-model-name={served_name}", f"--host={HOST}", f"--port={port}"]
     if settings.threads is not None:
-        words += ["--threads", str(settings.threads)]
+        words += [f"--threads={settings.threads}"]
     if settings.max_model_len is not None:
-        words += ["--max-model-len", str(settings.max_model_len)]
+        words += [f"--max-model-len={settings.max_model_len}"]
     return words
 
 

@@ -1,38 +1,26 @@
-"""The child process behind ``narrowgate compare``: options in, JSON lines out.
+"""The child process behind ``narrowgate compare`` (see :mod:`compression.child`).
 
-Each line on standard output is one event (see :mod:`compression.events`); the last one is
-``compared`` with the report, or ``error`` with exit code 2. Exit code 130 or 143 means
-interrupted.
+The last line is ``compared`` with the report, or ``error``.
 """
 
 import argparse
-import signal
 import sys
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from compression.errors import CompressionError
+from compression.child import report_progress, run_child
 from compression.evaluation import builtin_slices, slices_from
-from compression.events import Progress, encode, encode_progress
 from compression.prepare import prepare
 from compression.report import plot, require_writable, write_json
 from gateway.engine.comparison import BUILTIN, compare, recipe_names
+from gateway.engine.tokenizer import load_backend
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison and return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    try:
-        report = _run(options)
-    except CompressionError as error:
-        _emit(encode("error", {"kind": type(error).__name__, "message": str(error)}))
-        return 2
-    _emit(encode("compared", {"report": report}))
-    return 0
+    return run_child(lambda: ("compared", {"report": _run(options)}))
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
@@ -42,9 +30,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         if path is not None:
             require_writable(path, option=option)
     slices = builtin_slices() if options.text is None else slices_from(options.text)
-    # Imported last: they take seconds, which no refusal above needs.
-    from transformers import AutoTokenizer
-
+    # Imported last: it takes a second, which no refusal above needs.
     from gateway.engine.runner import load_runner
 
     report = compare(
@@ -53,8 +39,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         slices,
         prepare=prepare,
         load_runner=partial(load_runner, threads=options.threads, max_model_len=None),
-        load_tokenizer=AutoTokenizer.from_pretrained,
-        on_progress=_report_progress,
+        load_tokenizer=load_backend,
+        on_progress=report_progress,
         revision=options.revision,
         text=BUILTIN if options.text is None else str(options.text),
         max_tokens=options.max_tokens,
@@ -83,19 +69,6 @@ def _positive(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"invalid positive number value: {value!r}")
     return int(value)
-
-
-def _report_progress(progress: Progress) -> None:
-    _emit(encode_progress(progress))
-
-
-def _emit(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that every ``finally`` on the way removes what is half-written."""
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

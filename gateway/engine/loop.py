@@ -49,6 +49,7 @@ class _Job:
     sampler: Sampler
     output: Output
     generation: Generation
+    request_id: str
 
 
 class EngineLoop:
@@ -81,13 +82,13 @@ class EngineLoop:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def submit(self, sequence: Sequence, output: Output) -> Generation:
-        """Queue a sequence and return its answer to come."""
+    def submit(self, sequence: Sequence, output: Output, *, request_id: str = "-") -> Generation:
+        """Queue a sequence and return its answer to come; the id is for the log."""
         generation = Generation(sequence)
         if not self._open:
             self._progress_at = time.monotonic()
         self._open.add(generation)
-        self._inbox.put(_Job(sequence, Sampler(sequence.params), output, generation))
+        self._inbox.put(_Job(sequence, Sampler(sequence.params), output, generation, request_id))
         return generation
 
     @property
@@ -130,7 +131,8 @@ class EngineLoop:
             pieces = self._sample(work, logits)
         except Exception:
             # The border of the step thread: whatever went wrong must not end it.
-            logger.exception("a step failed; %d request(s) fail with it", len(work))
+            ids = ", ".join(self._jobs[item.sequence].request_id for item in work)
+            logger.exception("a step failed, and with it the request(s) %s", ids)
             pieces = [(item.sequence, InternalError()) for item in work]
         self._emit(pieces)
 
@@ -149,7 +151,8 @@ class EngineLoop:
                 continue
             # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
             if not abs(peaks[row]) < float("inf"):
-                logger.error("the model returned logits whose maximum is %s", peaks[row])
+                request_id = self._jobs[item.sequence].request_id
+                logger.error("request %s: logits whose maximum is %s", request_id, peaks[row])
                 pieces.append((item.sequence, _broken(peaks[row])))
                 continue
             piece = self._choose(item.sequence, logits[row], peaks[row], peak_ids[row])

@@ -71,7 +71,7 @@ class Runner:
             "recipe": FULL if manifest is None else manifest.recipe.name,
             "recipe_digest": None if manifest is None else manifest.recipe_digest,
             "weights_bytes": weights_bytes,
-            "weights_bytes_before": weights_bytes if manifest is None else manifest.bytes_before,
+            "weights_bytes_before": weights_bytes if manifest is None else 2 * num_weights,
             "weight_bits": 8 * weights_bytes / num_weights,
             "schemes": schemes,
             "kernels": {linear.scheme: linear.kernel for linear in held},

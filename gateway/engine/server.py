@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ KEEP_ALIVE_S = 75
 DRAIN_POLL_S = 0.02
 AT_ONCE_EXIT_CODE = 128 + signal.SIGTERM
 
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,7 @@ def create_app(service: EngineService) -> Starlette:
             body = parse_chat(parse_object(await _read_body(request)))
             service.check_open(body.model)
             frames = service.frames(body)
-            generation = await service.generate(body)
+            generation = await service.generate(body, request_id=_request_id(request))
         finally:
             service.num_preparing -= 1
         if body.stream:
@@ -64,7 +67,7 @@ def create_app(service: EngineService) -> Starlette:
     async def health(request: Request) -> Response:
         return _json({"status": service.status}, status=200 if service.status == "ok" else 503)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
@@ -77,6 +80,15 @@ def create_app(service: EngineService) -> Starlette:
             Exception: _internal_error,
         },
     )
+    # A redirect would point wherever the client's Host header says.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _request_id(request: Request) -> str:
+    """Return the id that the gateway gave the request, fit for a log line."""
+    found = request.headers.get("x-request-id", "")
+    return found if _SANE_ID.fullmatch(found) else "-"
 
 
 async def _read_body(request: Request) -> bytes:
@@ -100,10 +112,16 @@ def _rendered(error: ApiError) -> Response:
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
-    return _rendered(error if isinstance(error, ApiError) else InternalError())
+    if not isinstance(error, ApiError):
+        raise error
+    # The message quotes what the client sent, so it stays out of the log.
+    where = _request_id(request)
+    logger.info("request %s: %d %s, param %.100r", where, error.status, error.code, error.param)
+    return _rendered(error)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
+    logger.error("request %s failed: %s", _request_id(request), type(error).__name__)
     return _rendered(InternalError())
 
 

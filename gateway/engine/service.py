@@ -97,8 +97,8 @@ class EngineService:
         if model is not None and model != served:
             raise ModelNotFound(f"The model {model[:100]!r} does not exist: this is {served!r}")
 
-    async def generate(self, request: ChatRequest) -> Generation:
-        """Read the prompt and queue the request.
+    async def generate(self, request: ChatRequest, *, request_id: str) -> Generation:
+        """Read the prompt and queue the request; the id is for the log.
 
         Raises:
             ApiError: the request cannot be honoured; see ``chat`` and ``parameters``.
@@ -113,7 +113,7 @@ class EngineService:
         output = Output(
             params, vocabulary=self.tokenizer.vocabulary, eos_ids=self.tokenizer.eos_ids
         )
-        return self.loop.submit(Sequence(ids, params), output)
+        return self.loop.submit(Sequence(ids, params), output, request_id=request_id)
 
     def frames(self, request: ChatRequest) -> ReplyFrames:
         """Return the renderer of the replies to ``request``."""

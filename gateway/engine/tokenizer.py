@@ -48,6 +48,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         CorruptCheckpoint: files are missing, damaged, or of a kind that cannot be served.
     """
+    backend = load_backend(directory)
+    return Tokenizer(backend, eos_ids=_eos_ids(directory, backend), source=directory)
+
+
+def load_backend(directory: Path) -> Any:
+    """Return transformers' fast tokenizer of the checkpoint in ``directory``.
+
+    Raises:
+        CorruptCheckpoint: files are missing or damaged.
+    """
     # Imported here, because it takes a second. Not AutoTokenizer: finding the class takes two more
     # seconds, and a tokenizer.json says everything itself.
     from transformers import PreTrainedTokenizerFast
@@ -57,12 +67,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"no tokenizer.json in {directory}: save the tokenizer in its fast form there"
         )
     try:
-        backend = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         # The border to the Rust library, which raises bare exceptions for damaged files.
         reason = " ".join(str(error).split())
         raise CorruptCheckpoint(f"cannot load the tokenizer in {directory}: {reason}") from error
-    return Tokenizer(backend, eos_ids=_eos_ids(directory, backend), source=directory)
 
 
 def _eos_ids(directory: Path, backend: Any) -> frozenset[int]:

@@ -115,6 +115,18 @@ def test_changed_weights_are_another_artifact(tmp_path: Path) -> None:
     assert first.directory != second.directory
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_changed_companions_are_another_artifact(tmp_path: Path, file: str) -> None:
+    """A changed config, tokenizer or chat template never meets the old artifact."""
+    source = make_tiny_checkpoint(tmp_path / "source")
+    first = prepare(str(source), "int8", None, ignore)
+    path = source / file
+    path.write_text(path.read_text() + "\n")
+    second = prepare(str(source), "int8", None, ignore)
+    assert first.directory != second.directory
+    assert (second.directory / file).exists()
+
+
 def test_full_is_the_checkpoint_itself(tiny_llama_dir: Path) -> None:
     """The recipe `full` builds nothing."""
     prepared = prepare(str(tiny_llama_dir), "full", None, ignore)
@@ -201,6 +213,16 @@ def test_incomplete_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
     again = prepare(str(tiny_llama_dir), "int8", None, ignore)
     assert not again.cached
     assert (again.directory / "model.safetensors").exists()
+
+
+def test_truncated_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
+    """An artifact whose weights were cut short is noticed by its header and made again."""
+    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    weights = first.directory / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    assert not prepare(str(tiny_llama_dir), "int8", None, ignore).cached
+    assert weights.read_bytes() == whole
 
 
 def test_remains_of_a_killed_build_are_swept(tiny_llama_dir: Path) -> None:

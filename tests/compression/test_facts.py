@@ -1,6 +1,7 @@
 """Headers and configs: what is read, and what is refused before any weight is."""
 
 import json
+import reprlib
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,89 @@ def test_what_the_config_rules_out(
     """Each unsupported or senseless entry is refused by name."""
     edit_config(checkpoint, **changes)
     with pytest.raises(kind, match=expected):
+        read_facts(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", None),
+        ("architectures", []),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [3]),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 1e9),
+        ("num_hidden_layers", True),
+        ("hidden_size", 2**31 + 1),
+        ("hidden_size", None),
+        ("vocab_size", -1),
+        ("num_key_value_heads", "2"),
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", -1),
+        ("num_key_value_heads", [2]),
+        ("head_dim", "16"),
+        ("head_dim", 0),
+        ("head_dim", 16.0),
+        ("rms_norm_eps", "abc"),
+        ("rms_norm_eps", None),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", 10**400),
+        ("rope_parameters", "x"),
+        ("rope_parameters", ["default"]),
+        ("rope_parameters", {"rope_type": ["default"]}),
+        ("rope_parameters", {"rope_theta": "1e4"}),
+        ("rope_scaling", "linear"),
+        ("sliding_window", "x"),
+        ("sliding_window", -1),
+        ("sliding_window", 1.5),
+        ("use_sliding_window", "false"),
+        ("max_position_embeddings", "512"),
+        ("hidden_act", ["silu"]),
+        ("tie_word_embeddings", "false"),
+        ("attention_bias", 1),
+        ("mlp_bias", {}),
+    ],
+)
+def test_malformed_value_is_named(checkpoint: Path, key: str, value: object) -> None:
+    """A value of the wrong type or size is refused in one line with its key and the value."""
+    edit_config(checkpoint, rope_parameters=None)
+    edit_config(checkpoint, **{key: value})
+    if isinstance(value, dict) and value:
+        [(key, value)] = value.items()
+    with pytest.raises(CorruptCheckpoint) as caught:
+        read_facts(checkpoint)
+    message = str(caught.value)
+    assert f"{key} = {reprlib.repr(value)}, not " in message
+    assert "\n" not in message
+
+
+def test_more_heads_than_columns(checkpoint: Path) -> None:
+    """Heads that would have no column each are refused by both numbers."""
+    edit_config(checkpoint, num_attention_heads=128, num_key_value_heads=None, head_dim=None)
+    with pytest.raises(CorruptCheckpoint, match="num_attention_heads 128 is more than hidden_size"):
+        read_facts(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": None, "sliding_window": None, "attention_bias": None, "rope_scaling": {}},
+        {"sliding_window": 16, "use_sliding_window": False},
+        {"sliding_window": 16, "use_sliding_window": None},
+        {"sliding_window": 10**6},
+    ],
+)
+def test_harmless_values_are_taken(checkpoint: Path, changes: dict[str, object]) -> None:
+    """Null means the default, and a window that is off or wider than the context is none."""
+    whole = read_facts(checkpoint).architecture
+    edit_config(checkpoint, **changes)
+    assert read_facts(checkpoint).architecture == whole
+
+
+def test_endless_nesting_is_no_json(checkpoint: Path) -> None:
+    """A config nested beyond reason is refused like any other that cannot be parsed."""
+    (checkpoint / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json' is not JSON"):
         read_facts(checkpoint)
 
 

@@ -50,12 +50,11 @@ def test_snapshot_is_fetched(hub: FakeHub, tiny_llama_dir: Path) -> None:
     """Only the wanted files come, whole, with progress in bytes up to the total."""
     events: list[Progress] = []
     source = resolve_source(REPOSITORY, on_progress=events.append)
-    assert source.architecture == "LlamaForCausalLM"
     names = {path.name for path in tiny_llama_dir.iterdir()}
-    assert {path.name for path in source.directory.iterdir()} == names
+    assert {path.name for path in source.iterdir()} == names
     assert set(hub.fetched) == names
     for name in names:
-        assert (source.directory / name).read_bytes() == (tiny_llama_dir / name).read_bytes()
+        assert (source / name).read_bytes() == (tiny_llama_dir / name).read_bytes()
     total = sum(path.stat().st_size for path in tiny_llama_dir.iterdir())
     assert events[-1] == Progress("fetch", total, total, "bytes", REPOSITORY)
 
@@ -72,14 +71,14 @@ def test_second_time_nothing_is_fetched(hub: FakeHub) -> None:
 
 def test_commit_as_revision(hub: FakeHub) -> None:
     """A revision picks the snapshot."""
-    assert resolve_source(REPOSITORY, revision=COMMIT).directory.name == COMMIT
+    assert resolve_source(REPOSITORY, revision=COMMIT).name == COMMIT
 
 
 def test_offline_cache(cache: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With HF_HUB_OFFLINE a model in the cache is found without a network."""
     snapshot = seed(cache, tiny_llama_dir)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert resolve_source("org/tiny").directory == snapshot
+    assert resolve_source("org/tiny") == snapshot
 
 
 def test_offline_and_absent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +90,7 @@ def test_offline_and_absent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_offline_and_partial(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download that was cut short is not taken for the model."""
-    (resolve_source(REPOSITORY).directory / "tokenizer.json").unlink()
+    (resolve_source(REPOSITORY) / "tokenizer.json").unlink()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SourceError, match="it is not whole in the local hub cache"):
         resolve_source(REPOSITORY)

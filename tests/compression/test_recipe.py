@@ -52,6 +52,9 @@ def test_yaml_file_is_a_recipe(tmp_path: Path) -> None:
         ("embeddings: {scheme: int8}\n", r"missing key 'weights'"),
         ("- int4\n", r"must be a mapping"),
         ("weights: [", r"is not YAML"),
+        ("[" * 2000, r"is not YAML"),
+        ("weights: 2024-99-99\n", r"is not YAML"),
+        ("name: 8bit!\nweights: {scheme: int8}\n", r"the name '8bit!' .*set the key 'name'"),
     ],
 )
 def test_bad_file_names_the_key(tmp_path: Path, text: str, expected: str) -> None:
@@ -61,6 +64,48 @@ def test_bad_file_names_the_key(tmp_path: Path, text: str, expected: str) -> Non
     with pytest.raises(RecipeError, match=expected) as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stem", ["My Recipe", "_int4", "größe", "x" * 64])
+def test_stem_that_is_no_name(tmp_path: Path, stem: str) -> None:
+    """A file name that cannot name a recipe is told so, with the way out; the way out works."""
+    path = tmp_path / f"{stem}.yaml"
+    path.write_text("weights: {scheme: int8}\n")
+    with pytest.raises(RecipeError, match=f"the name '{stem.lower()}' .*: set the key 'name'$"):
+        load_recipe(str(path))
+    path.write_text("name: mine\nweights: {scheme: int8}\n")
+    assert load_recipe(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "name"),
+    [
+        ("int4.yaml", "", "int4"),
+        ("INT8.yml", "", "int8"),
+        ("full.yaml", "", "full"),
+        ("mine.yaml", "name: int4\n", "int4"),
+        ("mine.yaml", "name: full\n", "full"),
+    ],
+)
+def test_name_of_a_preset_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, given: str, name: str
+) -> None:
+    """Two treatments never share one variant name, whether it is given or the file's own."""
+    monkeypatch.chdir(tmp_path)
+    Path(file).write_text(f"{given}weights: {{scheme: int4, group_size: 64}}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(f"./{file}")
+    assert str(caught.value) == (
+        f"recipe './{file}' is named '{name}', which is a preset: "
+        "give it another name with the key 'name'"
+    )
+
+
+def test_preset_written_out_keeps_its_name(tmp_path: Path) -> None:
+    """A file that says what the preset of its name says is that preset."""
+    path = tmp_path / "int4.yaml"
+    path.write_text("weights: {scheme: int4, group_size: 32}\nembeddings: {scheme: int8}\n")
+    assert load_recipe(str(path)) == PRESETS["int4"]
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

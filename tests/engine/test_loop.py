@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import pytest
 import torch
@@ -51,13 +52,18 @@ async def running(
 
 
 def submit(
-    loop: EngineLoop, tokenizer: Tokenizer, question: str = "hi", *, max_tokens: int = 100
+    loop: EngineLoop,
+    tokenizer: Tokenizer,
+    question: str = "hi",
+    *,
+    max_tokens: int = 100,
+    request_id: str = "-",
 ) -> Generation:
     """Queue a greedy request."""
     ids = tokenizer.encode(f"{question}<|im_start|>assistant\n")
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     output = Output(params, vocabulary=tokenizer.vocabulary, eos_ids=tokenizer.eos_ids)
-    return loop.submit(Sequence(ids, params), output)
+    return loop.submit(Sequence(ids, params), output, request_id=request_id)
 
 
 async def collect(generation: Generation) -> list[Delta]:
@@ -181,6 +187,27 @@ def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
             assert text_of(await collect(submit(loop, tokenizer))) == ANSWER
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan"])
+def test_failures_are_logged_with_the_request(
+    runner: FakeRunner,
+    tokenizer: Tokenizer,
+    fault: Literal["raise", "nan"],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log says which requests a broken step or broken logits ended."""
+    runner.fault = fault
+
+    async def scenario() -> None:
+        async with running(runner) as loop:
+            with pytest.raises(ApiError):
+                await collect(submit(loop, tokenizer, request_id="id-from-the-gateway"))
+
+    asyncio.run(scenario())
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "id-from-the-gateway" in record.getMessage()
 
 
 def test_nan_logits_fail_only_the_request_they_belong_to(

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import math
 import socket
 import threading
@@ -268,3 +269,36 @@ def test_a_stalled_engine_says_so(engine: RunningEngine, monkeypatch: pytest.Mon
         engine.runner.healed.set()
         assert b"200 OK" in s.recv(100)
     engine.runner.healed.clear()
+
+
+def test_errors_are_logged_with_the_request(
+    engine: RunningEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused request leaves the gateway's id in the log, but nothing that its client wrote."""
+    name = "gateway.engine.server"
+    caplog.set_level(logging.INFO, logger=name)
+    url = f"{engine.url}/v1/chat/completions"
+    sent = body(temperature="secret")
+    for request_id, logged in (("id-1", "id-1"), ("a b", "-"), ("x" * 200, "-")):
+        caplog.clear()
+        reply = httpx.post(url, json=sent, headers={"x-request-id": request_id}, timeout=30)
+        assert reply.status_code == 400
+        lines = [record.getMessage() for record in caplog.records if record.name == name]
+        assert lines == [f"request {logged}: 400 invalid_value, param 'temperature'"]
+
+
+def test_a_failed_step_is_logged_with_the_request(
+    engine: RunningEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id that the gateway sent along stands in the line about the step."""
+    engine.runner.fault = "raise"
+    url = f"{engine.url}/v1/chat/completions"
+    assert httpx.post(url, json=body(), headers={"x-request-id": "id-2"}).status_code == 500
+    engine.runner.fault = None
+    assert "a step failed, and with it the request(s) id-2" in caplog.messages
+
+
+def test_a_trailing_slash_is_no_redirect(engine: RunningEngine) -> None:
+    """Another path is 404, not a redirect to the Host that the client names."""
+    reply = httpx.get(f"{engine.url}/health/", headers={"host": "evil.example"})
+    assert reply.status_code == 404

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from compression.events import OnProgress, Progress
+from compression.recipe import FULL
 from gateway.backends import embedded
 from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
@@ -24,7 +25,11 @@ class FakeLaunch:
         read_timeout_s: float = 10.0,
         num_failures: int = 0,
         notebook: Path | None = None,
+        applied: tuple[str, ...] = ("int4-g32-asym", "none"),
     ) -> None:
+        matrices = [{"shape": [8, 8], "applied": label} for label in applied]
+        norm = {"shape": [8], "applied": "none"}
+        self.manifest = {"source": {"digest": "f" * 64}, "tensors": [*matrices, norm]}
         self.prepare_s = prepare_s
         self.notebook = notebook
         self.read_timeout_s = read_timeout_s
@@ -40,7 +45,9 @@ class FakeLaunch:
         on_progress(Progress("quantize", 1, 2, "tensors", "layer 0"))
         await asyncio.sleep(self.prepare_s)
         on_progress(Progress("quantize", 2, 2, "tensors", "layer 1"))
-        return Prepared(Path("/nowhere"), {"source": {"digest": "f" * 64}})
+        if spec.variant == FULL:
+            return Prepared(Path("/nowhere"), None)
+        return Prepared(Path("/nowhere"), self.manifest)
 
     async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
         """Start a fake engine, or one that ends at once, as often as told."""

@@ -98,6 +98,8 @@ def test_models(gateway: Gateway) -> None:
         "weights_bytes": 1000,
         "weights_uncompressed_bytes": 4000,
         "max_model_len": 4096,
+        "schemes": {"int4-g32-asym": 2, "none": 1},
+        "kernels": {"int4-g32-asym": "fake"},
         "state": "ready",
     }
     assert expected.items() <= card.items()

@@ -62,6 +62,47 @@ def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[
     assert message in last
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "--model", "x", "--recipe", "int8", "--max-tokens", "-1"],
+        ["compare", "--model", "x", "--recipe", "int8", "--threads", "0"],
+        ["serve", "--model", "x", "--threads", "0"],
+        ["serve", "--model", "x", "--max-model-len", "many"],
+    ],
+)
+def test_wrong_numbers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A count below one is refused at once: one line with the flag, and exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"narrowgate: error: argument {words[-2]}: {words[-1]!r} is not a whole number of at "
+        f"least 1; see narrowgate {words[0]} --help\n"
+    )
+
+
+def test_values_that_look_like_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that starts with a dash reaches the child as a value."""
+    assert main(["build", "--model=--no/such", f"--out={tmp_path / 'out'}"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("narrowgate: error: ")
+    assert "'--no/such'" in last
+
+
+def test_core_install_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the numeric libraries a build is refused with the way to install them."""
+    monkeypatch.setattr("gateway.launch.find_spec", lambda name: None)
+    assert main(["build", "--model", "x", "--out", "/no/out"]) == 2
+    assert capsys.readouterr().err == (
+        "narrowgate: error: this needs the embedded extra: pip install 'narrowgate[embedded]'\n"
+    )
+
+
 def test_serving_never_loads_heavy_libraries() -> None:
     """The gateway's process imports no numerics, no model library and no plotting."""
     code = (
@@ -108,11 +149,11 @@ def test_progress_as_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     with Terminal() as terminal:
         for done in range(101):
             terminal.on_progress(Progress("quantize", done, 100, "tensors", "layer"))
-        terminal.on_progress(Progress("fetch", 5, 0, "bytes"))
+        terminal.on_progress(Progress("fetch", 5_000_000, 0, "bytes"))
     assert caplog.messages == [
-        "compressing: 0 of 100 tensors layer",
-        "compressing: 100 of 100 tensors layer",
-        "fetching: 5 bytes",
+        "compressing: 0/100 tensors layer",
+        "compressing: 100/100 tensors layer",
+        "fetching: 5 MB",
     ]
 
 

@@ -74,6 +74,18 @@ def test_body_that_is_no_object(gateway: Gateway, content: bytes) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize("field", ["unknown", "temperature"])
+@pytest.mark.parametrize("depth", [300, 900, 1000])
+def test_deep_nesting_is_refused(gateway: Gateway, field: str, depth: int) -> None:
+    """What can be read but not be written again is the client's error, not ours."""
+    raw = json.dumps(body()).encode()[:-1] + b', "%s": ' % field.encode()
+    content = raw + b"[" * depth + b"]" * depth + b"}"
+    reply = gateway.http.post(CHAT, content=content, headers={"content-type": "application/json"})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    assert set(error) == {"message", "type", "param", "code"}
+
+
 def test_missing_fields_are_named(gateway: Gateway) -> None:
     """An empty object is told which parameter is missing."""
     error = gateway.http.post(CHAT, json={}).json()["error"]
@@ -118,6 +130,14 @@ def test_unknown_path_and_method(gateway: Gateway) -> None:
     reply = gateway.http.get(CHAT)
     assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
+
+
+def test_no_redirects(gateway: Gateway) -> None:
+    """A trailing slash is another path; nobody is sent to the Host that a client made up."""
+    for path in ("/health/", "/v1/chat/completions/", "/metrics/"):
+        reply = gateway.http.get(path, headers={"host": "evil.example"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+        assert "location" not in reply.headers
 
 
 ENGINE_REPLIES: list[tuple[int, str, int, str]] = [

@@ -2,11 +2,13 @@
 
 import shutil
 import subprocess
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.keeper import State
 from gateway.metrics import FAMILIES, Metrics
 from gateway.trace import FINISH_REASONS, traced
 from tests.gateway.harness import CHAT, Gateway, body, eventually
@@ -98,9 +100,20 @@ def test_model_info(gateway: Gateway) -> None:
         "backend": "fake",
     }
     assert gateway.metric("model_info", **info) == 1
-    assert gateway.metric("weights_bytes", model="tiny", recipe="int4") == 1000
-    assert gateway.metric("weights_uncompressed_bytes", model="tiny", recipe="int4") == 4000
+    labels = {"model": "tiny", "variant": "int4", "recipe": "int4"}
+    assert gateway.metric("weights_bytes", **labels) == 1000
+    assert gateway.metric("weights_uncompressed_bytes", **labels) == 4000
     assert gateway.metric("engine_up", model="tiny", variant="int4") == 1
+
+
+def test_state_and_build(gateway: Gateway) -> None:
+    """Every state is a series, 1 for the current one alone; the version is a label."""
+    for state in State:
+        value = gateway.metric("model_state", model="tiny", variant="int4", state=state.value)
+        assert value == (state is State.READY)
+    states = [line for line in gateway.http.get("/metrics").text.splitlines() if "_state{" in line]
+    assert len(states) == len(State)
+    assert gateway.metric("build_info", version=version("narrowgate")) == 1
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
@@ -126,6 +139,17 @@ def test_formats(gateway: Gateway) -> None:
         assert reply.headers["content-type"].startswith(kind)
         assert "_created" not in reply.text
         assert "narrowgate_requests_total{" in reply.text
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=abc", "text/plain; version=x.y", ";,;version="]
+)
+def test_odd_accept_headers_get_plain_text(gateway: Gateway, accept: str) -> None:
+    """A version that is no number is no reason to fail a scrape."""
+    reply = gateway.http.get("/metrics", headers={"accept": accept})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "narrowgate_engine_up{" in reply.text
 
 
 def test_every_family_is_exposed_with_its_labels() -> None:

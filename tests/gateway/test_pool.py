@@ -8,9 +8,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from compression.events import Progress
-from gateway.errors import Draining, EngineDown, LoadRefused, ModelLoading, ModelNotFound
+from compression.events import OnProgress, Progress
+from gateway.backends.base import Engine
+from gateway.errors import (
+    Draining,
+    EngineDown,
+    LoadRefused,
+    ModelLoading,
+    ModelNotFound,
+    SchemeMismatch,
+    StartupError,
+)
 from gateway.keeper import Patience, State
+from gateway.launch import Prepared
 from gateway.metrics import Metrics
 from gateway.pool import Pool
 from gateway.settings import ModelSettings, ModelSpec
@@ -104,6 +114,72 @@ def test_refused_load() -> None:
             assert caught.value.retry_after_s == 60
 
     asyncio.run(run())
+
+
+def test_defect_in_a_load(caplog: pytest.LogCaptureFixture) -> None:
+    """Any exception ends the load: one line for who waits, the traceback in the log."""
+
+    class Broken(FakeLaunch):
+        async def prepare(self, spec: ModelSpec, on_progress: OnProgress) -> Prepared:
+            raise ValueError("embedded null byte\nin 'a\\0b'")
+
+    async def run() -> None:
+        async with running(Broken()) as pool:
+            with pytest.raises(StartupError) as caught:
+                await asyncio.wait_for(pool.ensure_ready(), 5)
+            assert str(caught.value) == (
+                "tiny@int4 cannot be served: ValueError: embedded null byte in 'a\\0b'"
+            )
+            assert pool.find("tiny").state is State.FAILED
+
+    asyncio.run(run())
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_defect_in_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    """Any exception in a restart is logged with its traceback, and the model is failed."""
+
+    class Broken(FakeLaunch):
+        async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
+            if self.engines:
+                raise OSError(24, "Too many open files")
+            return await super().start(spec, prepared)
+
+    async def run() -> None:
+        launch = Broken()
+        async with running(launch) as pool:
+            await pool.ensure_ready()
+            os.kill(launch.engines[-1].pid, signal.SIGKILL)
+            await reached(pool, State.FAILED)
+            with pytest.raises(EngineDown):
+                await pool.lease("tiny").__aenter__()
+
+    asyncio.run(run())
+    assert any(record.exc_info for record in caplog.records)
+    assert "is not restarted: tiny@int4 cannot be served: OSError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("applied", "names"),
+    [
+        (("int8-rows", "none"), "runs int4-g32-asym, none, but .* records int8-rows, none"),
+        (("int4-g32-asym", "int8-rows", "none"), "records int4-g32-asym, int8-rows, none"),
+        (("int4-g32-asym",), "runs int4-g32-asym, none, but .* records int4-g32-asym:"),
+    ],
+)
+def test_engine_that_fell_back_is_refused(applied: tuple[str, ...], names: str) -> None:
+    """An engine whose live schemes are not those of the manifest is ended, and both are named."""
+
+    async def run() -> FakeLaunch:
+        launch = FakeLaunch(applied=applied)
+        async with running(launch) as pool:
+            with pytest.raises(SchemeMismatch, match=names):
+                await pool.ensure_ready()
+            assert pool.find("tiny").state is State.FAILED
+            assert not is_alive(launch.engines[-1].pid)
+        return launch
+
+    assert len(asyncio.run(run()).engines) == 1
 
 
 def test_recovery_does_not_prepare_again() -> None:

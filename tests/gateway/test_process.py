@@ -28,11 +28,11 @@ def test_job_reports_and_returns() -> None:
     """Progress is handed on, prints of libraries are no events, the last event is the result."""
     result, progress = job(
         "print('hello from a library')\n"
-        'print(\'{"event":"progress","stage":"write","done":1,"total":2,"unit":"bytes"}\')\n'
+        'print(\'{"event":"progress","stage":"hash","done":1,"total":2,"unit":"bytes"}\')\n'
         'print(\'{"event":"ready","directory":"/x","cached":true,"manifest":null}\')'
     )
     assert result == {"directory": "/x", "cached": True, "manifest": None}
-    assert progress == [Progress("write", 1, 2, "bytes")]
+    assert progress == [Progress("hash", 1, 2, "bytes")]
 
 
 def test_long_result_is_whole() -> None:
@@ -62,6 +62,37 @@ def test_crash_is_told_with_the_last_words(code: str, message: str) -> None:
     """A crash says how the child ended and what it said last."""
     with pytest.raises(ChildFailed, match=message):
         job(code)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["compression", "prepare", "--no"], "compression prepare"),
+        (["json.tool", "--no"], "json.tool"),
+    ],
+)
+def test_crash_names_module_and_verb(words: list[str], name: str) -> None:
+    """A crashed job is called by its module and verb, without its flags."""
+    with pytest.raises(ChildFailed, match=rf"^`{name}` ended with code 2"):
+        asyncio.run(run_job(["-m", *words], lambda _: None))
+
+
+def test_job_that_lacks_a_library() -> None:
+    """A child that dies for want of the numeric libraries is a refusal that names the extra."""
+    code = "raise ModuleNotFoundError(\"No module named 'torch'\")"
+    with pytest.raises(LoadRefused, match=r"^this needs the embedded extra: pip install"):
+        job(code)
+
+
+def test_missing_library_is_seen_before_the_child_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No child is started where it could only die."""
+    monkeypatch.setattr("gateway.launch.find_spec", lambda name: None)
+    trace = tmp_path / "trace"
+    with pytest.raises(LoadRefused, match="embedded extra"):
+        job(f"open({str(trace)!r}, 'w')")
+    assert not trace.exists()
 
 
 def test_cancelled_job_may_clean_up(tmp_path: Path) -> None:
@@ -153,13 +184,13 @@ def test_command_line_of_the_embedded_engine() -> None:
         settings=ModelSettings(model="x", threads=3, max_model_len=64),
     )
     assert " ".join(words[1:]) == (
-        "-m gateway.engine --model /m --served-model-name a@int4 --host 127.0.0.1 --port 5 "
-        "--threads 3 --max-model-len 64"
+        "-m gateway.engine --model=/m --served-model-name=a@int4 --host=127.0.0.1 --port=5 "
+        "--threads=3 --max-model-len=64"
     )
     bare = embedded.command(
         Path("/m"), served_name="a@int4", port=5, settings=ModelSettings(model="x")
     )
-    assert "--threads" not in bare
+    assert "--threads" not in " ".join(bare)
 
 
 def test_launcher_refuses_a_missing_model() -> None:

@@ -50,6 +50,12 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"models": {"a": {"model": "x", "y": 1}}}, {}, "unknown setting 'models.a.y'"),
     ({"models": {"a@b": {"model": "x"}}}, {}, "the alias 'a@b' must be"),
     ({"models": {"a": {"model": "x", "threads": 0}}}, {}, "setting 'models.a.threads' is 0"),
+    (
+        {"models": {"a": {"model": "a\0b"}}},
+        {},
+        "setting 'models.a.model' (command line): 'a\\x00b' has a NUL character",
+    ),
+    ({"models": MODELS, "host": "h\0"}, {}, "setting 'host' (command line): 'h\\x00' has a NUL"),
     ({}, {"NARROWGATE_MODELS": "{a"}, "NARROWGATE_MODELS is not YAML"),
 ]
 
