@@ -145,7 +145,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"the settings file {file} is not YAML: {reason}") from None
     if not isinstance(found, dict):
@@ -168,7 +168,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _parse_mapping(name: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise SettingsError(f"the environment variable {name} is not YAML or JSON") from None
 
 

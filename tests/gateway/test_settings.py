@@ -57,6 +57,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ),
     ({"models": MODELS, "host": "h\0"}, {}, "setting 'host' (command line): 'h\\x00' has a NUL"),
     ({}, {"NARROWGATE_MODELS": "{a"}, "NARROWGATE_MODELS is not YAML"),
+    ({}, {"NARROWGATE_MODELS": "[" * 9000}, "NARROWGATE_MODELS is not YAML"),
+    ({}, {"NARROWGATE_MODELS": "2026-99-99"}, "NARROWGATE_MODELS is not YAML"),
 ]
 
 
