@@ -260,10 +260,11 @@ def test_unknown_recipe_is_refused_before_any_work(tmp_path: Path) -> None:
     shop = workshop()
     with pytest.raises(RecipeError, match="unknown recipe 'int5'"):
         run(shop, ["int4", "int5"])
-    path = tmp_path / "mine.yaml"
-    path.write_text("name: int4\nweights: {scheme: int8}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="both named 'int4': rename one"):
-        run(shop, ["int4", str(path)])
+    paths = [tmp_path / "mine.yaml", tmp_path / "other.yaml"]
+    for path in paths:
+        path.write_text("name: mine\nweights: {scheme: int8}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="both named 'mine': rename one"):
+        run(shop, [str(path) for path in paths])
     assert shop.prepared == []
 
 
