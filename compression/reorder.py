@@ -1,7 +1,6 @@
 """Reorders a Llama checkpoint's channels at random without changing what it computes."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,21 +50,10 @@ def make_reordering(
     return Reordering(residual, tuple(neurons), tuple(values), tuple(outputs))
 
 
-def reorder_state(
-    state: Mapping[str, torch.Tensor], reordering: Reordering
-) -> dict[str, torch.Tensor]:
-    """Return ``state`` with its channels reordered; names and shapes stay.
+def reorder_tensor(name: str, tensor: torch.Tensor, reordering: Reordering) -> torch.Tensor:
+    """Return one tensor of the checkpoint with its channels reordered; the shape stays.
 
     Query and key rows stay where they are, because rotary embedding pairs them by position.
-
-    Raises:
-        UnsupportedArchitecture: a tensor whose channels have no known meaning here.
-    """
-    return {name: reorder_tensor(name, tensor, reordering) for name, tensor in state.items()}
-
-
-def reorder_tensor(name: str, tensor: torch.Tensor, reordering: Reordering) -> torch.Tensor:
-    """Return one tensor of the checkpoint with its channels reordered, contiguous.
 
     Raises:
         UnsupportedArchitecture: a tensor whose channels have no known meaning here.
