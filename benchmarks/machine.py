@@ -3,22 +3,10 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from compression.processor import processor
 
 LIBRARIES = ("narrowgate", "torch", "transformers", "fastapi", "uvicorn", "httpx")
-
-
-def processor() -> str:
-    """Return the processor's model name and the instruction sets that matter here."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", "").split()
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    sets = ", ".join(flag for flag in wanted if flag in flags)
-    family = f"family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
-    return f"{fields.get('model name', platform.processor())} ({family}; {sets or 'no vectors'})"
 
 
 def versions() -> dict[str, str]:

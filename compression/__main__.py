@@ -1,6 +1,7 @@
 """The child process that compresses: a verb in, JSON lines out (see :mod:`compression.child`).
 
-The last line is ``ready`` with the directory and its manifest, or ``error``.
+The last line is ``ready`` with the directory and its manifest, ``recipes`` with the presets and
+their sizes for the model, or ``error``.
 """
 
 import argparse
@@ -8,14 +9,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from compression.catalog import describe_presets
 from compression.child import report_progress, run_child
-from compression.prepare import build_to, prepare
+from compression.prepare import build_to, prepare, read_any_facts
+from compression.source import resolve_source
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     options = _parser().parse_args(arguments)
+    if options.verb == "recipes":
+        return run_child(lambda: ("recipes", _recipes(options)))
     return run_child(lambda: ("ready", _run(options)))
+
+
+def _recipes(options: argparse.Namespace) -> dict[str, Any]:
+    directory = resolve_source(
+        options.model, revision=options.revision, on_progress=report_progress
+    )
+    return {"recipes": describe_presets(read_any_facts(directory))}
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
@@ -23,7 +35,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if options.verb == "prepare":
         prepared = prepare(*asked, report_progress)
     else:
-        prepared = build_to(*asked, options.out, report_progress)
+        prepared = build_to(*asked, options.out, report_progress, is_measured=options.fidelity)
     manifest = prepared.manifest
     return {
         "directory": str(prepared.directory),
@@ -35,13 +47,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("prepare", "build"):
+    for verb in ("prepare", "build", "recipes"):
         command = verbs.add_parser(verb)
         command.add_argument("--model", required=True)
-        command.add_argument("--recipe", required=True)
         command.add_argument("--revision")
+        if verb != "recipes":
+            command.add_argument("--recipe", required=True)
         if verb == "build":
             command.add_argument("--out", type=Path, required=True)
+            command.add_argument("--fidelity", action="store_true")
     return parser
 
 

@@ -154,6 +154,19 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def require_unquantized(config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a checkpoint that somebody quantized before.
+
+    Raises:
+        SourceError: config.json has a ``quantization_config``.
+    """
+    if config.get("quantization_config"):
+        raise SourceError(
+            f"{where} is already quantized (config.json has quantization_config): "
+            "give the full-precision checkpoint"
+        )
+
+
 def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture:
     """Return the architecture that ``config`` describes; ``where`` names it in errors.
 
@@ -166,7 +179,8 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
     if family is None:
         known = ", ".join(FAMILIES)
         raise UnsupportedArchitecture(
-            f"{where}: architecture {name!r} is not supported: use a checkpoint of {known}"
+            f"{where}: architecture {name!r} is not supported by the embedded engine: use a "
+            f"checkpoint of {known}, or `narrowgate build` it and serve that with vLLM"
         )
     context = _size(config, "max_position_embeddings", where)
     _refuse_features(config, context=context, where=where)
@@ -251,11 +265,7 @@ def _flag(config: Mapping[str, Any], key: str, where: str, *, default: bool = Fa
 
 
 def _refuse_features(config: Mapping[str, Any], *, context: int, where: str) -> None:
-    if config.get("quantization_config"):
-        raise SourceError(
-            f"{where} is already quantized (config.json has quantization_config): "
-            "give the full-precision checkpoint"
-        )
+    require_unquantized(config, where=where)
     activation = config.get("hidden_act", "silu")
     if not isinstance(activation, str):
         raise _refusal("hidden_act", activation, where, "the name of an activation")

@@ -1,167 +1,185 @@
-"""The one verb: a plan becomes an artifact directory, tensor by tensor."""
+"""The one verb: a plan becomes an artifact directory, layer by layer."""
 
 import errno
-import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compression.artifact import write_companions, write_index, write_manifest
-from compression.errors import BuildError, CorruptCheckpoint
+from compression.artifact import write_companions, write_manifest
+from compression.calibration import Calibrator
+from compression.calibration_text import calibration_windows
+from compression.conversion import convert_linear, copy
+from compression.digest import hash_file
+from compression.errors import BuildError
 from compression.events import OnProgress, Progress
-from compression.manifest import Manifest, SourceRecord, TensorRecord
-from compression.packing import pack_int4, pack_int8
-from compression.plan import EMBEDDINGS, Plan, TensorPlan
-from compression.schemes import Int4, Unquantized
+from compression.fidelity_check import measure_build, require_budget
+from compression.kernel_timing import time_kernels
+from compression.kv.centres import add_centres
+from compression.manifest import Manifest, RefusalRecord, SourceRecord, TensorRecord
+from compression.memory import PeakMemory
+from compression.plan import Plan, StoredTensor, TensorPlan, module_of
+from compression.processor import processor
+from compression.pruned import pruned_plan
+from compression.requirements import method_of
+from compression.schemes import CALIBRATED, FEEDBACK, Unquantized
 from compression.tensor_file import TensorFileWriter
-from compression.weights.codes import Codes
-from compression.weights.quantizer import quantize
+from compression.tensor_source import TensorSource
+from compression.tokenizer_file import load_tokenizer
 
-_LIBRARIES = ("narrowgate", "torch", "safetensors")
+_LIBRARIES = ("narrowgate", "torch", "transformers", "safetensors", "bitsandbytes")
 
 
-def build(plan: Plan, source: SourceRecord, directory: Path, on_progress: OnProgress) -> Manifest:
+def build(
+    plan: Plan,
+    source: SourceRecord,
+    directory: Path,
+    on_progress: OnProgress,
+    *,
+    is_measured: bool = False,
+) -> Manifest:
     """Write the artifact into ``directory``, which must exist and be empty.
 
-    Memory holds one tensor of the checkpoint and its codes at a time.
+    Memory stays below ``plan.peak_bytes``: one weight of the checkpoint is held at a time, and
+    with calibration one layer. ``is_measured`` puts the fidelity of every slice into the manifest;
+    a recipe with a budget is always measured.
 
     Raises:
-        BuildError: the disk is full or cannot be written.
+        BuildError: the disk is full or cannot be written, or the budget is not kept.
         CorruptCheckpoint: a weight is NaN or infinite, or a file cannot be read.
+        CompressionError: the calibration text cannot be used, or pruning refuses.
     """
     start = time.perf_counter()
-    with _disk_errors(directory, plan.bytes_stored), _one_torch_thread():
-        _require_space(directory, plan.bytes_stored)
-        # 1. the weights, file by file
-        files: dict[str, str] = {}
-        records: dict[str, TensorRecord] = {}
-        for file in plan.facts.files:
-            files[file] = _convert_file(plan, file, directory, records, on_progress)
-        # 2. everything around them
-        write_companions(plan, directory)
-        write_index(plan.facts, plan, directory)
-        # 3. the record, last: a directory without it is no artifact
-        manifest = _record(plan, source, records, files, time.perf_counter() - start)
+    memory = PeakMemory()
+    declared = plan.peak_bytes
+    with _disk_errors(directory, plan.bytes_stored), ExitStack() as stack:
+        _require_space(directory, _space_needed(plan))
+        # 1. what is taken out goes first: what stays is an ordinary checkpoint
+        full = plan.facts
+        plan, pruning = stack.enter_context(pruned_plan(plan, directory, on_progress))
+        # 2. the weights, layer by layer
+        with _one_torch_thread():
+            records, files = _convert(plan, directory, on_progress)
+        # 3. everything around them
+        centres = add_centres(plan.facts, plan.recipe, directory)
+        for path in (*write_companions(plan, directory), *centres):
+            files[path.name] = hash_file(path)
+        kernels = time_kernels(plan, directory)
+        # 4. how far it is from the source
+        fidelity = None
+        if is_measured or plan.recipe.budget is not None:
+            fidelity = measure_build(full, plan.facts, plan.recipe, directory, on_progress)
+            require_budget(plan.recipe, fidelity)
+        # 5. the record, last: a directory without it is no artifact
+        manifest = Manifest(
+            recipe=plan.recipe,
+            recipe_digest=plan.recipe.digest,
+            source=source,
+            tensors=records,
+            refusals=tuple(
+                RefusalRecord(subject=each.subject, requested=each.requested, reason=each.reason)
+                for each in plan.refusals
+            ),
+            bytes_before=plan.facts.num_bytes if pruning is None else pruning.bytes_before,
+            bytes_stored=plan.bytes_stored,
+            bytes_in_memory=plan.bytes_in_memory,
+            bits_per_weight=_bits(plan.bytes_in_memory, plan.tensors),
+            bits_per_weight_stored=_bits(plan.bytes_stored, plan.tensors),
+            linear_bits=_bits(sum(each.bytes_in_memory for each in plan.linears), plan.linears),
+            linear_bits_stored=_bits(sum(each.bytes_stored for each in plan.linears), plan.linears),
+            prune=None if pruning is None else pruning.record,
+            fidelity=fidelity,
+            processor=processor(),
+            kernels=kernels,
+            seconds=time.perf_counter() - start,
+            peak_memory_bytes=memory.total_bytes,
+            peak_build_bytes=memory.grown_bytes,
+            peak_declared_bytes=declared,
+            versions={library: version(library) for library in _LIBRARIES},
+            files=files,
+        )
         write_manifest(manifest, directory)
     return manifest
 
 
-def _convert_file(
-    plan: Plan,
-    file: str,
-    directory: Path,
-    records: dict[str, TensorRecord],
-    on_progress: OnProgress,
-) -> str:
-    tensors = [tensor for tensor in plan.tensors if tensor.fact.file == file]
-    declared = [stored for tensor in tensors for stored in tensor.stored]
-    try:
-        with (
-            safe_open(plan.facts.directory / file, framework="pt") as checkpoint,
-            TensorFileWriter(directory / file, declared) as writer,
-        ):
+def _convert(
+    plan: Plan, directory: Path, on_progress: OnProgress
+) -> tuple[tuple[TensorRecord, ...], dict[str, str]]:
+    """Write every weight file; return the records in the checkpoint's order, and the digests."""
+    records: dict[str, TensorRecord] = {}
+    total = len(plan.tensors)
+    with TensorSource(plan.facts) as source, ExitStack() as stack:
+        writers = {
+            file: stack.enter_context(TensorFileWriter(directory / file, _declared(plan, file)))
+            for file in plan.facts.files
+        }
+        calibrator = _calibrator(plan)
+        if calibrator is not None:
+            stack.enter_context(calibrator)
+        for layer, tensors in _by_layer(plan):
+            observed = None if layer is None else calibrator
+            statistics = {} if observed is None or layer is None else observed.inputs(layer)
+            served: dict[str, Tensor] = {}
             for tensor in tensors:
                 name = tensor.fact.name
-                on_progress(Progress("quantize", len(records), len(plan.tensors), "tensors", name))
-                weight = checkpoint.get_tensor(name)
-                codes = _quantize(tensor, weight)
-                for stored_name, value in _stored(tensor, weight, codes).items():
-                    writer.write(stored_name, value)
-                records[name] = _tensor_record(tensor, weight, codes)
-            on_progress(Progress("quantize", len(records), len(plan.tensors), "tensors"))
-            return writer.finish()
-    except SafetensorError as error:
-        raise CorruptCheckpoint(
-            f"cannot read {file!r} ({error}): fetch the checkpoint again"
-        ) from None
+                on_progress(Progress("quantize", len(records), total, "tensors", name))
+                writer = writers[tensor.fact.file]
+                if not tensor.is_linear or isinstance(tensor.scheme, Unquantized):
+                    records[name] = copy(tensor, source, writer)
+                    continue
+                known = statistics.get(module_of(name))
+                converted = convert_linear(tensor, source, writer, known)
+                records[name] = converted.record
+                if observed is not None:
+                    served[name] = converted.served()
+            if observed is not None and layer is not None:
+                observed.advance(layer, served)
+        on_progress(Progress("quantize", total, total, "tensors"))
+        files = {file: writer.finish() for file, writer in writers.items()}
+    return tuple(records[tensor.fact.name] for tensor in plan.tensors), files
 
 
-def _quantize(tensor: TensorPlan, weight: Tensor) -> Codes | None:
-    """Return the codes of one weight, or None where it is kept as it is."""
-    if not torch.isfinite(weight).all():
-        name = tensor.fact.name
-        raise CorruptCheckpoint(
-            f"{name!r} holds NaN or infinite values: fetch the checkpoint again"
-        )
-    if isinstance(tensor.scheme, Unquantized):
+def _calibrator(plan: Plan) -> Calibrator | None:
+    methods = {method_of(tensor.scheme) for tensor in plan.linears}
+    if not methods & CALIBRATED:
         return None
-    return quantize(weight, tensor.scheme, workers=len(os.sched_getaffinity(0)))
+    context = plan.facts.architecture.max_position_embeddings
+    tokenizer = load_tokenizer(plan.facts.directory)
+    windows = calibration_windows(plan.recipe.calibration, tokenizer, context)
+    return Calibrator(plan.facts, windows, feedback=bool(methods & FEEDBACK))
 
 
-def _stored(tensor: TensorPlan, weight: Tensor, codes: Codes | None) -> dict[str, Tensor]:
-    """Return what the artifact holds for one weight."""
-    name = tensor.fact.name
-    if codes is None or name in EMBEDDINGS:
-        return {name: weight}
-    if isinstance(tensor.scheme, Int4):
-        return pack_int4(name, codes, symmetric=tensor.scheme.symmetric)
-    return pack_int8(name, codes)
+def _by_layer(plan: Plan) -> Iterator[tuple[int | None, list[TensorPlan]]]:
+    """Yield what lies outside the decoder's layers, then each layer's tensors."""
+    if plan.facts.known is None:
+        yield None, list(plan.tensors)
+        return
+    layers: dict[str, list[TensorPlan]] = {}
+    for tensor in plan.tensors:
+        inner = tensor.fact.name.removeprefix("model.layers.")
+        is_inside = inner != tensor.fact.name
+        layers.setdefault(inner.partition(".")[0] if is_inside else "", []).append(tensor)
+    yield None, layers[""]
+    for layer in range(plan.facts.known.num_layers):
+        yield layer, layers[str(layer)]
 
 
-def relative_error(weight: Tensor, restored: Tensor) -> float:
-    """Return ‖weight - restored‖ / ‖weight‖ (Frobenius); 0 for a weight of zeros."""
-    exact = weight.to(torch.float32)
-    norm = float(exact.norm())
-    return float((exact - restored).norm()) / norm if norm else 0.0
+def _declared(plan: Plan, file: str) -> list[StoredTensor]:
+    return [stored for each in plan.tensors if each.fact.file == file for stored in each.stored]
 
 
-def _tensor_record(tensor: TensorPlan, weight: Tensor, codes: Codes | None) -> TensorRecord:
-    return TensorRecord(
-        name=tensor.fact.name,
-        shape=tensor.fact.shape,
-        requested=tensor.scheme.label,
-        applied="none" if codes is None else codes.label,
-        reason=tensor.reason,
-        bytes_before=tensor.fact.num_bytes,
-        bytes_stored=tensor.bytes_stored,
-        bytes_in_memory=tensor.bytes_in_memory,
-        relative_error=None if codes is None else relative_error(weight, codes.dequantize()),
-    )
+def _bits(num_bytes: int, tensors: tuple[TensorPlan, ...]) -> float:
+    return 8 * num_bytes / sum(tensor.num_weights for tensor in tensors)
 
 
-def _record(
-    plan: Plan,
-    source: SourceRecord,
-    records: dict[str, TensorRecord],
-    files: dict[str, str],
-    seconds: float,
-) -> Manifest:
-    count = sum(_count(tensor.fact.shape) for tensor in plan.tensors)
-    return Manifest(
-        recipe=plan.recipe,
-        recipe_digest=plan.recipe.digest,
-        source=source,
-        tensors=tuple(records.values()),
-        bytes_before=plan.facts.num_bytes,
-        bytes_stored=plan.bytes_stored,
-        bytes_in_memory=plan.bytes_in_memory,
-        bits_per_weight=8 * plan.bytes_in_memory / count,
-        seconds=seconds,
-        peak_memory_bytes=_peak_memory_bytes(),
-        versions={library: version(library) for library in _LIBRARIES},
-        files=files,
-    )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _space_needed(plan: Plan) -> int:
+    """Return the artifact's bytes, and those of the smaller checkpoint that pruning makes."""
+    return plan.bytes_stored + (plan.facts.num_bytes if plan.recipe.prune.is_active else 0)
 
 
 def _require_space(directory: Path, needed: int) -> None:

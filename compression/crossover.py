@@ -1,16 +1,90 @@
-"""From how many rows on a dense product beats a packed kernel: measured on this processor."""
+"""What a packed kernel is worth on this processor: measured, in milliseconds."""
 
+import resource
 import time
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
-from compression.weights.codes import Codes
+from compression.packed import Bf16Linear, PackedLinear
 
 _PROBE_ROWS = 1024
 _FEW, _MANY = 16, 128
 NEVER = 1 << 30
 """The row count to set where the dense product never wins."""
+
+_SPEED_BUDGET_S = 0.1
+_LEAST_RUNS = 5
+_MOST_ELEMENTS = 16 * 1024 * 1024
+"""Larger weights are timed on a part of their rows, which a product reads at the same speed."""
+_EVICTION_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpeed:
+    """One product with one row of inputs, the weight out of the caches as in a decoder's step."""
+
+    scheme: str
+    shape: tuple[int, int]
+    """Rows and columns of the weight that was timed."""
+    kernel: str
+    microseconds: float
+    bf16_microseconds: float
+    """An unquantized weight of the same shape, timed in turn with the other."""
+
+
+def measure_speed(layer: PackedLinear) -> KernelSpeed:
+    """Time ``layer``'s kernel for one row against bf16, in some 0.1 s: medians of runs in turn.
+
+    Stand-ins of the same shape are timed, at most 16 million weights of them, so that ``layer``
+    itself is only looked at. Runs that the system interrupted for another process do not count,
+    unless all were.
+    """
+    rows = max(1, min(layer.rows, _MOST_ELEMENTS // layer.columns))
+    start = time.perf_counter()
+    candidate = layer.stand_in(rows)
+    candidate.dense_from = NEVER
+    full = Bf16Linear(torch.ones(rows, layer.columns, dtype=torch.bfloat16), None)
+    full.dense_from = NEVER
+    x = torch.ones(1, layer.columns, dtype=torch.bfloat16)
+    others = torch.zeros(_EVICTION_BYTES // 4)
+    timed: dict[PackedLinear, list[_Run]] = {candidate: [], full: []}
+    for linear in timed:
+        linear(x)
+    while len(timed[full]) < _LEAST_RUNS or time.perf_counter() - start < _SPEED_BUDGET_S:
+        for linear, runs in timed.items():
+            runs.append(_cold_run(linear, x, others))
+    return KernelSpeed(
+        scheme=layer.scheme,
+        shape=(rows, layer.columns),
+        kernel=layer.kernel,
+        microseconds=_median_us(timed[candidate]),
+        bf16_microseconds=_median_us(timed[full]),
+    )
+
+
+class _Run(NamedTuple):
+    interrupted: bool
+    seconds: float
+
+
+def _cold_run(linear: PackedLinear, x: Tensor, others: Tensor) -> _Run:
+    """Time one product after ``others`` has taken the caches."""
+    others.sum()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    start = time.perf_counter()
+    linear(x)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    return _Run(after > before, seconds)
+
+
+def _median_us(runs: list[_Run]) -> float:
+    undisturbed = [run.seconds for run in runs if not run.interrupted]
+    return 1e6 * median(undisturbed or [run.seconds for run in runs])
 
 
 def tune(linears: list[PackedLinear]) -> None:
@@ -24,32 +98,11 @@ def tune(linears: list[PackedLinear]) -> None:
         linear.dense_dtype = dtype
         by_kernel.setdefault(linear.kernel, []).append(linear)
     for group in by_kernel.values():
-        dense_from = _crossover(_stand_in(group[0]))
+        probe = group[0].stand_in(_PROBE_ROWS)
+        probe.dense_dtype = dtype
+        dense_from = _crossover(probe)
         for linear in group:
             linear.dense_from = dense_from
-
-
-def _stand_in(linear: PackedLinear) -> PackedLinear:
-    """Return a layer on the same kernel, of the same width and few rows, with arbitrary weights."""
-    rows, columns = _PROBE_ROWS, linear.columns
-    probe: PackedLinear
-    if isinstance(linear, Int4Linear):
-        groups = columns // linear.group_size
-        probe = Int4Linear(_arbitrary_codes(rows, columns, groups, high=16, zero=8), None)
-    elif isinstance(linear, Int8Linear):
-        probe = Int8Linear(_arbitrary_codes(rows, columns, 1, high=127, zero=None), None)
-    else:
-        probe = Bf16Linear(torch.ones(rows, columns), None)
-    probe.dense_dtype = linear.dense_dtype
-    return probe
-
-
-def _arbitrary_codes(rows: int, columns: int, groups: int, *, high: int, zero: int | None) -> Codes:
-    return Codes(
-        codes=torch.randint(0, high, (rows, columns), dtype=torch.int8),
-        scales=torch.full((rows, groups), 0.01, dtype=torch.bfloat16),
-        zeros=None if zero is None else torch.full((rows, groups), zero, dtype=torch.int8),
-    )
 
 
 def _crossover(linear: PackedLinear) -> int:

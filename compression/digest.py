@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from compression.artifact import companions
-from compression.events import OnProgress, Progress
+from compression.events import OnProgress, Progress, ignore
 from compression.facts import CheckpointFacts
 from compression.paths import cache_home
 
@@ -22,24 +22,33 @@ def source_digest(facts: CheckpointFacts, on_progress: OnProgress) -> str:
 
     That is the config, the tokenizer and its companions, and every weight file.
     """
-    known = _read_memory()
-    total = sum((facts.directory / file).stat().st_size for file in facts.files)
     whole = hashlib.sha256()
     for path in (facts.directory / "config.json", *companions(facts.directory)):
-        whole.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    done = 0
-    learned: dict[str, str] = {}
-    for file in facts.files:
-        path = facts.directory / file
-        key = _identity(path)
-        digest = known.get(key)
-        if digest is None:
-            digest = learned[key] = _hash_file(path, done, total, on_progress)
-        done += path.stat().st_size
+        whole.update(f"{path.name}:{hash_file(path)}\n".encode())
+    for file, digest in weight_digests(facts.directory, facts.files, on_progress).items():
         whole.update(f"{file}:{digest}\n".encode())
+    return whole.hexdigest()
+
+
+def weight_digests(
+    directory: Path, files: Sequence[str], on_progress: OnProgress = ignore
+) -> dict[str, str]:
+    """Return the SHA-256 (hex) of each file, from memory where it has not changed since."""
+    known = _read_memory()
+    total = sum((directory / file).stat().st_size for file in files)
+    done = 0
+    digests: dict[str, str] = {}
+    learned: dict[str, str] = {}
+    for file in files:
+        path = directory / file
+        key = _identity(path)
+        if key not in known:
+            learned[key] = hash_file(path, done, total, on_progress)
+        digests[file] = known.get(key) or learned[key]
+        done += path.stat().st_size
     if learned:
         _remember(learned)
-    return whole.hexdigest()
+    return digests
 
 
 def _identity(path: Path) -> str:
@@ -47,7 +56,8 @@ def _identity(path: Path) -> str:
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
 
 
-def _hash_file(path: Path, before: int, total: int, on_progress: OnProgress) -> str:
+def hash_file(path: Path, before: int = 0, total: int = 0, on_progress: OnProgress = ignore) -> str:
+    """Return the SHA-256 (hex) of a file; progress counts from ``before`` bytes to ``total``."""
     digest = hashlib.sha256()
     done = before
     with path.open("rb") as stream:
@@ -80,6 +90,9 @@ def _remember(learned: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             temporary = path.with_suffix(f".{os.getpid()}")
-            body = json.dumps({**_read_memory(), **learned}, indent=0)
+            known = {**_read_memory(), **learned}
+            # Files that are gone would fill the memory without end.
+            kept = {key: known[key] for key in known if Path(key.partition("|")[0]).exists()}
+            body = json.dumps(kept, indent=0)
             temporary.write_text(body, encoding="utf-8")
             temporary.replace(path)

@@ -8,6 +8,8 @@ CompressionError
 │   └── CorruptCheckpoint  truncated, inconsistent or unreadable files
 ├── BuildError             the build could not finish (disk full, no permission)
 ├── ArtifactError          an artifact is incomplete or was changed after it was built
+├── CalibrationError       the calibration text cannot be used
+├── SearchError            no recipe fits, or what is asked for makes no sense
 ├── EvaluationError        the text to compare on cannot be used
 ├── FidelityError          logits that no statistic can be made of
 └── ReportError            a report cannot be written
@@ -46,6 +48,14 @@ class BuildError(CompressionError):
 
 class ArtifactError(CompressionError):
     """An artifact is incomplete or was changed after it was built."""
+
+
+class CalibrationError(CompressionError):
+    """The calibration text cannot be used."""
+
+
+class SearchError(CompressionError):
+    """No recipe fits what is asked for, or it makes no sense."""
 
 
 class EvaluationError(CompressionError):

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Stage = Literal["fetch", "convert", "hash", "quantize", "start", "compare"]
+Stage = Literal[
+    "fetch", "convert", "hash", "prune", "quantize", "measure", "search", "start", "compare"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Progress:
     stage: Stage
     done: int
     total: int
-    unit: Literal["bytes", "tensors", "tokens", "steps"]
+    unit: Literal["bytes", "tensors", "tokens", "steps", "layers", "units"]
     detail: str = ""
 
 

@@ -7,8 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from compression.architecture import Architecture, parse_architecture, read_config
-from compression.errors import CorruptCheckpoint, SourceError
+from compression.architecture import (
+    Architecture,
+    parse_architecture,
+    read_config,
+    require_unquantized,
+)
+from compression.errors import CorruptCheckpoint, SourceError, UnsupportedArchitecture
 
 ITEMSIZE: Mapping[str, int] = MappingProxyType(
     {
@@ -20,7 +25,12 @@ ITEMSIZE: Mapping[str, int] = MappingProxyType(
         "I32": 4,
         "I16": 2,
         "I8": 1,
+        "U64": 8,
+        "U32": 4,
+        "U16": 2,
         "U8": 1,
+        "F8_E4M3": 1,
+        "F8_E5M2": 1,
         "BOOL": 1,
     }
 )
@@ -37,6 +47,17 @@ class TensorFact:
     shape: tuple[int, ...]
     file: str
     num_bytes: int
+    offset: int
+    """Where the first byte lies in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The linear layers of a model whose family this project does not know by heart."""
+
+    name: str
+    linears: Mapping[str, tuple[int, ...]]
+    """Module path → [rows, columns]; without the output head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +66,28 @@ class CheckpointFacts:
 
     directory: Path
     config: Mapping[str, Any]
-    architecture: Architecture
+    name: str
+    """The architecture's class, as config.json has it."""
+    known: Architecture | None
+    """None where only the linear layers are known (see :mod:`compression.outline`)."""
+    linears: tuple[str, ...]
+    """Paths of the linear modules inside the decoder whose weights the files hold."""
     files: tuple[str, ...]
     tensors: Mapping[str, TensorFact]
-    """The tensors that the architecture needs, in file order."""
+    """The tensors to keep, in file order: all that the architecture needs."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return the numbers of a known family.
+
+        Raises:
+            UnsupportedArchitecture: it is not known.
+        """
+        if self.known is None:
+            raise UnsupportedArchitecture(
+                f"{str(self.directory)!r}: of {self.name!r} only the linear layers are known"
+            )
+        return self.known
 
     @property
     def num_bytes(self) -> int:
@@ -67,34 +106,77 @@ def read_facts(directory: Path) -> CheckpointFacts:
     config = read_config(directory)
     architecture = parse_architecture(config, where=str(directory))
     files = checkpoint_files(directory)
-    found: dict[str, TensorFact] = {}
-    for file in files:
-        found |= read_header(directory / file)
-    tensors = {}
-    for name, shape in architecture.tensors().items():
-        fact = found.get(name)
-        if fact is None:
+    found = _read_headers(directory, files)
+    wanted = architecture.tensors()
+    for name, shape in wanted.items():
+        if name not in found:
             raise CorruptCheckpoint(
                 f"{str(directory)!r} lacks the tensor {name!r}: fetch the checkpoint again"
             )
-        if fact.shape != shape:
-            raise CorruptCheckpoint(
-                f"{name!r} has shape {list(fact.shape)}, config.json asks for {list(shape)}: "
-                "config and weights belong to different models"
-            )
-        if fact.dtype not in _FLOATS:
-            raise SourceError(
-                f"{name!r} has dtype {fact.dtype}: give a checkpoint in BF16, F16 or F32"
-            )
-        tensors[name] = fact
-    ordered = {name: tensors[name] for name in found if name in tensors}
+        _require_float(found[name], shape)
     return CheckpointFacts(
         directory=directory,
         config=MappingProxyType(config),
-        architecture=architecture,
+        name=architecture.name,
+        known=architecture,
+        linears=tuple(
+            module
+            for layer in range(architecture.num_layers)
+            for module, _ in architecture.linears(layer)
+        ),
         files=files,
-        tensors=MappingProxyType(ordered),
+        tensors=MappingProxyType({name: found[name] for name in found if name in wanted}),
     )
+
+
+def read_outlined_facts(directory: Path, outline: Outline) -> CheckpointFacts:
+    """Read the same of a family that is known by its outline only; every tensor is kept.
+
+    Raises:
+        SourceError: no config.json or no safetensors file, or it is quantized already.
+        UnsupportedArchitecture: the files hold none of the outlined layers under their names.
+        CorruptCheckpoint: a file is truncated or unreadable, or a tensor is misshapen.
+    """
+    config = read_config(directory)
+    require_unquantized(config, where=str(directory))
+    files = checkpoint_files(directory)
+    found = _read_headers(directory, files)
+    linears = tuple(module for module in outline.linears if f"{module}.weight" in found)
+    if not linears:
+        raise UnsupportedArchitecture(
+            f"{str(directory)!r}: the weights hold no linear layer of {outline.name!r} under the "
+            "name that transformers gives it: save the model again with transformers"
+        )
+    for module in linears:
+        _require_float(found[f"{module}.weight"], outline.linears[module])
+    return CheckpointFacts(
+        directory=directory,
+        config=MappingProxyType(config),
+        name=outline.name,
+        known=None,
+        linears=linears,
+        files=files,
+        tensors=MappingProxyType(found),
+    )
+
+
+def _read_headers(directory: Path, files: tuple[str, ...]) -> dict[str, TensorFact]:
+    found: dict[str, TensorFact] = {}
+    for file in files:
+        found |= read_header(directory / file)
+    return found
+
+
+def _require_float(fact: TensorFact, shape: tuple[int, ...]) -> None:
+    if fact.shape != shape:
+        raise CorruptCheckpoint(
+            f"{fact.name!r} has shape {list(fact.shape)}, config.json asks for {list(shape)}: "
+            "config and weights belong to different models"
+        )
+    if fact.dtype not in _FLOATS:
+        raise SourceError(
+            f"{fact.name!r} has dtype {fact.dtype}: give a checkpoint in BF16, F16 or F32"
+        )
 
 
 def checkpoint_files(directory: Path) -> tuple[str, ...]:
@@ -140,7 +222,9 @@ def read_header(path: Path) -> dict[str, TensorFact]:
                 )
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        tensors = {name: _tensor_fact(name, entry, path.name) for name, entry in header.items()}
+        tensors = {
+            name: _tensor_fact(name, entry, path.name, 8 + length) for name, entry in header.items()
+        }
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise CorruptCheckpoint(f"cannot read {str(path)!r}: {error.strerror}") from None
@@ -154,7 +238,7 @@ def read_header(path: Path) -> dict[str, TensorFact]:
     return tensors
 
 
-def _tensor_fact(name: str, entry: Mapping[str, Any], file: str) -> TensorFact:
+def _tensor_fact(name: str, entry: Mapping[str, Any], file: str, payload: int) -> TensorFact:
     begin, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
     count = 1
@@ -163,5 +247,10 @@ def _tensor_fact(name: str, entry: Mapping[str, Any], file: str) -> TensorFact:
     if end - begin != count * ITEMSIZE[entry["dtype"]]:
         raise ValueError(name)
     return TensorFact(
-        name=name, dtype=entry["dtype"], shape=shape, file=file, num_bytes=end - begin
+        name=name,
+        dtype=entry["dtype"],
+        shape=shape,
+        file=file,
+        num_bytes=end - begin,
+        offset=payload + begin,
     )

@@ -46,3 +46,9 @@ def fetch_snapshot(repository: str, *, revision: str | None, on_progress: OnProg
     raise SourceError(
         f"fetching {repository!r} ended unexpectedly: see the log above, then try again"
     )
+
+
+def revision_of(directory: Path) -> str | None:
+    """Return the commit of a snapshot in the hub's cache; None for any other directory."""
+    is_snapshot = directory.parent.name == "snapshots" and len(directory.name) == 40
+    return directory.name if is_snapshot else None

@@ -12,17 +12,32 @@ from torch import Tensor
 from compression.errors import ArtifactError, CorruptCheckpoint
 from compression.facts import checkpoint_files
 from compression.manifest import Manifest, read_manifest
-from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
-from compression.packing import unpack_int4
-from compression.schemes import Int4, Int8, Unquantized
+from compression.packed import (
+    Bf16Linear,
+    Int4Linear,
+    Int8DynamicLinear,
+    Int8Linear,
+    PackedLinear,
+    make_nf4_linear,
+)
+from compression.packing import unpack_int4, unpack_nf4
+from compression.recipe import Activations
+from compression.schemes import Unquantized
+from compression.verification import require_unchanged
 from compression.weights.codes import Codes
+from compression.weights.nf4 import Nf4Codes, stack_nf4
 from compression.weights.quantizer import quantize
 
-Weight = Tensor | Codes
+Weight = Tensor | Codes | Nf4Codes
 
 
 class Checkpoint:
-    """The open weight files of a checkpoint or artifact; a context manager."""
+    """The open weight files of a checkpoint or artifact; a context manager.
+
+    Raises:
+        ArtifactError: an artifact's manifest is unreadable, or a file was changed after the build.
+        CorruptCheckpoint: a file is missing or no safetensors file.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -31,6 +46,8 @@ class Checkpoint:
         self._files: dict[str, safe_open] = {}
 
     def __enter__(self) -> Self:
+        if self.manifest is not None:
+            require_unchanged(self.directory, self.manifest)
         with ExitStack() as stack:
             for file in checkpoint_files(self.directory):
                 try:
@@ -67,19 +84,26 @@ class Checkpoint:
         return self.tensor(name).to(torch.bfloat16) if name in self._files else None
 
     def weight(self, name: str) -> Weight:
-        """Return a linear weight: codes where the artifact holds codes, else the tensor."""
-        match self._linear_scheme():
-            case Unquantized():
-                return self.tensor(name)
-            case Int8():
-                return Codes(
-                    codes=self.tensor(name), scales=self.tensor(f"{name}_scale"), zeros=None
-                )
-            case Int4(symmetric=symmetric):
-                columns = int(self.tensor(f"{name}_shape")[1])
-                zero_point = None if symmetric else self.tensor(f"{name}_zero_point")
-                scales = self.tensor(f"{name}_scale")
-                return unpack_int4(self.tensor(f"{name}_packed"), scales, zero_point, columns)
+        """Return a linear weight: codes where the artifact holds codes, else the tensor.
+
+        Each weight is told by the tensors that lie beside it, so that schemes can be mixed.
+        """
+        state, scales = f"{name}.quant_state.bitsandbytes__nf4", f"{name}_scale"
+        if state in self._files:
+            return unpack_nf4(self.tensor(name), self.tensor(f"{name}.absmax"), self.tensor(state))
+        if scales not in self._files:
+            return self.tensor(name)
+        if f"{name}_packed" not in self._files:
+            return Codes(codes=self.tensor(name), scales=self.tensor(scales), zeros=None)
+        columns = int(self.tensor(f"{name}_shape")[1])
+        zeros = f"{name}_zero_point"
+        zero_point = self.tensor(zeros) if zeros in self._files else None
+        return unpack_int4(self.tensor(f"{name}_packed"), self.tensor(scales), zero_point, columns)
+
+    @property
+    def activations(self) -> Activations:
+        """Return how the recipe wants the inputs of int8 layers."""
+        return "none" if self.manifest is None else self.manifest.recipe.activations
 
     def embedding(self, name: str) -> Weight:
         """Return the token embedding or the output head under the recipe's embedding scheme."""
@@ -88,25 +112,30 @@ class Checkpoint:
             return weight
         return quantize(weight, self.manifest.recipe.embeddings)
 
-    def _linear_scheme(self) -> Unquantized | Int8 | Int4:
-        return Unquantized() if self.manifest is None else self.manifest.recipe.weights
 
+def make_linear(
+    weight: Weight, bias: Tensor | None, *, activations: Activations = "none"
+) -> PackedLinear:
+    """Return the layer that serves ``weight`` on the kernel for its form.
 
-def make_linear(weight: Weight, bias: Tensor | None) -> PackedLinear:
-    """Return the layer that serves ``weight`` on the kernel for its form."""
+    ``activations`` is the recipe's; weights that are not int8 take their inputs as they are.
+    """
     if isinstance(weight, Tensor):
         return Bf16Linear(weight, bias)
-    if weight.zeros is None:
-        return Int8Linear(weight, bias)
-    return Int4Linear(weight, bias)
+    if isinstance(weight, Nf4Codes):
+        return make_nf4_linear(weight, bias)
+    if weight.zeros is not None:
+        return Int4Linear(weight, bias)
+    return Int8Linear(weight, bias) if activations == "none" else Int8DynamicLinear(weight, bias)
 
 
 def select_rows(weight: Weight, rows: Tensor) -> Weight:
-    """Return ``weight`` with its rows reordered by the index ``rows``."""
-    if isinstance(weight, Tensor):
-        return weight[rows]
-    zeros = None if weight.zeros is None else weight.zeros[rows]
-    return Codes(codes=weight.codes[rows], scales=weight.scales[rows], zeros=zeros)
+    """Return ``weight`` with its rows reordered by the index ``rows``.
+
+    Raises:
+        ArtifactError: the weight is nf4 and its blocks reach across rows.
+    """
+    return weight[rows] if isinstance(weight, Tensor) else weight.select_rows(rows)
 
 
 def stack_rows(parts: list[Weight]) -> Weight:
@@ -114,13 +143,17 @@ def stack_rows(parts: list[Weight]) -> Weight:
 
     Raises:
         ValueError: the parts have different schemes.
+        ArtifactError: the weights are nf4 and their blocks reach across rows.
     """
-    codes = [part for part in parts if isinstance(part, Codes)]
-    dense = [part for part in parts if isinstance(part, Tensor)]
-    if not codes:
-        return torch.cat(dense)
-    if dense:
+    if len({(type(part), getattr(part, "zeros", None) is None) for part in parts}) > 1:
         raise ValueError("weights of different schemes cannot be fused")
+    dense = [part for part in parts if isinstance(part, Tensor)]
+    nf4 = [part for part in parts if isinstance(part, Nf4Codes)]
+    codes = [part for part in parts if isinstance(part, Codes)]
+    if dense:
+        return torch.cat(dense)
+    if nf4:
+        return stack_nf4(nf4)
     zeros = [part.zeros for part in codes if part.zeros is not None]
     return Codes(
         codes=torch.cat([part.codes for part in codes]),

@@ -1,9 +1,18 @@
-"""The compressed-tensors layout of codes: eight nibbles in an int32 word, lowest bits first."""
+"""The layouts in which artifacts hold codes: compressed-tensors', and bitsandbytes' for nf4.
+
+compressed-tensors puts eight nibbles into an int32 word, lowest bits first.
+"""
+
+import json
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from compression.nf4_state import nf4_state
+from compression.schemes import NF4_BLOCK
 from compression.weights.codes import Codes
+from compression.weights.nf4 import NF4_LEVELS, Nf4Codes
 
 _SHIFTS = tuple(range(0, 32, 4))
 
@@ -11,11 +20,11 @@ _SHIFTS = tuple(range(0, 32, 4))
 def pack_rows(nibbles: Tensor) -> Tensor:
     """Pack 0…15 values ``[rows, columns]`` along the columns into int32 ``[rows, ⌈columns/8⌉]``."""
     rows, columns = nibbles.shape
-    padded = torch.nn.functional.pad(nibbles.to(torch.int32), (0, -columns % 8))
+    padded = functional.pad(nibbles, (0, -columns % 8))
     words = padded.reshape(rows, -1, 8)
     packed = torch.zeros(words.shape[:2], dtype=torch.int32)
     for position, shift in enumerate(_SHIFTS):
-        packed |= words[:, :, position] << shift
+        packed |= words[:, :, position].to(torch.int32) << shift
     return packed
 
 
@@ -47,3 +56,29 @@ def unpack_int4(packed: Tensor, scales: Tensor, zero_point: Tensor | None, colum
 def pack_int8(name: str, codes: Codes) -> dict[str, Tensor]:
     """Return the artifact's tensors for an int8 weight called ``name``."""
     return {name: codes.codes, f"{name}_scale": codes.scales}
+
+
+def pack_nf4(name: str, codes: Nf4Codes) -> dict[str, Tensor]:
+    """Return the artifact's tensors for an nf4 weight called ``name``."""
+    state = nf4_state(codes.shape, NF4_BLOCK)
+    return {
+        name: codes.packed.unsqueeze(1),
+        f"{name}.absmax": codes.absmax,
+        f"{name}.quant_map": torch.tensor(NF4_LEVELS, dtype=torch.float32),
+        f"{name}.quant_state.bitsandbytes__nf4": torch.frombuffer(
+            bytearray(state), dtype=torch.uint8
+        ),
+    }
+
+
+def unpack_nf4(packed: Tensor, absmax: Tensor, state: Tensor) -> Nf4Codes:
+    """Read an nf4 weight back; ``state`` are the bytes of bitsandbytes' JSON.
+
+    Raises:
+        ValueError: the state is not one of :func:`pack_nf4`.
+    """
+    fields = json.loads(state.numpy().tobytes())
+    if fields["blocksize"] != NF4_BLOCK or fields["quant_type"] != "nf4":
+        raise ValueError(f"blocks of {fields['blocksize']}, type {fields['quant_type']}")
+    rows, columns = fields["shape"]
+    return Nf4Codes(packed.reshape(-1), absmax, (rows, columns))

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 from compression.errors import RecipeError
 from compression.facts import ITEMSIZE, CheckpointFacts, TensorFact
-from compression.recipe import Recipe
-from compression.schemes import Int4, Int8, Unquantized
+from compression.footprint import build_bytes
+from compression.nf4_state import nf4_state
+from compression.recipe import Recipe, matches
+from compression.requirements import require_possible
+from compression.schemes import NF4_BLOCK, AnyWeight, Int4, Int8, Nf4, Unquantized
 
 EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 
@@ -32,10 +35,12 @@ class TensorPlan:
     """What becomes of one tensor of the checkpoint."""
 
     fact: TensorFact
-    scheme: Unquantized | Int8 | Int4
+    scheme: AnyWeight
     """The scheme under which the embedded engine serves the tensor."""
     stored: tuple[StoredTensor, ...]
     """What the artifact holds for it."""
+    is_linear: bool
+    """Whether it is the weight of a linear layer inside the decoder."""
     reason: str = ""
     """Why ``stored`` differs from ``scheme``, or why nothing is done."""
 
@@ -51,6 +56,20 @@ class TensorPlan:
         """Return the bytes the tensor takes in the artifact."""
         return sum(tensor.num_bytes for tensor in self.stored)
 
+    @property
+    def num_weights(self) -> int:
+        """Return how many numbers the tensor holds."""
+        return self.fact.num_bytes // ITEMSIZE[self.fact.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A part of the recipe that is not carried out, although the rest is."""
+
+    subject: str
+    requested: str
+    reason: str
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -59,6 +78,12 @@ class Plan:
     facts: CheckpointFacts
     recipe: Recipe
     tensors: tuple[TensorPlan, ...]
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def linears(self) -> tuple[TensorPlan, ...]:
+        """Return the plans of the linear layers' weights."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_linear)
 
     @property
     def bytes_stored(self) -> int:
@@ -70,35 +95,72 @@ class Plan:
         """Return the bytes of all weights while they are served."""
         return sum(tensor.bytes_in_memory for tensor in self.tensors)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Return a bound for the memory of the build, above an interpreter with torch."""
+        return build_bytes(self.facts, self.recipe)
+
 
 def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
     """Decide what becomes of each tensor.
 
     Raises:
-        RecipeError: a tensor's shape does not fit the scheme.
+        RecipeError: a tensor's shape does not fit its scheme, or the recipe asks for something
+            that cannot be done to this checkpoint (:mod:`compression.requirements`).
     """
+    require_possible(facts, recipe)
+    linears = frozenset(facts.linears)
     return Plan(
         facts=facts,
         recipe=recipe,
-        tensors=tuple(_plan_tensor(fact, recipe) for fact in facts.tensors.values()),
+        tensors=tuple(
+            _plan_tensor(fact, facts, recipe, linears) for fact in facts.tensors.values()
+        ),
+        refusals=_refusals(facts, recipe),
     )
 
 
-def _plan_tensor(fact: TensorFact, recipe: Recipe) -> TensorPlan:
-    if fact.name in EMBEDDINGS:
-        kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
-        reason = (
-            "" if isinstance(recipe.embeddings, Unquantized) else "stored as is, quantized at load"
-        )
-        return TensorPlan(fact, recipe.embeddings, kept, reason)
-    if len(fact.shape) != 2:
-        kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
-        return TensorPlan(fact, Unquantized(), kept, "not a matrix")
-    return TensorPlan(fact, recipe.weights, stored_tensors(fact, recipe.weights))
+def module_of(tensor: str) -> str:
+    """Return the path of the module that owns the tensor ``<path>.weight`` or ``<path>.bias``."""
+    return tensor.rpartition(".")[0]
 
 
-def stored_tensors(fact: TensorFact, scheme: Unquantized | Int8 | Int4) -> tuple[StoredTensor, ...]:
-    """Return the compressed-tensors layout of one linear weight ``[rows, columns]``.
+def _plan_tensor(
+    fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, linears: frozenset[str]
+) -> TensorPlan:
+    module = module_of(fact.name)
+    if module in linears and fact.name == f"{module}.weight":
+        scheme = recipe.scheme_for(module)
+        is_kept = any(matches(target, module) for target in recipe.keep)
+        reason = "kept by the recipe" if is_kept else ""
+        return TensorPlan(fact, scheme, stored_tensors(fact, scheme), True, reason)
+    kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
+    is_table = facts.known is not None and fact.name in EMBEDDINGS
+    if is_table and not isinstance(recipe.embeddings, Unquantized):
+        reason = "stored as is, quantized at load"
+        return TensorPlan(fact, recipe.embeddings, kept, False, reason)
+    reason = "no linear layer" if len(fact.shape) > 1 else "no matrix"
+    return TensorPlan(fact, Unquantized(), kept, False, reason)
+
+
+def _refusals(facts: CheckpointFacts, recipe: Recipe) -> tuple[Refusal, ...]:
+    """Return what only the embedded engine does, where it does not serve the family."""
+    if facts.known is not None:
+        return ()
+    reason = f"only the embedded engine does this, and it does not serve {facts.name}"
+    asked: list[tuple[str, str]] = []
+    if not isinstance(recipe.embeddings, Unquantized):
+        asked.append(("embeddings", recipe.embeddings.label))
+    if recipe.kv_cache.is_quantized:
+        key, value = recipe.kv_cache.key.scheme, recipe.kv_cache.value.scheme
+        asked.append(("kv_cache", f"key {key}, value {value}"))
+    return tuple(Refusal(subject, requested, reason) for subject, requested in asked)
+
+
+def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, ...]:
+    """Return the artifact's layout of one linear weight ``[rows, columns]``.
+
+    That of compressed-tensors, or for nf4 that of bitsandbytes.
 
     Raises:
         RecipeError: the columns do not divide into groups.
@@ -127,4 +189,18 @@ def stored_tensors(fact: TensorFact, scheme: Unquantized | Int8 | Int4) -> tuple
                 scale,
                 *(() if scheme.symmetric else (zero,)),
                 StoredTensor(f"{stem}_shape", "I64", (2,)),
+            )
+        case Nf4():
+            if columns % NF4_BLOCK:
+                raise RecipeError(
+                    f"{fact.name!r} has {columns} columns, not a multiple of nf4's block of "
+                    f"{NF4_BLOCK}: name it in 'keep', or use the recipe int8"
+                )
+            count = rows * columns
+            state = len(nf4_state(fact.shape, NF4_BLOCK))
+            return (
+                StoredTensor(stem, "U8", (count // 2, 1)),
+                StoredTensor(f"{stem}.absmax", "F32", (count // NF4_BLOCK,)),
+                StoredTensor(f"{stem}.quant_map", "F32", (16,)),
+                StoredTensor(f"{stem}.quant_state.bitsandbytes__nf4", "U8", (state,)),
             )

@@ -2,35 +2,200 @@
 
 import hashlib
 import json
-import reprlib
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+import re
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compression.errors import RecipeError
-from compression.schemes import Int4, Int8, Unquantized, WeightScheme
+from compression.schemes import (
+    CALIBRATED,
+    AnyWeight,
+    Int8,
+    KvScheme,
+    KvUnquantized,
+    Nf4,
+    Unquantized,
+    WeightScheme,
+)
 
 FULL = "full"
 """The name that means: serve the checkpoint as it is, with no recipe."""
+BUILT_IN = "built-in"
+"""The calibration text that ships with the package."""
+LINEAR = "Linear"
+"""The target that means every linear layer inside the decoder."""
+
+Activations = Literal["none", "int8"]
+"""How inputs of linear layers are taken: as they are, or rounded per token (W8A8)."""
 
 
-class Recipe(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_target(target: str) -> str:
+    if target.startswith("re:"):
+        try:
+            re.compile(target[3:])
+        except re.error as error:
+            raise ValueError(f"{target!r} is no regular expression ({error})") from None
+    elif not target:
+        raise ValueError("a target is empty")
+    return target
+
+
+def matches(target: str, module: str) -> bool:
+    """Return whether ``target`` names the linear module with that path.
+
+    A target is ``Linear`` (all of them), an exact module path, or ``re:`` and a regular
+    expression that must match from the path's start, as compressed-tensors reads it.
+    """
+    if target.startswith("re:"):
+        return re.match(target[3:], module) is not None
+    return target in {LINEAR, module}
+
+
+class Rule(_Part):
+    """A scheme for the linear modules that any of ``targets`` names."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    weights: WeightScheme
+
+    @field_validator("targets")
+    @classmethod
+    def _targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_target(target) for target in targets)
+
+
+class KvCache(_Part):
+    """How keys and values are kept while a sequence is decoded."""
+
+    key: KvScheme = KvUnquantized()
+    value: KvScheme = KvUnquantized()
+    keep_first: int = Field(default=0, ge=0)
+    """Layers at the start whose keys and values stay in bf16."""
+    keep_last: int = Field(default=0, ge=0)
+    """Layers at the end whose keys and values stay in bf16."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether anything is done at all."""
+        return not (isinstance(self.key, KvUnquantized) and isinstance(self.value, KvUnquantized))
+
+
+class Prune(_Part):
+    """What is taken out of every layer, in equal count, before weights are quantized."""
+
+    query_heads: int = Field(default=0, ge=0)
+    """Query heads removed from every group that shares one key-value head."""
+    kv_groups: int = Field(default=0, ge=0)
+    """Key-value heads removed from every layer, each with all of its query heads."""
+    neurons: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The fraction of the MLP's neurons that goes, rounded so that what stays suits kernels."""
+    score: Literal["fluctuation", "magnitude", "leave-one-out"] = "fluctuation"
+    """How the least important parts are found."""
+    compensate: bool = True
+    """Put the mean output of what was removed into the next layer's bias, where there is one."""
+
+    @property
+    def is_active(self) -> bool:
+        """Return whether anything is removed at all."""
+        return bool(self.query_heads or self.kv_groups or self.neurons)
+
+
+class Calibration(_Part):
+    """The text on which inputs of layers are observed."""
+
+    text: str = Field(default=BUILT_IN, min_length=1)
+    """``built-in``, a text file, a directory of them, or ``hub:org/dataset``."""
+    tokens: int = Field(default=16384, ge=512)
+    seed: int = Field(default=0, ge=0)
+
+
+class Budget(_Part):
+    """The fidelity that an artifact must keep; without it there is no artifact."""
+
+    kld: float | None = Field(default=None, gt=0)
+    """Mean KL divergence over the slices, nats."""
+    worst_slice_kld: float | None = Field(default=None, gt=0)
+    """Mean KL divergence of the worst slice, nats."""
+    top1: float | None = Field(default=None, gt=0, le=1)
+    """Agreement of the top token, pooled."""
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Self:
+        if self.kld is None and self.worst_slice_kld is None and self.top1 is None:
+            raise ValueError("a budget needs at least one of kld, worst_slice_kld, top1")
+        return self
+
+
+class Recipe(_Part):
     """How to compress a checkpoint.
 
-    ``weights`` covers every linear layer inside the decoder, ``embeddings`` the token embedding
-    and the output head (tied or not).
+    ``weights`` covers every linear layer inside the decoder that neither ``keep`` nor a rule
+    names, ``embeddings`` the token embedding and the output head (tied or not).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     weights: WeightScheme
-    embeddings: Unquantized | Int8 = Field(default=Unquantized(), discriminator="scheme")
+    rules: tuple[Rule, ...] = ()
+    """The first rule that names a module decides; ``weights`` covers the rest."""
+    keep: tuple[str, ...] = ()
+    """Targets that stay as the checkpoint has them, whatever the rules say."""
+    embeddings: Annotated[Unquantized | Int8, Field(discriminator="scheme")] = Unquantized()
+    activations: Activations = "none"
+    """``int8``: the inputs of int8 linears are rounded per token too (W8A8)."""
+    kv_cache: KvCache = KvCache()
+    prune: Prune = Prune()
+    calibration: Calibration = Calibration()
+    budget: Budget | None = None
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_target(target) for target in keep)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        schemes = self.schemes
+        if any(isinstance(scheme, Nf4) for scheme in schemes) and any(
+            not isinstance(scheme, Nf4 | Unquantized) for scheme in schemes
+        ):
+            raise ValueError(
+                "nf4 cannot be mixed with int4 or int8 in one artifact: use one of them, and "
+                "'keep' for what must stay as it is"
+            )
+        if self.activations == "int8" and not any(isinstance(each, Int8) for each in schemes):
+            raise ValueError("activations 'int8' need weights of scheme int8: no module has them")
+        return self
+
+    @property
+    def schemes(self) -> tuple[AnyWeight, ...]:
+        """Return every scheme that a linear module may get."""
+        return (*(rule.weights for rule in self.rules), self.weights)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Return whether a text must be read before this recipe can be carried out."""
+        methods = {getattr(scheme, "method", "rtn") for scheme in self.schemes}
+        scores = self.prune.is_active and self.prune.score != "magnitude"
+        centred = "int4" in {self.kv_cache.key.scheme}
+        return (
+            bool(methods & CALIBRATED)
+            or scores
+            or centred
+            or (self.prune.is_active and self.prune.compensate)
+        )
+
+    def scheme_for(self, module: str) -> AnyWeight:
+        """Return what is asked for the linear module with that path."""
+        if any(matches(target, module) for target in self.keep):
+            return Unquantized()
+        for rule in self.rules:
+            if any(matches(target, module) for target in rule.targets):
+                return rule.weights
+        return self.weights
 
     @property
     def digest(self) -> str:
@@ -41,75 +206,3 @@ class Recipe(BaseModel):
         body = self.model_dump(mode="json", exclude={"name"})
         canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-PRESETS: Mapping[str, Recipe] = MappingProxyType(
-    {
-        recipe.name: recipe
-        for recipe in (
-            Recipe(name="int8", weights=Int8(), embeddings=Int8()),
-            Recipe(name="int4", weights=Int4(), embeddings=Int8()),
-        )
-    }
-)
-
-
-def load_recipe(name_or_path: str) -> Recipe:
-    """Return the preset of that name, or the recipe in that YAML file.
-
-    Raises:
-        RecipeError: unknown name, unreadable file, unknown key or bad value.
-    """
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]
-    path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
-        known = ", ".join([*PRESETS, FULL])
-        raise RecipeError(
-            f"unknown recipe {name_or_path!r}: use one of {known}, or the path of a .yaml file"
-        )
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {name_or_path!r}: {error.strerror}") from None
-    # A date such as 2024-99-99 is a bare ValueError, and nesting without end a RecursionError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"recipe {name_or_path!r} is not YAML: {reason}") from None
-    return parse_recipe(fields, where=name_or_path, default_name=path.stem)
-
-
-def parse_recipe(fields: Any, *, where: str, default_name: str) -> Recipe:
-    """Validate plain data as a recipe.
-
-    Raises:
-        RecipeError: names the key, the value and what is allowed; also where the name is that of
-            a preset which does something else.
-    """
-    if not isinstance(fields, dict):
-        raise RecipeError(f"recipe {where!r} must be a mapping with the key 'weights'")
-    try:
-        recipe = Recipe.model_validate({"name": default_name.lower(), **fields})
-    except ValidationError as error:
-        raise RecipeError(f"recipe {where!r}: {_first_problem(error)}") from None
-    if recipe.name in {*PRESETS, FULL} and recipe != PRESETS.get(recipe.name):
-        raise RecipeError(
-            f"recipe {where!r} is named {recipe.name!r}, which is a preset: "
-            "give it another name with the key 'name'"
-        )
-    return recipe
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}: remove it or correct its spelling"
-    if problem["type"] == "missing":
-        return f"missing key {key!r}"
-    if problem["type"] == "string_pattern_mismatch":
-        return (
-            f"the name {problem['input']!r} (of the file, unless it has the key 'name') must be 1 "
-            "to 63 of a-z, 0-9, '.', '_', '-', the first a letter or digit: set the key 'name'"
-        )
-    return f"{key!r} is {reprlib.repr(problem['input'])}: {problem['msg']}"

@@ -10,12 +10,12 @@ from filelock import FileLock
 
 from compression.errors import ArtifactError, BuildError, CorruptCheckpoint
 from compression.facts import read_header
-from compression.manifest import read_manifest
+from compression.manifest import read_manifest, weight_files
 
 _ASIDE = ".building-"
 
 
-def ensure(store: Path, digest: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
+def ensure(store: Path, digest: str, write: Callable[[Path], object]) -> tuple[Path, bool]:
     """Return the directory of ``digest`` and whether it was there already.
 
     ``write`` fills an empty directory aside, which is renamed into place when it returns. Two
@@ -65,7 +65,7 @@ def _is_complete(directory: Path) -> bool:
     """Return whether manifest and weight files are there, each as long as its header says."""
     try:
         manifest = read_manifest(directory)
-        for file in () if manifest is None else manifest.files:
+        for file in () if manifest is None else weight_files(manifest):
             read_header(directory / file)
     except (ArtifactError, CorruptCheckpoint):
         return False

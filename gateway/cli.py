@@ -1,4 +1,4 @@
-"""The command line: ``narrowgate serve | build | compare``."""
+"""The command line: ``narrowgate serve | build | compare | search | inspect | recipes``."""
 
 import argparse
 import asyncio
@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from gateway.errors import ApiError, ChildFailed, SettingsError, StartupError
+from compression.errors import CompressionError
+from gateway.errors import ApiError, ChildFailed, LoadRefused, SettingsError, StartupError
 from gateway.launch import run_job
 from gateway.serve import EXIT_INTERRUPTED, serve
 from gateway.settings import ModelSettings, default_alias, load_settings
@@ -21,6 +22,7 @@ from gateway.terminal import Terminal
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_TERMINATED = 143
+_NOT_VERIFIED = "Files were not hashed: --verify does that."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +60,7 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 def _build(options: argparse.Namespace, terminal: Terminal) -> int:
     words = ["-m", "compression", "build", *_source(options)]
     words += [f"--recipe={options.recipe}", f"--out={options.out}"]
+    words += ["--fidelity"] if options.fidelity else []
     code, ready = _run_job(words, terminal)
     if ready is not None:
         terminal.built(ready["directory"], ready["manifest"])
@@ -66,16 +69,70 @@ def _build(options: argparse.Namespace, terminal: Terminal) -> int:
 
 def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
     # Only this command needs it, and serving should stay small.
-    from compression.report import render_tables
+    from compression.report.tables import render_tables
 
     words = ["-m", "gateway.engine.compare", *_source(options)]
     words += [f"--recipe={recipe}" for recipe in options.recipe]
-    for flag in ("text", "json", "png", "max_tokens", "threads"):
+    for flag in ("text", "json", "html", "png", "max_tokens", "threads"):
         if (value := getattr(options, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}={value}"]
     code, compared = _run_job(words, terminal)
     if compared is not None:
-        terminal.show(render_tables(compared["report"]))
+        terminal.show(render_tables(compared["report"], statistics=options.statistics))
+    return code
+
+
+def _search(options: argparse.Namespace, terminal: Terminal) -> int:
+    from compression.search.tables import render_search
+
+    words = ["-m", "compression.search", *_source(options), f"--out={options.out}"]
+    for flag in ("budget", "max_bytes", "png", "calibration", "tokens"):
+        if (value := getattr(options, flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}={value}"]
+    code, found = _run_job(words, terminal)
+    if found is not None:
+        terminal.show(render_search(found["report"]))
+        terminal.note(
+            f"The chosen recipe is in {options.out}: serve it with --recipe {options.out}"
+        )
+    return code
+
+
+def _inspect(options: argparse.Namespace, terminal: Terminal) -> int:
+    from compression.inspection import render_manifest
+    from compression.manifest import read_manifest
+    from compression.verification import verify
+
+    try:
+        manifest = read_manifest(options.directory)
+        if manifest is None:
+            raise LoadRefused(
+                f"{str(options.directory)!r} is no artifact (it has no compression_manifest.json): "
+                "give a directory that `narrowgate build` made"
+            )
+        if options.verify:
+            verify(options.directory, manifest, terminal.on_progress)
+    except CompressionError as error:
+        raise LoadRefused(str(error)) from None
+    if options.json:
+        terminal.note(manifest.model_dump_json(indent=1))
+    else:
+        terminal.show(render_manifest(manifest))
+        terminal.note("every file is as it was built" if options.verify else _NOT_VERIFIED)
+    return 0
+
+
+def _recipes(options: argparse.Namespace, terminal: Terminal) -> int:
+    from compression.catalog import describe_presets, render_presets
+
+    if options.model is None:
+        if options.revision is not None:
+            raise SettingsError("--revision needs --model: it describes that model")
+        terminal.show(render_presets(describe_presets(None), None))
+        return 0
+    code, listed = _run_job(["-m", "compression", "recipes", *_source(options)], terminal)
+    if listed is not None:
+        terminal.show(render_presets(listed["recipes"], options.model))
     return code
 
 
@@ -124,6 +181,19 @@ def _positive(value: str) -> int:
     return int(value)
 
 
+def _size(value: str) -> int:
+    """Return a number of bytes from ``90000000``, ``90MB`` or ``1.5GB``."""
+    number = value.strip().upper().removesuffix("B")
+    factor = {"K": 1e3, "M": 1e6, "G": 1e9}.get(number[-1:], 1)
+    try:
+        size = float(number.rstrip("KMG")) * factor
+    except ValueError:
+        size = 0
+    if not 1 <= size < 1e15:
+        raise argparse.ArgumentTypeError(f"{value!r} is no size such as 90MB or 1.5GB")
+    return int(size)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="narrowgate", description=__doc__)
     parser.add_argument(
@@ -133,6 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a model behind the OpenAI API"))
     _add_build(commands.add_parser("build", help="compress a model into a directory"))
     _add_compare(commands.add_parser("compare", help="measure recipes against the full model"))
+    _add_search(commands.add_parser("search", help="find the smallest recipe within a budget"))
+    _add_inspect(commands.add_parser("inspect", help="show what an artifact is"))
+    _add_recipes(commands.add_parser("recipes", help="list the presets, with sizes for a model"))
     return parser
 
 
@@ -153,6 +226,9 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     _add_source(command, required=True)
     command.add_argument("--recipe", default="int4", help="preset or a .yaml file")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--fidelity", action="store_true", help="measure every slice for the manifest"
+    )
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
@@ -161,9 +237,37 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", action="append", required=True, help="may be repeated")
     command.add_argument("--text", type=Path, metavar="DIR", help="each file is a slice")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     command.add_argument("--png", type=Path, metavar="FILE", help="draw quality against size")
+    command.add_argument(
+        "--statistics", action="store_true", help="print all of llama.cpp's, for every slice"
+    )
     command.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     command.add_argument("--threads", type=_positive, metavar="N")
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_search)
+    _add_source(command, required=True)
+    goal = command.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--budget", metavar="TERMS", help="such as 'kld<=0.05, top1>=0.9'")
+    goal.add_argument("--max-bytes", type=_size, metavar="SIZE", help="of the weights, as 90MB")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="recipe to write")
+    command.add_argument("--png", type=Path, metavar="FILE", help="draw the frontier")
+    command.add_argument("--calibration", metavar="TEXT", help="a text file or a directory of them")
+    command.add_argument("--tokens", type=_positive, metavar="N", help="of the calibration text")
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_inspect)
+    command.add_argument("directory", type=Path, metavar="DIR", help="of an artifact")
+    command.add_argument("--json", action="store_true", help="print the whole manifest")
+    command.add_argument("--verify", action="store_true", help="hash every file")
+
+
+def _add_recipes(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_recipes)
+    _add_source(command, required=False)
 
 
 def _add_source(command: argparse.ArgumentParser, *, required: bool) -> None:

@@ -272,6 +272,9 @@ class Keeper:
         sizes = (
             ("weights_bytes", info.weights_bytes),
             ("weights_uncompressed_bytes", info.weights_bytes_before),
+            ("kv_bytes_per_token", info.kv_bytes_per_token),
         )
         for name, num_bytes in sizes:
+            if num_bytes is None:  # an engine that does not tell
+                continue
             gauges[name].labels(model=alias, variant=variant, recipe=variant).set(num_bytes)

@@ -68,6 +68,8 @@ FAMILIES: tuple[Family, ...] = (
            "Bytes of the live weights in memory."),
     Family("gauge", "weights_uncompressed_bytes", ("model", "variant", "recipe"),
            "Bytes of the full model's weights."),
+    Family("gauge", "kv_bytes_per_token", ("model", "variant", "recipe"),
+           "Bytes that one token takes in the live cache of keys and values."),
     Family("gauge", "engine_up", ("model", "variant"),
            "1 while the engine is ready, else 0."),
     Family("gauge", "model_state", ("model", "variant", "state"),

@@ -137,6 +137,8 @@ class EngineInfo(BaseModel):
     weight_bits: float
     schemes: dict[str, int]
     kernels: dict[str, str]
+    kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
+    kv_bytes_per_token: int | None = None
     threads: int
     pid: int
 

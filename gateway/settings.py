@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compression.errors import RecipeError
-from compression.recipe import FULL, load_recipe
+from compression.presets import load_recipe
+from compression.recipe import FULL
 from gateway.errors import SettingsError
 
 ENV_PREFIX = "NARROWGATE_"

@@ -25,7 +25,10 @@ _TITLES = {
     "fetch": "Fetching",
     "convert": "Converting",
     "hash": "Checking",
+    "prune": "Pruning",
     "quantize": "Compressing",
+    "measure": "Measuring",
+    "search": "Searching",
     "start": "Starting",
     "compare": "Comparing",
 }
@@ -99,12 +102,21 @@ class Terminal:
                 f"  took {manifest['seconds']:.1f} s, peak memory "
                 f"{_megabytes(manifest['peak_memory_bytes'])}"
             )
+            for refusal in manifest.get("refusals", ()):
+                self._say(
+                    f"  not done: {refusal['subject']} {refusal['requested']}, {refusal['reason']}"
+                )
 
     def show(self, tables: Sequence[RenderableType]) -> None:
         """Print tables."""
         self._end_bars()
         for table in tables:
             self._out.print(table, soft_wrap=False)
+
+    def note(self, text: str) -> None:
+        """Print text as it is."""
+        self._end_bars()
+        self._say(text)
 
     def _say(self, text: str) -> None:
         self._out.print(text, markup=False)

@@ -1,6 +1,6 @@
 """Quantized weights before they are packed: integer codes with their scales and zero points."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class Codes:
             values = values - self.zeros.unsqueeze(-1).to(torch.float32)
         values = values * self.scales.unsqueeze(-1).to(torch.float32)
         return values.reshape(rows, -1)
+
+    def select_rows(self, rows: Tensor) -> "Codes":
+        """Return the codes with their rows reordered by the index ``rows``."""
+        zeros = None if self.zeros is None else self.zeros[rows]
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows], zeros=zeros)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ def _fused(checkpoint: Checkpoint, modules: dict[str, Tensor | None]) -> PackedL
             biases.append(bias if rows is None else bias[rows])
     if biases and len(biases) != len(weights):
         raise ArtifactError(f"some of {', '.join(modules)} have a bias and some have none")
-    return make_linear(stack_rows(weights), torch.cat(biases) if biases else None)
+    bias = torch.cat(biases) if biases else None
+    return make_linear(stack_rows(weights), bias, activations=checkpoint.activations)
 
 
 def _table(checkpoint: Checkpoint, name: str) -> Int8Linear | Bf16Linear:

@@ -4,6 +4,7 @@ The last line is ``compared`` with the report, or ``error``.
 """
 
 import argparse
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,23 +13,28 @@ from typing import Any
 from compression.child import report_progress, run_child
 from compression.evaluation import builtin_slices, slices_from
 from compression.prepare import prepare
-from compression.report import plot, require_writable, write_json
+from compression.report.files import require_writable, write_json
+from compression.report.page import write_page
+from compression.report.picture import plot
 from gateway.engine.comparison import BUILTIN, compare, recipe_names
 from gateway.engine.tokenizer import load_backend
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison and return the exit code."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(words)
+    options.command = shlex.join(["narrowgate", "compare", *words])
     return run_child(lambda: ("compared", {"report": _run(options)}))
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """Check everything that can be checked at once, compare, write what was asked for."""
     recipe_names(options.recipe)
-    for option, path in (("--json", options.json), ("--png", options.png)):
+    for option in ("json", "html", "png"):
+        path = getattr(options, option)
         if path is not None:
-            require_writable(path, option=option)
+            require_writable(path, option=f"--{option}")
     slices = builtin_slices() if options.text is None else slices_from(options.text)
     # Imported last: it takes a second, which no refusal above needs.
     from gateway.engine.runner import load_runner
@@ -45,8 +51,11 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         text=BUILTIN if options.text is None else str(options.text),
         max_tokens=options.max_tokens,
     )
+    report["command"] = options.command
     if options.json is not None:
         write_json(report, options.json)
+    if options.html is not None:
+        write_page(report, options.html)
     if options.png is not None:
         plot(report, options.png)
     return report
@@ -59,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--text", type=Path, metavar="DIR", help="each file is a slice")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE")
     parser.add_argument("--png", type=Path, metavar="FILE")
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     parser.add_argument("--threads", type=_positive, metavar="N")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from compression.architecture import Architecture
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
-from gateway.engine.cache import Cache
+from gateway.engine.cache import Cache, LayerCache
 from gateway.engine.rotary import spread, turns
 
 
@@ -102,7 +102,7 @@ class Decoder:
         self,
         layer: Layer,
         x: Tensor,
-        kept: Tensor,
+        kept: LayerCache,
         factors: Tensor,
         start: int,
         mask: Tensor | None,
@@ -116,14 +116,14 @@ class Decoder:
             heads = torch.cat([layer.q_norm(queries), layer.k_norm(keys), values], dim=1)
         pairs = torch.view_as_complex(heads.to(torch.float32).unflatten(-1, (-1, 2)))
         turned = torch.view_as_real(pairs * factors).view(heads.shape)
-        kept[start : start + count] = turned[:, num_heads:]
-        queries = turned[:, :num_heads].to(x.dtype)
-        seen = kept[: start + count].to(x.dtype).transpose(0, 1).unsqueeze(0)
-        keys, values = seen[:, :num_kv], seen[:, num_kv:]
+        kept.append(start, turned[:, num_heads:])
+        keys, values = kept.read(start + count, x.dtype)
+        queries = kept.codecs.key.rotate(turned[:, :num_heads]).to(x.dtype)
         if count == 1:
             # The query heads of one group share their keys, so they can pose as its queries.
             grouped = queries.view(1, num_kv, num_heads // num_kv, -1)
-            return functional.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+            mixed = functional.scaled_dot_product_attention(grouped, keys, values)
+            return kept.codecs.value.rotate(mixed).view(1, -1)
         mixed = functional.scaled_dot_product_attention(
             queries.transpose(0, 1).unsqueeze(0),
             keys,
@@ -132,7 +132,7 @@ class Decoder:
             is_causal=mask is None,
             enable_gqa=num_heads != num_kv,
         )
-        return mixed[0].transpose(0, 1).reshape(count, -1)
+        return kept.codecs.value.rotate(mixed)[0].transpose(0, 1).reshape(count, -1)
 
 
 def _causal_mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:

@@ -4,12 +4,11 @@ RoFormer, Su et al. 2021 (arXiv 2104.09864). Hugging Face checkpoints keep the t
 apart; :func:`interleave` reorders their rows once so that each pair lies together.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from compression.architecture import Architecture, Rope
+from compression.architecture import Architecture
+from compression.frequencies import frequencies
 
 
 def interleave(num_heads: int, head_dim: int) -> Tensor:
@@ -32,25 +31,3 @@ def spread(turns: Tensor, num_turned: int, num_still: int) -> Tensor:
     """
     still = turns.new_ones(turns.shape[0], num_still, turns.shape[2])
     return torch.cat([turns.expand(-1, num_turned, -1), still], dim=1)
-
-
-def frequencies(architecture: Architecture) -> Tensor:
-    """Return the ``[head_dim / 2]`` angles per position, float64, with the checkpoint's scaling."""
-    rope = architecture.rope
-    exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.float64)
-    inverse = torch.pow(rope.theta, -exponents / architecture.head_dim)
-    match rope.kind:
-        case "linear":
-            return inverse / rope.factor
-        case "llama3":
-            return _llama3(inverse, rope)
-        case _:
-            return inverse
-
-
-def _llama3(inverse: Tensor, rope: Rope) -> Tensor:
-    """Slow the long wavelengths down by ``factor``, with a smooth band between (Llama 3.1)."""
-    low, high = rope.low_freq_factor, rope.high_freq_factor
-    turned = rope.original_max_position_embeddings * inverse / (2 * math.pi)
-    smooth = ((turned - low) / (high - low)).clamp(0, 1)
-    return inverse * ((1 - smooth) / rope.factor + smooth)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from compression.crossover import tune
+from compression.kv.centre_file import read_centres
 from compression.loading import Checkpoint
 from compression.manifest import Manifest
 from compression.packed import PackedLinear
-from compression.recipe import FULL
+from compression.recipe import FULL, KvCache
 from gateway.engine.assembly import assemble, linears, norms, read_architecture
-from gateway.engine.cache import Cache
+from gateway.engine.cache import Cache, LayerCodecs
 from gateway.engine.decoder import Decoder, RmsNorm
+from gateway.engine.kv_codecs import describe_cache, make_codecs, require_applied
 
 DEFAULT_MAX_MODEL_LEN = 8192
 """Tokens of one sequence where neither the user nor the checkpoint sets fewer."""
@@ -26,6 +28,8 @@ class Runner:
     """A loaded model; to be called from one thread at a time."""
 
     decoder: Decoder
+    codecs: tuple[LayerCodecs, ...]
+    """How each layer's keys and values are kept."""
     manifest: Manifest | None
     max_model_len: int
     """Tokens, prompt and output together."""
@@ -37,7 +41,7 @@ class Runner:
 
     def new_cache(self, max_tokens: int) -> Cache:
         """Return an empty cache with room for ``max_tokens`` tokens."""
-        return Cache(self.decoder.architecture, max_tokens)
+        return Cache(self.decoder.architecture, self.codecs, max_tokens)
 
     @torch.inference_mode()
     def forward(self, batch: list[tuple[Cache, list[int]]]) -> Tensor:
@@ -53,7 +57,17 @@ class Runner:
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:
         """Return float32 logits ``[len(ids), vocab]`` of one whole text (teacher forcing)."""
-        return self.decoder.logits(self.decoder.hidden(ids, self.new_cache(len(ids))))
+        return self.logits(self.hidden(ids))
+
+    @torch.inference_mode()
+    def hidden(self, ids: list[int]) -> Tensor:
+        """Read one whole text and return its final hidden states ``[len(ids), hidden_size]``."""
+        return self.decoder.hidden(ids, self.new_cache(len(ids)))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits ``[rows, vocab]`` of hidden states ``[rows, hidden_size]``."""
+        return self.decoder.logits(hidden)
 
     def info(self) -> dict[str, Any]:
         """Return what is really held and run, read from the live tensors."""
@@ -74,10 +88,21 @@ class Runner:
             "weights_bytes_before": weights_bytes if manifest is None else 2 * num_weights,
             "weight_bits": 8 * weights_bytes / num_weights,
             "schemes": schemes,
-            "kernels": {linear.scheme: linear.kernel for linear in held},
+            "kernels": {scheme: _kernels(held, scheme) for scheme in schemes},
             "dense_from_rows": {linear.kernel: linear.dense_from for linear in held},
             "dense_dtype": str(held[0].dense_dtype).removeprefix("torch."),
+            **describe_cache(self.new_cache(1), kv_cache_of(manifest)),
         }
+
+
+def kv_cache_of(manifest: Manifest | None) -> KvCache:
+    """Return what an artifact asks of the cache; a plain checkpoint asks for bf16."""
+    return KvCache() if manifest is None else manifest.recipe.kv_cache
+
+
+def _kernels(linears: list[PackedLinear], scheme: str) -> str:
+    """Return every kernel that layers of one scheme run on, joined by commas."""
+    return ", ".join(sorted({linear.kernel for linear in linears if linear.scheme == scheme}))
 
 
 def load_runner(directory: Path, *, threads: int | None, max_model_len: int | None) -> Runner:
@@ -87,7 +112,8 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
     checkpoint's context, at most :data:`DEFAULT_MAX_MODEL_LEN`.
 
     Raises:
-        CompressionError: the directory is no checkpoint or artifact this engine can serve.
+        CompressionError: the directory is no checkpoint or artifact this engine can serve, or its
+            cache would not be kept as the artifact asks.
     """
     # Packing is many small steps, which several threads only slow down on a busy machine.
     torch.set_num_threads(1)
@@ -98,4 +124,13 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
         decoder = assemble(checkpoint, architecture, length)
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         tune(linears(decoder))
-        return Runner(decoder=decoder, manifest=checkpoint.manifest, max_model_len=length)
+        kv_cache = kv_cache_of(checkpoint.manifest)
+        codecs = make_codecs(kv_cache, architecture, read_centres(directory, architecture))
+        runner = Runner(
+            decoder=decoder,
+            codecs=codecs,
+            manifest=checkpoint.manifest,
+            max_model_len=length,
+        )
+        require_applied(runner.new_cache(1), kv_cache, architecture)
+        return runner

@@ -50,7 +50,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer_revision("/".join(owner_name), revision)
             case ["api", "models", *_, "tree", _]:
                 self._send_json(200, self._tree())
-            case [_, _, "resolve", _, *path]:
+            case ["api", "datasets", *owner_name]:
+                self._answer_revision("/".join(owner_name), "main")
+            case [_, _, "resolve", _, *path] | ["datasets", _, _, "resolve", _, *path]:
                 self._send_file("/".join(path))
             case _:
                 self._refuse(404, "EntryNotFound")
@@ -68,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         elif revision not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound")
         else:
-            self._send_json(200, {"id": REPOSITORY, "sha": COMMIT, "siblings": []})
+            siblings = [{"rfilename": file["path"]} for file in self._tree()]
+            self._send_json(200, {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
 
     def _tree(self) -> list[dict[str, object]]:
         return [

@@ -22,8 +22,8 @@ from compression.manifest import FILE_NAME, read_manifest
 from compression.paths import store_dir
 from compression.plan import make_plan
 from compression.prepare import build_to, prepare
-from compression.recipe import PRESETS, parse_recipe
-from compression.schemes import Int4, Unquantized
+from compression.presets import PRESETS, parse_recipe
+from compression.schemes import Int4, Int8
 from compression.weights.quantizer import quantize
 from tests.checkpoints import make_tiny_checkpoint
 
@@ -77,7 +77,7 @@ def test_plain_transformers_loads_the_artifact(tmp_path: Path, recipe: str, shar
     source = make_tiny_checkpoint(tmp_path / "source", max_shard_size=shards)
     build_to(str(source), recipe, None, tmp_path / "out", ignore)
     scheme = PRESETS[recipe].weights
-    assert not isinstance(scheme, Unquantized)
+    assert isinstance(scheme, Int4 | Int8)
     full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():
         for name, module in full.named_modules():

@@ -3,15 +3,36 @@
 import pytest
 import torch
 
-from compression.crossover import NEVER, tune
-from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
-from compression.schemes import Int4, Int8
+from compression.crossover import NEVER, measure_speed, tune
+from compression.packed import (
+    Bf16Linear,
+    Int4Linear,
+    Int8DynamicLinear,
+    Int8Linear,
+    Nf4Linear,
+    PackedLinear,
+)
+from compression.schemes import Int4, Int8, Unquantized
+from compression.weights.nf4 import quantize_nf4
 from compression.weights.quantizer import quantize
 
 # Rows and columns on, off and far from the kernels' blocks of 16, 32 and 64.
 SHAPES = [(64, 64), (100, 96), (16, 32), (7, 160), (192, 32), (1, 64)]
+WIDE = [(64, 128), (33, 256), (100, 384)]
 RAGGED = [(16, 8), (20, 17), (5, 100), (33, 31)]
-ROWS = [1, 2, 3, 5, 17]
+COUNTS = [1, 2, 3, 5, 17, 40]
+
+FORMATS: dict[str, Int4 | Int8 | Unquantized] = {
+    "bf16": Unquantized(),
+    "int8": Int8(),
+    **{
+        f"int4-g{size}-{'sym' if symmetric else 'asym'}": Int4(
+            group_size=size, symmetric=symmetric, method="rtn"
+        )
+        for size in (32, 64, 128)
+        for symmetric in (False, True)
+    },
+}
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,59 +45,79 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result.to(torch.float32) - expected).norm() / expected.norm())
 
 
-def make(scheme: str, rows: int, columns: int) -> tuple[PackedLinear, torch.Tensor]:
+def make(name: str, rows: int, columns: int) -> tuple[PackedLinear, torch.Tensor]:
     """Return a layer and the dense float32 weight that it stands for."""
     weight = random(rows, columns, seed=rows)
     bias = random(rows, seed=columns).to(torch.bfloat16)
-    if scheme == "bf16":
+    if name == "nf4":
+        nf4 = quantize_nf4(weight)
+        return Nf4Linear(nf4, bias), nf4.dequantize()
+    scheme = FORMATS[name]
+    if isinstance(scheme, Unquantized):
         return Bf16Linear(weight, bias), weight.to(torch.bfloat16).to(torch.float32)
-    codes = quantize(weight, Int8() if scheme == "int8" else Int4())
-    layer = Int8Linear(codes, bias) if scheme == "int8" else Int4Linear(codes, bias)
+    codes = quantize(weight, scheme)
+    layer = Int8Linear(codes, bias) if isinstance(scheme, Int8) else Int4Linear(codes, bias)
     return layer, codes.dequantize()
 
 
 CASES = [
-    *[("int4", *shape) for shape in SHAPES],
-    *[(scheme, *shape) for scheme in ("int8", "bf16") for shape in SHAPES + RAGGED],
+    *[(name, *shape) for name in FORMATS for shape in WIDE],
+    *[
+        (name, *shape)
+        for name in FORMATS
+        if "128" not in name and "64" not in name
+        for shape in SHAPES
+    ],
+    *[(name, *shape) for name in ("int8", "bf16") for shape in RAGGED],
+    *[("nf4", *shape) for shape in [(64, 64), (1, 64), (33, 256), (100, 384)]],
 ]
 
 
-@pytest.mark.parametrize(("scheme", "rows", "columns"), CASES)
-@pytest.mark.parametrize("count", ROWS)
+@pytest.mark.parametrize(("name", "rows", "columns"), CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_both_paths_equal_the_dequantized_product(
-    scheme: str, rows: int, columns: int, count: int, dtype: torch.dtype
+    name: str, rows: int, columns: int, dtype: torch.dtype
 ) -> None:
     """Few rows and many rows agree with plain matrix algebra, bias included, on any shape."""
-    layer, weight = make(scheme, rows, columns)
-    x = random(count, columns, seed=count).to(torch.bfloat16).to(dtype)
+    layer, weight = make(name, rows, columns)
     assert layer.bias is not None
-    expected = x.to(torch.float32) @ weight.T + layer.bias.to(torch.float32)
-    for dense_from in (NEVER, 1):
-        layer.dense_from = dense_from
-        result = layer(x)
-        assert result.dtype == dtype
-        assert result.shape == (count, rows)
-        assert relative(result, expected) < 0.01
+    for count in COUNTS:
+        x = random(count, columns, seed=count).to(torch.bfloat16).to(dtype)
+        expected = x.to(torch.float32) @ weight.T + layer.bias.to(torch.float32)
+        for dense_from in (NEVER, 1):
+            layer.dense_from = dense_from
+            result = layer(x)
+            assert result.dtype == dtype
+            assert result.shape == (count, rows)
+            assert relative(result, expected) < 0.01
 
 
-@pytest.mark.parametrize(("scheme", "rows", "columns"), CASES)
-def test_unpacked_weight_is_the_one_packed(scheme: str, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("name", "rows", "columns"), CASES)
+def test_unpacked_weight_is_the_one_packed(name: str, rows: int, columns: int) -> None:
     """Reading the packed form back gives the dequantized weight, up to bf16 zero offsets."""
-    layer, weight = make(scheme, rows, columns)
+    layer, weight = make(name, rows, columns)
     unpacked = layer.unpack(slice(0, rows), torch.float32)
     assert relative(unpacked, weight) < 1e-3
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_many_blocks_equal_one(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["int8", "int4-g32-asym", "nf4"])
+def test_many_blocks_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight unpacked in several blocks of rows gives the product of the whole."""
-    layer, _ = make(scheme, 200, 64)
+    layer, _ = make(name, 200, 64)
     layer.dense_from = 1
     x = random(3, 64)
     whole = layer(x)
-    monkeypatch.setattr("compression.packed._DENSE_BLOCK_ELEMENTS", 64 * 64)
+    monkeypatch.setattr("compression.packed.linear.DENSE_BLOCK_ELEMENTS", 64 * 64)
+    blocks: list[slice] = []
+    unpack = layer.unpack
+
+    def spy(rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        blocks.append(rows)
+        return unpack(rows, dtype)
+
+    monkeypatch.setattr(layer, "unpack", spy)
     assert torch.allclose(layer(x), whole, atol=1e-5)
+    assert len(blocks) == 4
 
 
 def test_rows_of_an_embedding() -> None:
@@ -93,21 +134,47 @@ def test_scheme_and_bytes_come_from_the_live_tensors() -> None:
     int4 = Int4Linear(quantize(random(64, 64), Int4()), None)
     symmetric = Int4Linear(quantize(random(64, 64), Int4(symmetric=True)), None)
     int8 = Int8Linear(quantize(random(64, 64), Int8()), None)
-    assert (int4.scheme, symmetric.scheme, int8.scheme) == (
+    nf4 = Nf4Linear(quantize_nf4(random(64, 64)), None)
+    assert [layer.scheme for layer in (int4, symmetric, int8, nf4)] == [
         "int4-g32-asym",
         "int4-g32-sym",
         "int8-rows",
-    )
+        "nf4-b64",
+    ]
     assert int4.weight_bytes == 64 * 64 // 2 + 64 * 2 * 4
     assert int8.weight_bytes == 64 * 64 + 64 * 2
+    assert nf4.weight_bytes == 64 * 64 // 2 + 64 * 4
 
 
 def test_tuning_sets_one_figure_per_kernel() -> None:
     """Layers on one kernel share a crossover; results do not depend on it."""
-    layers = [make(scheme, 64, 64)[0] for scheme in ("int4", "int4", "int8")]
+    names = ("int4-g32-asym", "int4-g32-asym", "int8", "nf4")
+    layers = [make(name, 64, 64)[0] for name in names]
+    layers.append(Int8DynamicLinear(quantize(random(64, 64), Int8()), None))
     x = random(4, 64)
     before = [layer(x) for layer in layers]
     tune(layers)
     assert layers[0].dense_from == layers[1].dense_from
     for layer, expected in zip(layers, before, strict=True):
         assert relative(layer(x), expected) < 0.01
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4-g64-sym", "nf4"])
+def test_speed_is_of_the_same_kernel_and_shape(name: str) -> None:
+    """A measurement names what it timed and leaves the layer as it was."""
+    layer, weight = make(name, 96, 128)
+    before = layer.unpack(slice(0, 96), torch.float32).clone()
+    speed = measure_speed(layer)
+    assert (speed.scheme, speed.shape, speed.kernel) == (layer.scheme, (96, 128), layer.kernel)
+    assert 0 < speed.microseconds < 1e6
+    assert 0 < speed.bf16_microseconds < 1e6
+    assert torch.equal(layer.unpack(slice(0, 96), torch.float32), before)
+    assert weight.shape == speed.shape
+
+
+def test_speed_follows_the_size() -> None:
+    """A weight of 1,500 times the size takes visibly longer, so something real was timed."""
+    small = measure_speed(make("int8", 16, 64)[0])
+    large = measure_speed(make("int8", 1024, 1536)[0])
+    assert large.microseconds > 2 * small.microseconds
+    assert large.bf16_microseconds > 2 * small.bf16_microseconds

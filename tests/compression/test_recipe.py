@@ -5,20 +5,22 @@ from pathlib import Path
 import pytest
 
 from compression.errors import RecipeError
-from compression.recipe import PRESETS, load_recipe, parse_recipe
+from compression.presets import PRESETS, load_recipe, parse_recipe
 from compression.schemes import Int4, Int8
 
 
 def test_presets_are_what_their_names_say() -> None:
     """int8 is per row everywhere; int4 is asymmetric g32 with a searched clip and int8 tables."""
     assert PRESETS["int8"].weights == Int8()
-    assert PRESETS["int4"].weights == Int4(group_size=32, symmetric=False, method="mse")
+    assert PRESETS["int4"].weights == Int4(group_size=32, symmetric=False, method="imatrix")
+    assert PRESETS["int4-fast"].weights == Int4(group_size=32, symmetric=False, method="mse")
+    assert not PRESETS["int4-fast"].needs_calibration
     assert PRESETS["int4"].embeddings == Int8()
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
     """A typo gets the names that exist."""
-    with pytest.raises(RecipeError, match=r"'int5'.*int8, int4, full"):
+    with pytest.raises(RecipeError, match=r"'int5'.*int8, .*int4, .*full"):
         load_recipe("int5")
 
 
@@ -29,7 +31,7 @@ def test_digest_depends_on_content_not_on_the_name() -> None:
     coarser = parse_recipe(
         {**fields, "weights": {"scheme": "int4", "group_size": 64}}, where="test", default_name="b"
     )
-    assert renamed.digest == PRESETS["int4"].digest
+    assert renamed.digest == PRESETS["int4-fast"].digest
     assert coarser.digest != PRESETS["int4"].digest
 
 
@@ -103,9 +105,9 @@ def test_name_of_a_preset_is_taken(
 
 def test_preset_written_out_keeps_its_name(tmp_path: Path) -> None:
     """A file that says what the preset of its name says is that preset."""
-    path = tmp_path / "int4.yaml"
+    path = tmp_path / "int4-fast.yaml"
     path.write_text("weights: {scheme: int4, group_size: 32}\nembeddings: {scheme: int8}\n")
-    assert load_recipe(str(path)) == PRESETS["int4"]
+    assert load_recipe(str(path)) == PRESETS["int4-fast"]
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

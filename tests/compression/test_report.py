@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,51 @@ import pytest
 from rich.console import Console
 
 from compression.errors import ReportError
-from compression.report import plot, render_tables, require_writable, write_json
+from compression.fidelity_statistics import STATISTICS
+from compression.report.files import require_writable, write_json
+from compression.report.page import render_page, write_page
+from compression.report.picture import plot
+from compression.report.tables import render_tables
 
-SLICES = ("english", "german", "chinese", "arithmetic")
+SLICES = ("arithmetic", "chinese", "german", "english")
+
+
+QUANTILES = {
+    "max": 41.0, "p99_9": 20.0, "p99": 9.0, "p95": 4.0, "p90": 2.5, "p75": 1.5, "median": 0.4,
+    "p25": 0.1, "p10": 0.02, "p5": 0.01, "p1": 0.001, "p0_1": 0.0001, "min": 0.0,
+}  # fmt: skip
 
 
 def measured(kld: float, *, tokens: int = 1523) -> dict[str, Any]:
     """Return the statistics of one slice."""
-    return {
-        "kld_mean": kld,
-        "kld_mean_se": 0.03 * kld,
-        "kld_p99": 9 * kld,
-        "kld_max": 41 * kld,
-        "top1": 0.921,
-        "top1_se": 0.007,
-        "ppl_ratio": 1.0432,
-        "ppl_ratio_se": 0.0081,
-        "ppl_full": 14.2,
+    values: dict[str, Any] = {
         "tokens": tokens,
+        "ppl": 14.81,
+        "ppl_full": 14.2,
+        "ln_ppl_correlation": 0.987,
+        "ln_ppl_ratio": 0.0423,
+        "ppl_ratio": 1.0432,
+        "ppl_difference": 0.61,
+        "kld_mean": kld,
+        "delta_p_mean": -0.1 * kld,
+        "delta_p_rms": 0.3 * kld,
+        "top1": 0.921,
+    }
+    for level, factor in QUANTILES.items():
+        values[f"kld_{level}"] = kld * factor
+        values[f"delta_p_{level}"] = 0.1 * kld * (factor - 0.4)
+    for statistic in STATISTICS:
+        if statistic.has_error:
+            values[f"{statistic.key}_se"] = 0.03 * abs(values[statistic.key])
+    return values | {
+        "kld_mean_ci95": [0.94 * kld, 1.06 * kld],
+        "top1_ci95": [0.907, 0.935],
+        "ppl_ratio_ci95": [1.0273, 1.0591],
     }
 
 
 def recipe(name: str, size: int, kld: float, slices: tuple[str, ...] = SLICES) -> dict[str, Any]:
-    """Return the part of a report about one recipe; the last slice is the worst."""
+    """Return the part of a report about one recipe; the first slice is the worst."""
     return {
         "recipe": name,
         "recipe_digest": "ab" * 32,
@@ -43,21 +66,49 @@ def recipe(name: str, size: int, kld: float, slices: tuple[str, ...] = SLICES) -
         "bytes_full": 269_000_000,
         "ms_per_token": 12.9,
         "ms_per_token_full": 24.13,
-        "slices": {key: measured(kld * (1 + index)) for index, key in enumerate(slices)},
+        "decode_path_kld": {"mean": 0.0021, "max": 0.031, "tokens": 192},
+        "decode_path_kld_full": {"mean": 0.0013, "max": 0.022, "tokens": 192},
+        "slices": {key: measured(kld * (len(slices) - index)) for index, key in enumerate(slices)},
         "all": measured(2 * kld, tokens=6092),
-        "worst_slice": slices[-1],
+        "worst_slice": slices[0],
     }
 
 
 def report(*recipes: dict[str, Any], model: str = "smollm2") -> dict[str, Any]:
     """Return a whole report."""
-    return {"model": model, "text": "built-in", "window_tokens": 512, "recipes": list(recipes)}
+    return {
+        "model": model,
+        "text": "built-in",
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": "narrowgate compare --model smollm2",
+        "window_tokens": 512,
+        "decode": {"context_tokens": 128, "steps": 64},
+        "confidence": {
+            "level": 0.95,
+            "method": "bootstrap",
+            "block_tokens": 32,
+            "resamples": 1000,
+            "seed": 0,
+        },
+        "recipes": list(recipes),
+        "machine": {
+            "cpu": "a processor",
+            "cores": 2,
+            "threads": 2,
+            "memory_gb": 25.2,
+            "system": "Linux 6",
+            "torch": "2.13.0",
+            "versions": {"python": "3.11", "torch": "2.13.0"},
+            "kernels": {"full": {"none": "bf16"}, "int4": {"int4-g32": "int4pack"}},
+        },
+        "seconds": 61.2,
+    }
 
 
-def rendered(shown: dict[str, Any], width: int) -> list[list[str]]:
+def rendered(shown: dict[str, Any], width: int, *, statistics: bool = False) -> list[list[str]]:
     """Return the lines of each table at a terminal's width."""
     tables = []
-    for table in render_tables(shown):
+    for table in render_tables(shown, statistics=statistics):
         console = Console(width=width, file=io.StringIO(), color_system=None)
         with console.capture() as capture:
             console.print(table)
@@ -77,16 +128,20 @@ def test_tables_fit_the_terminal(width: int, name: str) -> None:
     assert sum("0.00410 ±6%" in line for line in summary) == 1
     rows = [line for line in by_slice if "92.1 ±1.4" in line and "1.043 ±2%" in line]
     assert len(rows) == 2 * len(SLICES)
-    assert len([line for line in summary if line]) <= 9
+    (rule,) = (index for index, line in enumerate(summary) if line.startswith("─"))
+    (caption,) = (index for index, line in enumerate(summary) if line.startswith("KLD:"))
+    assert caption - rule - 1 == 3
+    decoded = "Decoded token by token against read at once, KLD: full 0.00130, int8 0.00210"
+    assert decoded in " ".join(line.strip() for line in summary)
     cut_names = [line for line in summary if "…" in line]
     assert len(cut_names) == (1 if width == 80 and len(name) > 10 else 0)
 
 
-def test_worst_slice_comes_first() -> None:
-    """Slices are ordered from the worst to the best, whatever their order in the report."""
+def test_slices_keep_the_order_of_the_report() -> None:
+    """Slices stand in the report's order, which is worst first."""
     _, lines = rendered(report(recipe("int4", 84_000_000, 0.05)), 100)
     order = [name for line in lines for name in SLICES if re.search(rf"\b{name}\b", line)]
-    assert order == list(reversed(SLICES))
+    assert order == list(SLICES)
 
 
 def test_the_full_model_is_the_first_row() -> None:
@@ -122,7 +177,7 @@ def test_numbers_keep_three_digits(value: float, text: str) -> None:
 def test_tables_need_neither_torch_nor_matplotlib() -> None:
     """The gateway's process can show a report without heavy imports."""
     code = (
-        "import sys, compression.report;"
+        "import sys, compression.report.tables, compression.report.page;"
         "print(sorted({'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -156,6 +211,103 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(shown, path)
     assert json.loads(path.read_text(encoding="utf-8")) == shown
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("width", "count"), [(80, 3), (160, 1)])
+def test_all_statistics_in_a_terminal(width: int, count: int) -> None:
+    """Each recipe has every line of llama.cpp for all its slices, in tables that fit."""
+    shown = report(recipe("int4", 84_100_000, 0.0566))
+    tables = rendered(shown, width, statistics=True)
+    assert len(tables) == 3
+    lines = tables[2]
+    assert all(len(line) <= width for line in lines)
+    for statistic in STATISTICS:
+        rows = [line for line in lines if line.startswith(f"{statistic.name} ")]
+        assert len(rows) == count
+        assert statistic.show(shown["recipes"][0]["all"]) in rows[0]
+    tops = [line for line in lines if "statistics" not in line and "%" not in line]
+    headers = [name for line in tops for name in ("all", *SLICES) if f" {name}" in line]
+    assert headers == ["all", *SLICES]
+
+
+class Page(HTMLParser):
+    """The visible text, the attributes and the balance of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tags: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_page_is_complete_and_alone() -> None:
+    """The page has every figure, balanced elements, and nothing from elsewhere."""
+    shown = report(recipe("int8", 135_000_000, 0.00205), recipe("int4", 84_100_000, 0.0566))
+    text = render_page(shown)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text
+    assert page.tags.count("svg") == 3 + 2
+    assert page.tags.count("details") == 2
+    for statistic in STATISTICS:
+        assert page.words.count(statistic.name) == 3
+        assert statistic.show(shown["recipes"][1]["slices"]["german"]) in page.words
+    for words in ("0.113", "0.106 to 0.120", "90.7 % to 93.5 %", "1.0273 to 1.0591", "max 0.0310"):
+        assert words in page.words, words
+    assert "narrowgate compare --model smollm2" in page.words
+    assert "int4-g32: int4pack" in page.words
+    drawn = [
+        number for _, value in page.attributes for number in re.findall(r"nan|inf", value or "")
+    ]
+    assert drawn == []
+
+
+def test_page_escapes_what_it_shows() -> None:
+    """Names, paths and commands can neither open an element nor leave an attribute."""
+    evil = "<script>alert('x')</script>\"'&"
+    shown = report(recipe(evil, 84_000_000, 0.05, (evil, "plain")), model=evil)
+    shown |= {"text": evil, "command": evil}
+    shown["machine"] |= {"cpu": evil, "kernels": {evil: {evil: evil}}}
+    page = Page(render_page(shown))
+    assert "script" not in page.tags
+    assert sum("<script>" in words for words in page.words) >= 6
+
+
+def test_page_of_the_full_model_itself() -> None:
+    """Where nothing differs, all drawings are still made."""
+    same = recipe("full", 269_000_000, 0.0)
+    same |= {"recipe_digest": None, "decode_path_kld": None, "decode_path_kld_full": None}
+    page = Page(render_page(report(same)))
+    assert "full: exactly 0" in page.words
+
+
+def test_page_is_written_whole(tmp_path: Path) -> None:
+    """The file has the page and nothing is left beside it."""
+    shown = report(recipe("int4", 84_000_000, 0.05))
+    write_page(shown, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_page(shown)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_failed_writing_keeps_the_old_file(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The comparison: composition on tiny fakes, the real runner on a tiny checkpoint, the process."""
 
+import html
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +18,12 @@ import torch
 
 from compression.errors import EvaluationError, FidelityError, RecipeError
 from compression.events import OnProgress, Progress, ignore
+from compression.fidelity_statistics import STATISTICS
 from compression.manifest import Manifest, SourceRecord
 from compression.prepare import Prepared
-from compression.recipe import FULL, load_recipe
+from compression.presets import load_recipe
+from compression.recipe import FULL
+from gateway.engine import side_by_side
 from gateway.engine.compare import main
 from gateway.engine.comparison import compare, recipe_names
 from gateway.engine.decode_speed import decode_ms, decode_shape
@@ -45,14 +50,18 @@ class BigramRunner:
         self.table = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
         self.weights_bytes = weights_bytes
         self.forwarded: list[int] = []
+        self.decode_drift = 0.0
 
     def damage(self, rows: slice, size: float) -> "BigramRunner":
         noise = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
         self.table[rows] += size * noise[rows]
         return self
 
-    def score(self, ids: list[int], /) -> torch.Tensor:
-        return self.table[ids]
+    def hidden(self, ids: list[int], /) -> torch.Tensor:
+        return torch.tensor(ids)
+
+    def logits(self, hidden: torch.Tensor, /) -> torch.Tensor:
+        return self.table[hidden]
 
     def new_cache(self, max_tokens: int, /) -> list[int]:
         return []
@@ -61,7 +70,9 @@ class BigramRunner:
         for cache, ids in batch:
             cache.extend(ids)
             self.forwarded.extend(ids)
-        return torch.stack([self.table[cache[-1]] for cache, _ in batch])
+        noise = torch.randn(256, generator=torch.Generator().manual_seed(2))
+        logits = torch.stack([self.table[cache[-1]] for cache, _ in batch])
+        return logits + self.decode_drift * noise
 
     def info(self) -> dict[str, Any]:
         return {
@@ -123,12 +134,13 @@ def run(
     memory_bytes: int = 1 << 30,
     on_progress: OnProgress = ignore,
     max_tokens: int | None = None,
+    slices: dict[str, str] = SLICES,
 ) -> dict[str, Any]:
     """Compare on the fakes."""
     return compare(
         "toy",
         recipes,
-        SLICES,
+        slices,
         prepare=workshop.prepare,
         load_runner=workshop.load,
         load_tokenizer=lambda directory: ByteTokenizer(),
@@ -154,20 +166,26 @@ def test_report_keys_are_frozen() -> None:
     report = run(workshop(), ["int8"])
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert set(report) == {
-        "model", "text", "window_tokens", "decode", "recipes", "machine", "seconds",
+        "model", "text", "created", "window_tokens", "decode", "confidence", "recipes", "machine",
+        "seconds",
     }  # fmt: skip
     (recipe,) = report["recipes"]
     assert set(recipe) == {
         "recipe", "recipe_digest", "bits_per_weight", "bytes", "bytes_full", "ms_per_token",
-        "ms_per_token_full", "slices", "all", "worst_slice",
+        "ms_per_token_full", "decode_path_kld", "decode_path_kld_full", "slices", "all",
+        "worst_slice",
     }  # fmt: skip
     keys = {
         "kld_mean", "kld_mean_se", "kld_p99", "kld_max", "top1", "top1_se", "ppl_ratio",
-        "ppl_ratio_se", "ppl_full", "tokens",
+        "ppl_ratio_se", "ppl_full", "tokens", "kld_mean_ci95", "top1_ci95", "ppl_ratio_ci95",
     }  # fmt: skip
+    for statistic in STATISTICS:
+        keys |= {statistic.key, f"{statistic.key}_se"} if statistic.has_error else {statistic.key}
     assert set(recipe["all"]) == keys
     assert all(set(measured) == keys for measured in recipe["slices"].values())
-    assert set(report["machine"]) == {"cpu", "cores", "threads", "torch", "kernels"}
+    assert set(report["machine"]) == {
+        "cpu", "cores", "threads", "memory_gb", "system", "torch", "versions", "kernels",
+    }  # fmt: skip
 
 
 def test_values_come_from_where_they_are_true() -> None:
@@ -188,8 +206,10 @@ def test_values_come_from_where_they_are_true() -> None:
 
 def test_full_against_itself_is_exactly_nothing() -> None:
     """The A/A run gives 0, 1 and 1 exactly."""
-    (recipe,) = run(workshop(), [FULL])["recipes"]
+    shop = workshop()
+    (recipe,) = run(shop, [FULL])["recipes"]
     assert (recipe["recipe"], recipe["recipe_digest"]) == (FULL, None)
+    assert shop.loaded == [FULL]
     for measured in (recipe["all"], *recipe["slices"].values()):
         assert (measured["kld_mean"], measured["kld_max"]) == (0.0, 0.0)
         assert (measured["top1"], measured["ppl_ratio"], measured["ppl_ratio_se"]) == (1.0, 1.0, 0)
@@ -205,6 +225,56 @@ def test_planted_damage_is_the_worst_slice() -> None:
     assert 0 < int8["all"]["kld_mean"] < 0.01
     pooled = sum(part["kld_mean"] * part["tokens"] for part in int4["slices"].values())
     assert int4["all"]["kld_mean"] == pytest.approx(pooled / int4["all"]["tokens"])
+
+
+def test_slices_come_worst_first() -> None:
+    """Whatever the order of the texts, the worst slice is the first one of the report."""
+    for recipe in run(workshop(), ["int8", "int4"])["recipes"]:
+        means = [part["kld_mean"] for part in recipe["slices"].values()]
+        assert means == sorted(means, reverse=True)
+        assert next(iter(recipe["slices"])) == recipe["worst_slice"]
+
+
+def test_blocks_of_positions_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits made of a few positions at a time give the statistics of whole windows."""
+    whole = run(workshop(), ["int4"])["recipes"][0]["slices"]
+    monkeypatch.setattr(side_by_side, "_BLOCK_ROWS", 10)
+    assert run(workshop(), ["int4"])["recipes"][0]["slices"] == whole
+
+
+def test_decoding_is_held_against_reading() -> None:
+    """What only decoding changes shows as the divergence of a recipe from itself."""
+    shop = workshop()
+    (sound,) = run(shop, ["int8"])["recipes"]
+    assert sound["decode_path_kld"] == {"mean": 0.0, "max": 0.0, "tokens": 96}
+    assert sound["decode_path_kld_full"] == sound["decode_path_kld"]
+
+    def drifting() -> BigramRunner:
+        runner = BigramRunner(1000).damage(slice(0, 256), 0.05)
+        runner.decode_drift = 0.3
+        return runner
+
+    shop.make["int8"] = drifting
+    (drifted,) = run(shop, ["int8"])["recipes"]
+    runner, text = drifting(), SLICES["lower"][:64].encode()
+    one_pass = torch.log_softmax(runner.logits(runner.hidden(list(text[15:63]))).double(), -1)
+    stepwise = torch.cat([runner.forward([([], [token])]) for token in text[15:63]])
+    divergence = (one_pass.exp() * (one_pass - torch.log_softmax(stepwise.double(), -1))).sum(-1)
+    assert drifted["decode_path_kld"]["max"] >= float(divergence.max()) > 0.01
+    lower = run(shop, ["int8"], slices={"lower": SLICES["lower"]})["recipes"][0]
+    expected = {"mean": float(divergence.mean()), "max": float(divergence.max()), "tokens": 48}
+    assert lower["decode_path_kld"] == pytest.approx(expected)
+    assert drifted["decode_path_kld_full"] == sound["decode_path_kld"]
+    assert drifted["slices"] == sound["slices"]
+
+
+def test_a_text_too_short_to_decode_has_no_such_figure() -> None:
+    """Windows of two tokens can be read but not decoded and scored."""
+    pair = {"one": "ab", "two": "cd"}
+    with pytest.raises(EvaluationError, match="too few"):
+        run(workshop(), ["int8"], slices=pair)
+    (recipe,) = run(workshop(), ["int8"], slices={"one": "abc"})["recipes"]
+    assert recipe["decode_path_kld"]["tokens"] == 1
 
 
 def test_scarce_memory_changes_no_number() -> None:
@@ -321,6 +391,7 @@ def events(text: str) -> list[dict[str, Any]]:
         (["--recipe", "int5"], "RecipeError", "unknown recipe 'int5'"),
         (["--recipe", "int4", "--text", "/no/such"], "EvaluationError", "is no directory"),
         (["--recipe", "int4", "--json", "/no/such/x"], "ReportError", "does not exist"),
+        (["--recipe", "int4", "--html", "/no/such/x"], "ReportError", "--html '/no/such/x'"),
         (["--recipe", "int4", "--png", "/"], "ReportError", "is a directory"),
         (["--recipe", "int4"], "ModelNotFound", "./nowhere"),
     ],
@@ -361,7 +432,7 @@ def test_a_real_checkpoint_from_end_to_end(
     options = ["--model", str(tiny_llama_dir), "--text", str(texts), "--max-tokens", "100"]
     for recipe in (FULL, "int8", "int4"):
         options += ["--recipe", recipe]
-    files = {"--json": tmp_path / "report.json", "--png": tmp_path / "report.png"}
+    files = {f"--{kind}": tmp_path / f"report.{kind}" for kind in ("json", "html", "png")}
     for option, path in files.items():
         options += [option, str(path)]
     assert main(options) == 0
@@ -369,6 +440,13 @@ def test_a_real_checkpoint_from_end_to_end(
     assert last["event"] == "compared"
     assert last["report"] == json.loads(files["--json"].read_text(encoding="utf-8"))
     assert files["--png"].read_bytes().startswith(b"\x89PNG")
+    command = last["report"]["command"]
+    assert command == shlex.join(["narrowgate", "compare", *options])
+    assert command in html.unescape(files["--html"].read_text(encoding="utf-8"))
+    for recipe in last["report"]["recipes"]:
+        # Random weights decode nearly as they read; another kernel still rounds otherwise.
+        assert 0 <= recipe["decode_path_kld"]["mean"] < 0.01
+        assert recipe["decode_path_kld"]["tokens"] == 96
     full, int8, int4 = last["report"]["recipes"]
     assert (full["all"]["kld_max"], full["all"]["top1"]) == (0.0, 1.0)
     assert 0 < int8["all"]["kld_mean"] < int4["all"]["kld_mean"]

@@ -85,6 +85,8 @@ def test_it_describes_itself_from_the_live_tensors(engine: EngineProcess) -> Non
     assert (info["max_model_len"], info["served_model_name"]) == (512, MODEL)
     assert info["weights_bytes"] == info["weights_bytes_before"] > 0
     assert sum(info["schemes"].values()) > 0
+    assert info["kv_scheme"]["key"]["applied"] == {"none": 2}
+    assert info["kv_bytes_per_token"] == 2 * 2 * 2 * 2 * 16
 
 
 def test_sigterm_lets_running_requests_finish(tiny_llama_dir: Path) -> None:

@@ -140,6 +140,7 @@ class FakeEngine:
             weight_bits=4.5,
             schemes={"int4-g32-asym": 2, "none": 1},
             kernels={"int4-g32-asym": "fake"},
+            kv_bytes_per_token=120,
             threads=1,
             pid=os.getpid(),
         )

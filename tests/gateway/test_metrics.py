@@ -88,7 +88,7 @@ def test_unknown_names_never_become_labels(gateway: Gateway) -> None:
 
 
 def test_model_info(gateway: Gateway) -> None:
-    """One info series and both sizes describe the served model."""
+    """One info series, both sizes and the cache's describe the served model."""
     info = {
         "model": "tiny",
         "variant": "int4",
@@ -103,6 +103,7 @@ def test_model_info(gateway: Gateway) -> None:
     labels = {"model": "tiny", "variant": "int4", "recipe": "int4"}
     assert gateway.metric("weights_bytes", **labels) == 1000
     assert gateway.metric("weights_uncompressed_bytes", **labels) == 4000
+    assert gateway.metric("kv_bytes_per_token", **labels) == 120
     assert gateway.metric("engine_up", model="tiny", variant="int4") == 1
 
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from compression.recipe import parse_recipe
+from compression.presets import parse_recipe
 from gateway.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ def test_gateway_process_stays_small(demo: Demo) -> None:
 
 
 def test_shell_examples_run(demo: Demo, tmp_path: Path) -> None:
-    """Every curl, build and compare example runs as written (compare on less text)."""
+    """Every curl, build, inspect and compare example runs as written (compare on less text)."""
     examples = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     ran = 0
     for example in examples:
@@ -181,7 +181,7 @@ def test_shell_examples_run(demo: Demo, tmp_path: Path) -> None:
             command += " --max-tokens 40"
         run(command, tmp_path)
         ran += 1
-    assert ran == 5
+    assert ran == 7
     assert (tmp_path / "smollm2-int4/compression_manifest.json").exists()
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "report.json").read_text())

@@ -1,0 +1,109 @@
+"""Our artifacts against other compressors: size and fidelity on the same checkpoint and text.
+
+``make bench-peers`` lets the peers do their work (tens of minutes, once). ``python -m
+benchmarks.frontier`` scores them and our artifacts and rewrites
+``benchmarks/results/frontier.{md,json,png}``.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.frontier_evaluator import Cut
+from benchmarks.frontier_page import plot, render
+from benchmarks.frontier_points import Point, artifact_point, peer_points
+from benchmarks.frontier_scores import Scorer
+from benchmarks.machine import describe
+from benchmarks.peers.environments import WORK
+from compression.demo_model import DEMO_MODEL, ensure_demo_model
+from compression.evaluation import builtin_slices, cut
+from compression.events import ignore
+from compression.prepare import prepare_recipe
+from compression.presets import load_recipe
+from compression.recipe import Recipe
+from compression.schemes import Int4, Int8
+
+RESULTS = Path(__file__).parent / "results"
+RECIPES = ("int4", "int8", "nf4")
+METHODS = tuple(
+    Recipe(name=f"int4-{method}", weights=Int4(method=method), embeddings=Int8())
+    for method in ("rtn", "mse", "imatrix", "gptq", "best")
+)
+"""One format, int4 asymmetric in groups of 32, by every method of choosing the codes."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Score everything that is there and write the results."""
+    options = parse(words)
+    checkpoint = ensure_demo_model()
+
+    windows = read_windows(checkpoint, options.max_tokens)
+    scorer = Scorer(checkpoint, windows, options.work / "scores")
+    results: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks.frontier", *words]),
+        "machine": describe(),
+        "tokens": sum(len(each.targets) for parts in windows.values() for each in parts),
+        "points": [],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    for point in points(options):
+        results["points"].append(scorer.figures(point))
+        # After each, because the whole takes long.
+        write(results, options.out)
+    print(render(results))
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.frontier", description=__doc__)
+    parser.add_argument("--work", type=Path, default=WORK, help="where the peers' results are")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--max-tokens", type=int, help="of each slice; default: all")
+    parser.add_argument(
+        "--recipe", action="append", help=f"a preset or a YAML file; default: {', '.join(RECIPES)}"
+    )
+    parser.add_argument(
+        "--artifact", action="append", type=Path, default=[], help="an artifact that is built"
+    )
+    parser.add_argument(
+        "--methods", action="store_true", help="also int4 by each method of choosing the codes"
+    )
+    return parser.parse_args(words)
+
+
+def read_windows(checkpoint: Path, max_tokens: int | None) -> Cut:
+    """Return the built-in slices, cut into windows."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return {
+        name: cut(name, text, tokenizer, max_tokens=max_tokens)
+        for name, text in builtin_slices().items()
+    }
+
+
+def points(options: argparse.Namespace) -> Iterator[Point]:
+    """Yield what the peers left and our artifacts, built now where they are not in the store."""
+    yield from peer_points(options.work)
+    recipes = [load_recipe(name) for name in options.recipe or RECIPES]
+    for recipe in (*recipes, *(METHODS if options.methods else ())):
+        prepared = prepare_recipe(DEMO_MODEL, recipe, None, ignore)
+        yield artifact_point(prepared.directory, recipe.name)
+    for directory in options.artifact:
+        yield artifact_point(directory, directory.name)
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """Write the results as data, page and plot."""
+    text = json.dumps(results, indent=1) + "\n"
+    (out / "frontier.json").write_text(text, encoding="utf-8")
+    (out / "frontier.md").write_text(render(results), encoding="utf-8")
+    plot(results["points"], out / "frontier.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

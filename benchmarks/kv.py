@@ -1,0 +1,253 @@
+"""What a quantized cache costs at 2,000 tokens of context, and what it saves.
+
+``python -m benchmarks.kv`` rewrites ``benchmarks/results/kv.md`` and ``kv.json``. Weights stay in
+bf16, and nothing but the cache differs. A context is one stretch of the evaluation's texts; its
+last quarter is scored against the same model with a bf16 cache.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import describe
+from compression.calibration_text import calibration_windows
+from compression.demo_model import ensure_demo_model
+from compression.evaluation import builtin_slices
+from compression.facts import read_facts
+from compression.fidelity import TokenScores, pool, score_tokens, summarize
+from compression.kv.centred import CentredCodec
+from compression.kv.centres import key_centres
+from compression.kv.codec import KvCodec
+from compression.kv.int4 import Int4Codec
+from compression.recipe import Calibration, KvCache
+from compression.schemes import KvFp8, KvInt4, KvInt8
+from compression.tokenizer_file import load_tokenizer
+from gateway.engine.assembly import linears
+from gateway.engine.cache import LayerCodecs
+from gateway.engine.kv_codecs import make_codecs
+from gateway.engine.runner import Runner, load_runner
+
+RESULTS = Path(__file__).parent / "results"
+CONTEXT = 2000
+SCORED_FROM = 1500
+_INT8, _FP8 = KvInt8(), KvFp8()
+_G32, _G64 = KvInt4(group_size=32), KvInt4(group_size=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to keep the cache."""
+
+    name: str
+    kv_cache: KvCache
+    is_centred: bool = False
+    is_rotated: bool = True
+
+
+_K8V4 = KvCache(key=_INT8, value=_G64)
+_K4V4 = KvCache(key=_G64, value=_G64)
+INT8 = Variant("int8", KvCache(key=_INT8, value=_INT8))
+K8V4 = Variant("K8V4, groups of 64", _K8V4)
+DECODED = (Variant("bf16", KvCache()), INT8, K8V4)
+VARIANTS = (
+    INT8,
+    K8V4,
+    Variant("K8V4, groups of 64, centred", _K8V4, is_centred=True),
+    Variant("K4V4, groups of 64, centred", _K4V4, is_centred=True),
+    Variant("int8, centred", INT8.kv_cache, is_centred=True),
+    Variant("fp8", KvCache(key=_FP8, value=_FP8)),
+    Variant("K8V4, groups of 64, not rotated", _K8V4, is_rotated=False),
+    Variant("K4V4, groups of 64", _K4V4),
+    Variant("K4V4, groups of 64, centred, not rotated", _K4V4, is_centred=True, is_rotated=False),
+    Variant("K4V4, groups of 32, centred", KvCache(key=_G32, value=_G32), is_centred=True),
+    Variant(
+        "K4V4, groups of 32, centred, first and last layer kept",
+        KvCache(key=_G32, value=_G32, keep_first=1, keep_last=1),
+        is_centred=True,
+    ),
+)
+
+
+class Unrotated(Int4Codec):
+    """int4 without its rotation, to see what that is worth."""
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+def main() -> None:
+    """Measure everything and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--contexts", type=int, default=2, help="stretches of text, at most 5")
+    parser.add_argument("--threads", type=int, help="processors to use")
+    options = parser.parse_args()
+    directory = ensure_demo_model()
+    tokenizer = load_tokenizer(directory)
+    ids = chain.from_iterable(
+        tokenizer.encode(text, add_special_tokens=False) for text in builtin_slices().values()
+    )
+    text = list(ids)
+    contexts = [text[start : start + CONTEXT] for start in range(0, len(text), CONTEXT)]
+    windows = calibration_windows(Calibration(), tokenizer, CONTEXT)
+    centres = key_centres(read_facts(directory), windows)
+    runner = load_runner(directory, threads=options.threads, max_model_len=None)
+    results: dict[str, Any] = {
+        "machine": describe(),
+        "command": f"python -m benchmarks.kv --contexts {options.contexts}",
+        "context_tokens": CONTEXT,
+        "scored_from": SCORED_FROM,
+    }
+    with f32_arithmetic(runner):
+        results["variants"] = table(runner, contexts[: options.contexts], centres)
+        reference = read(runner, contexts[0])
+    results["decoding"] = decoding(reference, runner, contexts[0])
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "kv.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = render(results)
+    (RESULTS / "kv.md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def with_cache(runner: Runner, variant: Variant, centres: tuple[Tensor, ...] = ()) -> Runner:
+    """Return the same model with another cache."""
+    found = centres if variant.is_centred else None
+    codecs = make_codecs(variant.kv_cache, runner.decoder.architecture, found)
+    if not variant.is_rotated:
+        codecs = tuple(
+            LayerCodecs(_unrotated(layer.key), _unrotated(layer.value)) for layer in codecs
+        )
+    return replace(runner, codecs=codecs)
+
+
+def _unrotated(codec: KvCodec) -> KvCodec:
+    if isinstance(codec, CentredCodec):
+        return CentredCodec(_unrotated(codec.inner), codec.centre)
+    if isinstance(codec.scheme, KvInt4):
+        return Unrotated(codec.scheme, codec.head_dim)
+    return codec
+
+
+@contextmanager
+def f32_arithmetic(runner: Runner) -> Iterator[None]:
+    """Let every linear layer multiply in f32, so that nothing but the cache is rounded."""
+    before = [(each, each.dense_dtype, each.dense_from) for each in linears(runner.decoder)]
+    for linear, _, _ in before:
+        linear.dense_dtype, linear.dense_from = torch.float32, 1
+    try:
+        yield
+    finally:
+        for linear, dtype, rows in before:
+            linear.dense_dtype, linear.dense_from = dtype, rows
+
+
+def table(
+    runner: Runner, contexts: list[list[int]], centres: tuple[Tensor, ...]
+) -> list[dict[str, Any]]:
+    """Score every variant against the bf16 cache."""
+    runners = {variant.name: with_cache(runner, variant, centres) for variant in VARIANTS}
+    parts: dict[str, list[TokenScores]] = {name: [] for name in runners}
+    for ids in contexts:
+        expected = read(runner, ids)
+        for name, other in runners.items():
+            parts[name].append(score_tokens(expected, read(other, ids), ids[SCORED_FROM:]))
+            mean = float(parts[name][-1].kld.mean())
+            print(f"{name}: {mean:.5f}", file=sys.stderr, flush=True)
+    plain = runner.new_cache(1).bytes_per_token
+    return [
+        {
+            "name": name,
+            "bytes_per_token": runners[name].new_cache(1).bytes_per_token,
+            "of_bf16": runners[name].new_cache(1).bytes_per_token / plain,
+            "fidelity": asdict(summarize(pool(scores))),
+        }
+        for name, scores in parts.items()
+    ]
+
+
+@torch.inference_mode()
+def read(runner: Runner, ids: list[int]) -> Tensor:
+    """Return float32 logits of the scored positions, the text read at once."""
+    hidden = runner.decoder.hidden(ids, runner.new_cache(len(ids)))
+    return runner.decoder.logits(hidden[SCORED_FROM - 1 : -1])
+
+
+def decoding(reference: Tensor, runner: Runner, ids: list[int]) -> list[dict[str, Any]]:
+    """Compare what was decoded token by token with the f32 model; bf16 shows the noise."""
+    rows = []
+    for variant in DECODED:
+        logits, milliseconds = step_through(with_cache(runner, variant), ids)
+        fidelity = summarize(score_tokens(reference, logits, ids[SCORED_FROM:]))
+        print(f"decoding {variant.name}: {fidelity.kld_mean:.5f}", file=sys.stderr, flush=True)
+        rows.append(
+            {"name": variant.name, "ms_per_token": milliseconds, "fidelity": asdict(fidelity)}
+        )
+    return rows
+
+
+def step_through(runner: Runner, ids: list[int]) -> tuple[Tensor, float]:
+    """Return the logits of the scored positions, decoded one by one, and the median ms of one."""
+    cache = runner.new_cache(len(ids))
+    runner.forward([(cache, ids[: SCORED_FROM - 1])])
+    rows, laps = [], []
+    for token in ids[SCORED_FROM - 1 : -1]:
+        began = time.perf_counter()
+        rows.append(runner.forward([(cache, [token])]))
+        laps.append(1e3 * (time.perf_counter() - began))
+    return torch.cat(rows), statistics.median(laps)
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown page."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    tokens = results["variants"][0]["fidelity"]["tokens"]
+    lines = [
+        "# The KV cache, measured",
+        "",
+        f"`{results['command']}` on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, Linux {machine['kernel']}; {versions}.",
+        f"SmolLM2-135M-Instruct (channels reordered), bf16 weights, {results['context_tokens']} "
+        f"tokens of context, positions from {results['scored_from']} on: {tokens} positions, "
+        "against the same model with a bf16 cache, in f32 arithmetic.",
+        "",
+        "| cache | bytes a token | of bf16 | KLD mean | ± | KLD p99 | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["variants"]:
+        one = row["fidelity"]
+        lines.append(
+            f"| {row['name']} | {row['bytes_per_token']} | {row['of_bf16']:.3f} | "
+            f"{one['kld_mean']:.5f} | {one['kld_mean_se']:.5f} | {one['kld_p99']:.4f} | "
+            f"{one['top1']:.4f} |"
+        )
+    lines += [
+        "",
+        "The path that serves, one token at a time in bf16 arithmetic, first context, against the "
+        "f32 model with a bf16 cache: what a row has more than that of bf16 is the cache's.",
+        "",
+        "| cache | KLD mean | ± | top-1 | ms a token |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["decoding"]:
+        one = row["fidelity"]
+        lines.append(
+            f"| {row['name']} | {one['kld_mean']:.5f} | {one['kld_mean_se']:.5f} | "
+            f"{one['top1']:.4f} | {row['ms_per_token']:.1f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Each peer in a virtual environment of its own, so that their pins do not meet ours."""
+
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression.paths import cache_home
+
+WORK = cache_home() / "peers"
+"""Where environments, tools and results of peers are kept."""
+_HERE = Path(__file__).parent
+_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+"""Built for one torch only; transformers imports them where they are installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The interpreter that runs ``benchmarks.peers.<name>``."""
+
+    name: str
+    work: Path
+
+    @property
+    def python(self) -> Path:
+        """Return the path of its interpreter."""
+        return self.work / "environments" / self.name / "bin" / "python"
+
+    def ensure(self) -> None:
+        """Make the environment from ``requirements-<name>.txt`` unless it was made before.
+
+        Raises:
+            subprocess.CalledProcessError: pip failed.
+        """
+        requirements = _HERE / f"requirements-{self.name}.txt"
+        marker = self.python.parent.parent / requirements.name
+        pins = requirements.read_text(encoding="utf-8")
+        if marker.is_file() and marker.read_text(encoding="utf-8") == pins:
+            return
+        venv.create(self.python.parent.parent, with_pip=True)
+        self._run("pip", "install", "--quiet", "setuptools", "wheel", "torch==2.13.0")
+        # Some build from source and import torch to do so.
+        self._run(
+            *("pip", "install", "--quiet", "--no-build-isolation", "--requirement"),
+            str(requirements),
+        )
+        self._run("pip", "uninstall", "--quiet", "--yes", *_UNWANTED)
+        marker.write_text(pins, encoding="utf-8")
+
+    def quantize(self, checkpoint: Path) -> None:
+        """Let the peer write its results.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        self._run(f"benchmarks.peers.{self.name}", str(checkpoint), str(self.work))
+
+    def _run(self, module: str, *words: str) -> None:
+        root = _HERE.parent.parent
+        subprocess.run([str(self.python), "-m", module, *words], check=True, cwd=root)
+
+
+def run_here(module: str, *words: str) -> None:
+    """Run a module in our own environment.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    subprocess.run([sys.executable, "-m", module, *words], check=True)

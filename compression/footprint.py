@@ -1,0 +1,78 @@
+"""How much memory a build takes at most, told from the headers alone."""
+
+from compression.facts import CheckpointFacts
+from compression.kv.layers import needs_centres
+from compression.pruning.footprint import prune_bytes
+from compression.recipe import Recipe
+from compression.requirements import FUSED, method_of
+from compression.schemes import CALIBRATED, Nf4, Unquantized
+
+PIECE_BYTES = 8 * 1024 * 1024
+"""Tensors that are only copied pass through memory in pieces of this size."""
+_FIXED_BYTES = 96 * 1024 * 1024
+"""Threads, headers, records, and what the allocator keeps."""
+_NF4_BYTES = 160 * 1024 * 1024
+"""bitsandbytes, which imports torch's compiler."""
+_PER_WEIGHT = 16
+"""Bytes a weight of the matrix in work: as read, in f32, rounded in f32, codes, packed."""
+_PER_WEIGHT_ON_KERNEL = 12
+"""Bytes a weight of a unit whose kernel is timed: codes, their stacked copy, nibbles, bf16."""
+_PER_CALIBRATED_WEIGHT = 28
+"""Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
+_MOMENTS = 6
+"""Square f32 matrices of the widest input that the methods hold at once."""
+_HIDDEN_COPIES = 6
+"""f32 copies of all hidden states, one window's inner activations among them."""
+
+
+def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
+    """Return a bound for the build's memory above an interpreter with torch, in bytes."""
+    sizes = {
+        module: _count(facts.tensors[f"{module}.weight"].shape)
+        for module in facts.linears
+        if not isinstance(recipe.scheme_for(module), Unquantized)
+    }
+    copied = 24 * PIECE_BYTES
+    at_work = _PER_WEIGHT * max(sizes.values(), default=0)
+    timed = _PER_WEIGHT_ON_KERNEL * _largest_unit(facts, sizes)
+    calibrated = 0
+    if facts.known is not None and _is_calibrated(facts, recipe):
+        widest = max(facts.architecture.intermediate_size, facts.architecture.hidden_size)
+        per_layer = sum(_count(shape) for _, shape in facts.architecture.linears(0))
+        hidden = recipe.calibration.tokens * facts.architecture.hidden_size
+        calibrated = (
+            _PER_CALIBRATED_WEIGHT * max(sizes.values(), default=0)
+            + 2 * 4 * per_layer
+            + _MOMENTS * 4 * widest * widest
+            + _HIDDEN_COPIES * 4 * hidden
+        )
+    libraries = _NF4_BYTES if any(isinstance(each, Nf4) for each in recipe.schemes) else 0
+    bound = _FIXED_BYTES + libraries + max(copied, at_work + calibrated, timed)
+    if recipe.prune.is_active:
+        return max(bound, _FIXED_BYTES + prune_bytes(facts, recipe.prune, recipe.calibration))
+    return bound
+
+
+def _is_calibrated(facts: CheckpointFacts, recipe: Recipe) -> bool:
+    chosen = any(method_of(recipe.scheme_for(module)) in CALIBRATED for module in facts.linears)
+    return chosen or needs_centres(recipe.kv_cache)
+
+
+def _largest_unit(facts: CheckpointFacts, sizes: dict[str, int]) -> int:
+    """Return the weights of the largest unit that an engine runs as one."""
+    if facts.known is None:
+        return 0
+    units: dict[tuple[str, int], int] = {}
+    for module, size in sizes.items():
+        layer, _, name = module.rpartition(".")
+        which = next((i for i, names in enumerate(FUSED) if name in names), -1)
+        key = (layer, which) if which >= 0 else (module, which)
+        units[key] = units.get(key, 0) + size
+    return max(units.values(), default=0)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,66 @@
+"""The kernels that an artifact's layers run on here, and their speed against bf16."""
+
+from pathlib import Path
+
+from compression.crossover import measure_speed
+from compression.loading import Checkpoint, make_linear, stack_rows
+from compression.manifest import KernelRecord
+from compression.plan import Plan
+from compression.recipe import Activations
+from compression.requirements import FUSED
+from compression.schemes import Unquantized
+
+Unit = tuple[str, ...]
+"""Module paths of one layer that run as one."""
+
+
+def time_kernels(plan: Plan, directory: Path) -> tuple[KernelRecord, ...]:
+    """Time one layer of each scheme and shape with one row, from the artifact's own weights.
+
+    Layers that stay as they are, and families that the embedded engine does not serve, are left
+    out.
+    """
+    if plan.facts.known is None:
+        return ()
+    kinds: dict[tuple[str, int, int], list[Unit]] = {}
+    for unit in _units(plan):
+        scheme = plan.recipe.scheme_for(unit[0])
+        if isinstance(scheme, Unquantized):
+            continue
+        shapes = [plan.facts.tensors[f"{module}.weight"].shape for module in unit]
+        kind = (scheme.label, sum(shape[0] for shape in shapes), shapes[0][1])
+        kinds.setdefault(kind, []).append(unit)
+    with Checkpoint(directory) as checkpoint:
+        return tuple(
+            _time(checkpoint, units[0], len(units), plan.recipe.activations)
+            for units in kinds.values()
+        )
+
+
+def _units(plan: Plan) -> list[Unit]:
+    units: list[Unit] = []
+    for layer in range(plan.facts.architecture.num_layers):
+        modules = [module for module, _ in plan.facts.architecture.linears(layer)]
+        fused = [tuple(each for each in modules if each.endswith(names)) for names in FUSED]
+        single = [(each,) for each in modules if not any(each in unit for unit in fused)]
+        units += [*fused, *single]
+    return units
+
+
+def _time(checkpoint: Checkpoint, unit: Unit, count: int, activations: Activations) -> KernelRecord:
+    weights = [checkpoint.weight(f"{module}.weight") for module in unit]
+    weight = weights.pop() if len(weights) == 1 else stack_rows(weights)
+    del weights
+    layer = make_linear(weight, None, activations=activations)
+    del weight
+    speed = measure_speed(layer)
+    return KernelRecord(
+        scheme=layer.scheme,
+        rows=layer.rows,
+        columns=layer.columns,
+        count=count,
+        kernel=speed.kernel,
+        timed_rows=speed.shape[0],
+        microseconds=speed.microseconds,
+        bf16_microseconds=speed.bf16_microseconds,
+    )

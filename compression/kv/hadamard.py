@@ -1,0 +1,20 @@
+"""The rotation that spreads outliers of a head over all of its channels.
+
+Hadamard rotation of keys and values as in QuaRot (Ashkboos et al. 2024, arXiv 2404.00456).
+"""
+
+import torch
+from torch import Tensor
+
+
+def hadamard(size: int) -> Tensor:
+    """Return a symmetric orthogonal ``[size, size]`` matrix, f32: its own inverse.
+
+    Sylvester's construction for a power of two. Another size is cut into blocks of the largest
+    power of two that divides it, each rotated by itself.
+    """
+    block = size & -size
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return torch.kron(torch.eye(size // block), matrix / block**0.5)

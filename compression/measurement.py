@@ -1,0 +1,89 @@
+"""How far the artifact is from its source, measured with one layer of each in memory.
+
+Weights alone are compared: both models are run in float32 by transformers' own layers. What the
+serving kernels add is in ``narrowgate compare``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from compression.evaluation import Window
+from compression.events import OnProgress, Progress
+from compression.facts import CheckpointFacts
+from compression.fidelity import TokenScores, pool, score_tokens
+from compression.layerwise import LayerStream, Weights
+
+_LOGIT_BYTES = 64 << 20
+"""Of the logits of each model that are held at once."""
+
+
+@torch.no_grad()
+def measure(
+    full: CheckpointFacts,
+    served: CheckpointFacts,
+    weights: Weights,
+    slices: Mapping[str, Sequence[Window]],
+    on_progress: OnProgress,
+) -> dict[str, TokenScores]:
+    """Return the scores of every slice.
+
+    Args:
+        full: the source.
+        served: what the artifact was made from: ``full``, or what pruning left of it.
+        weights: the artifact's.
+        slices: windows of token ids.
+        on_progress: is told of layers.
+    """
+    windows = [window for parts in slices.values() for window in parts]
+    ids = [torch.tensor([window.token_ids]) for window in windows]
+    total = full.architecture.num_layers + served.architecture.num_layers
+    with LayerStream(full) as exact, LayerStream(served, weights) as compressed:
+        states = [
+            _final(stream, facts.architecture.num_layers, ids, on_progress, first, total)
+            for stream, facts, first in (
+                (exact, full, 0),
+                (compressed, served, full.architecture.num_layers),
+            )
+        ]
+        scores = [
+            _score(exact, compressed, wanted[window.rows], given[window.rows], window.targets)
+            for window, wanted, given in zip(windows, *states, strict=True)
+        ]
+    remaining = iter(scores)
+    return {name: pool([next(remaining) for _ in parts]) for name, parts in slices.items()}
+
+
+def _final(
+    stream: LayerStream,
+    layers: int,
+    ids: Sequence[Tensor],
+    on_progress: OnProgress,
+    first: int,
+    total: int,
+) -> list[Tensor]:
+    """Return normalized final hidden states ``[T, hidden]`` of each window."""
+    hidden = [stream.embed(window) for window in ids]
+    for index in range(layers):
+        on_progress(Progress("measure", first + index, total, "layers"))
+        layer = stream.layer(index)
+        hidden = [torch.cat(list(stream.run(layer, window))) for window in hidden]
+        stream.release(index)
+    return [stream.final_norm(window)[0] for window in hidden]
+
+
+def _score(
+    exact: LayerStream,
+    compressed: LayerStream,
+    wanted: Tensor,
+    given: Tensor,
+    targets: Sequence[int],
+) -> TokenScores:
+    step = max(1, _LOGIT_BYTES // (4 * exact.vocab_size))
+    return pool(
+        [
+            score_tokens(exact.logits(wanted[rows]), compressed.logits(given[rows]), targets[rows])
+            for rows in (slice(at, at + step) for at in range(0, len(targets), step))
+        ]
+    )

@@ -1,0 +1,55 @@
+"""The linear layers of any causal language model that transformers can build from its config."""
+
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from compression.errors import UnsupportedArchitecture
+from compression.facts import Outline
+
+_BUILD_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What transformers raises for a config it cannot build; code from the checkpoint never runs."""
+
+
+def read_outline(directory: Path) -> Outline:
+    """Build the model on the meta device, which takes no memory, and list its ``nn.Linear``.
+
+    The output head is left out: engines keep it as it is.
+
+    Raises:
+        UnsupportedArchitecture: transformers cannot build it, or it has no linear layer.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except _BUILD_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnsupportedArchitecture(
+            f"{str(directory)!r}: transformers builds no causal language model of this config "
+            f"({reason})"
+        ) from None
+    head = model.get_output_embeddings()
+    linears = {
+        path: tuple(module.weight.shape)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    name = type(model).__name__
+    if not linears:
+        raise UnsupportedArchitecture(
+            f"{str(directory)!r}: {name!r} has no linear layer (torch.nn.Linear) to quantize: "
+            "serve it as it is"
+        )
+    return Outline(name=name, linears=MappingProxyType(linears))

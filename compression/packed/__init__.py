@@ -1,0 +1,25 @@
+"""Linear layers that run packed weights on kernels of the CPU, one a file.
+
+A row count decides how: few rows stream the packed weight through a kernel that is limited by
+memory, many rows unpack it block by block and multiply densely. Where one overtakes the other
+depends on the processor and is measured (:mod:`compression.crossover`).
+"""
+
+from compression.packed.bf16 import Bf16Linear
+from compression.packed.int4 import Int4Linear, int4_lanes
+from compression.packed.int8 import Int8Linear
+from compression.packed.int8_dynamic import Int8DynamicLinear
+from compression.packed.linear import PackedLinear
+from compression.packed.nf4 import Nf4FusedLinear, Nf4Linear, make_nf4_linear
+
+__all__ = [
+    "Bf16Linear",
+    "Int4Linear",
+    "Int8DynamicLinear",
+    "Int8Linear",
+    "Nf4FusedLinear",
+    "Nf4Linear",
+    "PackedLinear",
+    "int4_lanes",
+    "make_nf4_linear",
+]

@@ -1,0 +1,48 @@
+"""What a build prunes before it quantizes: a smaller checkpoint aside, gone afterwards."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression.events import OnProgress
+from compression.facts import read_facts
+from compression.plan import Plan, make_plan
+from compression.pruning.record import PruneRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What was taken out."""
+
+    record: PruneRecord
+    bytes_before: int
+    """Of the checkpoint that it was taken out of."""
+
+
+@contextmanager
+def pruned_plan(
+    plan: Plan, directory: Path, on_progress: OnProgress
+) -> Iterator[tuple[Plan, Pruning | None]]:
+    """Yield the plan as it is, or that for the pruned checkpoint and what pruning says of it.
+
+    The checkpoint lies beside ``directory`` under its name and a suffix, so that what a killed
+    build leaves of it is swept with the rest.
+
+    Raises:
+        CompressionError: pruning refuses.
+    """
+    if not plan.recipe.prune.is_active:
+        yield plan, None
+        return
+    from compression.pruning.prune import prune
+
+    prefix = f"{directory.name}-pruned-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as aside:
+        smaller = Path(aside)
+        record = prune(
+            plan.facts.directory, plan.recipe.prune, plan.recipe.calibration, smaller, on_progress
+        )
+        pruning = Pruning(record, plan.facts.num_bytes)
+        yield make_plan(read_facts(smaller), plan.recipe), pruning

@@ -1,0 +1,176 @@
+"""One search from start to end: table, frontier, trials."""
+
+import os
+
+from torch import Tensor
+
+from compression.calibration_text import calibration_windows
+from compression.errors import SearchError
+from compression.evaluation import WINDOW_TOKENS, Window, builtin_slices, cut
+from compression.events import OnProgress, Progress
+from compression.facts import CheckpointFacts, read_facts
+from compression.fidelity import summarize
+from compression.measurement import measure
+from compression.plan import make_plan
+from compression.prepare import prepare_recipe
+from compression.recipe import Budget, Calibration, Recipe
+from compression.schemes import Int4, Int8, Unquantized
+from compression.search.allocation import Allocation, frontier
+from compression.search.choice import recipe_of
+from compression.search.search import Found, Trial, cost_table, within_budget
+from compression.search.sensitivity import Sensitivity, UnitErrors, unit_errors
+from compression.served import ServedWeights
+from compression.source import resolve_source
+from compression.tokenizer_file import load_tokenizer
+
+PROBE_WINDOWS = 5
+PROBE_TOKENS = 256
+_SLICE_TOKENS = 512
+
+
+class Session:
+    """A model, its cost table and its frontier.
+
+    Raises:
+        CompressionError: the model or the calibration text cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        *,
+        name: str,
+        calibration: Calibration,
+        on_progress: OnProgress,
+    ) -> None:
+        self._model = model
+        self._revision = revision
+        self._name = name
+        self._calibration = calibration
+        self._on_progress = on_progress
+        directory = resolve_source(model, revision=revision, on_progress=on_progress)
+        self._facts = read_facts(directory)
+        self._menu = _menu(self._facts)
+        self._tokenizer = load_tokenizer(directory)
+        self._slices = self._cut()
+        self._errors = self._unit_errors()
+        self.points = frontier(cost_table(self._errors, self._divergences(), self._menu))
+        self.trials: list[Trial] = []
+
+    def find(self, budget: Budget) -> Found:
+        """Return the smallest recipe that keeps the budget.
+
+        Raises:
+            SearchError: nothing keeps it.
+        """
+        return self._found(within_budget(self.points, budget, self.attempt))
+
+    def fit(self, max_bytes: int) -> Found:
+        """Return the most faithful recipe whose weights take at most ``max_bytes`` in memory.
+
+        Raises:
+            SearchError: even the smallest takes more.
+        """
+        smallest = self._recipe(self.points[0])
+        beside = self._bytes(smallest) - self.points[0].num_bytes
+        fitting = [point for point in self.points if point.num_bytes + beside <= max_bytes]
+        if not fitting:
+            least = (self.points[0].num_bytes + beside) / 1e6
+            raise SearchError(
+                f"--max-bytes {max_bytes} is less than the smallest artifact, {least:.1f} MB: "
+                "allow more"
+            )
+        return self._found(self.attempt(fitting[-1]))
+
+    def attempt(self, allocation: Allocation) -> Trial:
+        """Build the artifact of an allocation (or find it in the store) and measure it."""
+        recipe = self._recipe(allocation)
+        prepared = prepare_recipe(self._model, recipe, self._revision, self._on_progress)
+        if prepared.manifest is None:
+            raise SearchError(f"{str(prepared.directory)!r} has no manifest: build it again")
+        weights = ServedWeights(prepared.directory, recipe)
+        scores = measure(self._facts, self._facts, weights, self._slices, self._on_progress)
+        trial = Trial(
+            recipe=recipe,
+            bytes_in_memory=prepared.manifest.bytes_in_memory,
+            linear_bytes=allocation.num_bytes,
+            bytes_stored=prepared.manifest.bytes_stored,
+            linear_bits_stored=prepared.manifest.linear_bits_stored,
+            slices=tuple(summarize(each).record(name) for name, each in scores.items()),
+        )
+        self.trials.append(trial)
+        return trial
+
+    def _recipe(self, allocation: Allocation) -> Recipe:
+        units = [each.unit for each in self._errors]
+        menu = {**self._menu, "none": Unquantized()}
+        return recipe_of(allocation, units, menu, name=self._name, calibration=self._calibration)
+
+    def _bytes(self, recipe: Recipe) -> int:
+        return make_plan(self._facts, recipe).bytes_in_memory
+
+    def _cut(self) -> dict[str, list[Window]]:
+        width = min(WINDOW_TOKENS, self._facts.architecture.max_position_embeddings)
+        return {
+            name: cut(name, body, self._tokenizer, window_tokens=width, max_tokens=_SLICE_TOKENS)
+            for name, body in builtin_slices().items()
+        }
+
+    def _unit_errors(self) -> list[UnitErrors]:
+        context = self._facts.architecture.max_position_embeddings
+        windows = calibration_windows(self._calibration, self._tokenizer, context)
+        workers = len(os.sched_getaffinity(0))
+        menu = list(self._menu.values())
+        return unit_errors(self._facts, windows, menu, workers, self._on_progress)
+
+    def _divergences(self) -> dict[str, float]:
+        """Return each unit's measured KL divergence under the first scheme of the menu."""
+        found = {}
+        with Sensitivity(self._facts, self._probe()) as sensitivity:
+            for done, each in enumerate(self._errors):
+                self._on_progress(Progress("search", done, len(self._errors), "units"))
+                found[each.unit.name] = sensitivity.divergence(each.unit.layer, each.probe)
+        return found
+
+    def _probe(self) -> Tensor:
+        """Return a few windows of the calibration text that it is probed with."""
+        width = min(PROBE_TOKENS, self._facts.architecture.max_position_embeddings)
+        probe = Calibration(
+            text=self._calibration.text,
+            tokens=max(512, PROBE_WINDOWS * width),
+            seed=self._calibration.seed + 1,
+        )
+        windows = calibration_windows(probe, self._tokenizer, width)
+        return windows[:PROBE_WINDOWS]
+
+    def _found(self, best: Trial) -> Found:
+        return Found(
+            best=best,
+            trials=tuple(self.trials),
+            expected=tuple((point.num_bytes, point.cost) for point in self.points),
+        )
+
+
+def _menu(facts: CheckpointFacts) -> dict[str, Int4 | Int8]:
+    """Return the schemes to choose from, by label; the first one is probed.
+
+    Raises:
+        SearchError: no group size divides the columns of every module.
+    """
+    columns = {
+        shape[1]
+        for layer in range(facts.architecture.num_layers)
+        for _, shape in facts.architecture.linears(layer)
+    }
+    schemes: list[Int4 | Int8] = [
+        Int4(group_size=size, method="gptq")
+        for size in (32, 64, 128)
+        if not any(width % size for width in columns)
+    ]
+    if not schemes:
+        raise SearchError(
+            f"no group size of int4 divides {min(columns)} columns: use the recipe int8"
+        )
+    schemes.append(Int8(method="gptq"))
+    return {scheme.label: scheme for scheme in schemes}

@@ -1,0 +1,74 @@
+"""What a calibration text says about the input of a linear layer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from compression.weights.gptq import Feedback, make_feedback
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """The second moments of a layer's input x ``[K]`` over some tokens."""
+
+    mean_square: Tensor
+    """float32 ``[K]``: the mean of x², the importance of each column."""
+    second_moment: Tensor | None
+    """float32 ``[K, K]``: the mean of x xᵀ; None where only its diagonal was gathered."""
+    tokens: int
+    held_out: Tensor | None = None
+    """float32 ``[K, K]``: the second moments over other tokens, on which errors are measured."""
+
+    @cached_property
+    def feedback(self) -> Feedback:
+        """Return what GPTQ needs; modules that read the same input share it.
+
+        Raises:
+            ValueError: only mean squares were gathered.
+        """
+        if self.second_moment is None:
+            raise ValueError("GPTQ needs the whole second moments of the layer's input")
+        return make_feedback(self.second_moment)
+
+    def output_error(self, weight: Tensor, restored: Tensor) -> float:
+        """Return E‖(W' - W) x‖² / E‖W x‖² for two weights ``[rows, K]``; 0 for a silent layer.
+
+        Measured on the tokens held out, where there are some. Without second moments the inputs
+        are taken as uncorrelated.
+        """
+        exact = weight.to(torch.float32)
+        power = self._power(exact)
+        return self._power(restored.to(torch.float32) - exact) / power if power > 0 else 0.0
+
+    def _power(self, weight: Tensor) -> float:
+        moment = self.second_moment if self.held_out is None else self.held_out
+        if moment is None:
+            return float((weight.square() @ self.mean_square).sum())
+        return float(((weight @ moment) * weight).sum())
+
+
+class MomentSum:
+    """Collects the second moments of rows as they come, or only their diagonal."""
+
+    def __init__(self, columns: int, *, whole: bool) -> None:
+        self._squares = torch.zeros(columns)
+        self._moments = torch.zeros(columns, columns) if whole else None
+        self._rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in float32 ``[n, K]``."""
+        if self._moments is None:
+            self._squares += rows.square().sum(0)
+        else:
+            self._moments.addmm_(rows.T, rows)
+        self._rows += rows.shape[0]
+
+    def statistics(self, held_out: "MomentSum | None" = None) -> InputStatistics:
+        """Return the means over all rows so far, of which there must be some."""
+        if self._moments is None:
+            return InputStatistics(self._squares / self._rows, None, self._rows)
+        moment = self._moments / self._rows
+        other = None if held_out is None else held_out.statistics().second_moment
+        return InputStatistics(moment.diagonal(), moment, self._rows, other)

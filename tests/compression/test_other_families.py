@@ -1,0 +1,149 @@
+"""Families that are known by their outline only: quantized without data, served elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CompressedTensorsConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    PhiConfig,
+)
+
+from compression.errors import CorruptCheckpoint, RecipeError, UnsupportedArchitecture
+from compression.events import ignore
+from compression.prepare import build_to, prepare
+from gateway.engine.runner import load_runner
+from tests.checkpoints import make_tokenizer, randomize
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+OTHERS: dict[str, Any] = {
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "phi": PhiConfig(**SIZES),
+    "gemma": GemmaConfig(**SIZES, num_key_value_heads=2, head_dim=16),
+}
+
+# transformers warns of what is asked for here: another way of loading than the artifact's default.
+pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache of its own."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path / "home"))
+
+
+def save(config: Any, directory: Path) -> Path:
+    """Save a checkpoint with random weights."""
+    model = AutoModelForCausalLM.from_config(config)
+    randomize(model, seed=0)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def logits(directory: Path, **options: Any) -> torch.Tensor:
+    """Return what transformers makes of a directory."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
+    with torch.no_grad():
+        result: torch.Tensor = model(torch.arange(3, 40).unsqueeze(0)).logits
+    return result
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_int8_loads_in_transformers(tmp_path: Path, family: str) -> None:
+    """Every linear layer but the head is int8, and the logits stay near the source's."""
+    source = save(OTHERS[family], tmp_path / "source")
+    built = build_to(str(source), "int8", None, tmp_path / "out", ignore)
+    assert built.manifest is not None
+    quantized = [each.name for each in built.manifest.tensors if each.relative_error is not None]
+    model = AutoModelForCausalLM.from_config(OTHERS[family])
+    head = model.get_output_embeddings()
+    assert sorted(quantized) == sorted(
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    assert built.manifest.kernels == ()
+    dense = CompressedTensorsConfig(dequantize=True)
+    full, result = logits(source), logits(tmp_path / "out", quantization_config=dense)
+    assert 0 < float((result - full).norm() / full.norm()) < 0.1
+
+
+def test_what_only_our_engine_does_is_recorded_as_refused(tmp_path: Path) -> None:
+    """The preset's int8 embedding and KV cache are in the manifest, with the reason."""
+    source = save(OTHERS["phi"], tmp_path / "source")
+    built = build_to(str(source), "w4-kv8", None, tmp_path / "out", ignore)
+    assert built.manifest is not None
+    refused = {each.subject: each.reason for each in built.manifest.refusals}
+    assert set(refused) == {"embeddings", "kv_cache"}
+    assert "does not serve PhiForCausalLM" in refused["kv_cache"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("weights: {scheme: int4, method: gptq}", r"method 'gptq' needs a known family"),
+        ("weights: {scheme: int8}\nprune: {query_heads: 1}", r"'prune' needs a known family"),
+        ("weights: {scheme: none}", r"leaves every layer as it is"),
+    ],
+)
+def test_what_needs_a_known_family_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    """Calibration and pruning are refused before anything is written."""
+    source = save(OTHERS["phi"], tmp_path / "source")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=expected):
+        build_to(str(source), str(tmp_path / "mine.yaml"), None, tmp_path / "out", ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_embedded_engine_points_to_vllm(tmp_path: Path) -> None:
+    """Neither preparing to serve nor loading an artifact works, and both say what does."""
+    source = save(OTHERS["gpt_neox"], tmp_path / "source")
+    with pytest.raises(UnsupportedArchitecture, match=r"GPTNeoXForCausalLM.*vLLM"):
+        prepare(str(source), "int8", None, ignore)
+    build_to(str(source), "int8", None, tmp_path / "out", ignore)
+    with pytest.raises(UnsupportedArchitecture, match=r"GPTNeoXForCausalLM.*vLLM"):
+        load_runner(tmp_path / "out", threads=1, max_model_len=None)
+
+
+def test_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    """GPT-2 has none of torch's linear layers."""
+    config = GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+    source = save(config, tmp_path / "source")
+    with pytest.raises(UnsupportedArchitecture, match=r"GPT2LMHeadModel.* no linear layer"):
+        build_to(str(source), "int8", None, tmp_path / "out", ignore)
+
+
+def test_unknown_model_type_is_refused(tmp_path: Path) -> None:
+    """A config that transformers cannot build is refused in one line."""
+    source = save(OTHERS["phi"], tmp_path / "source")
+    config = (source / "config.json").read_text().replace('"phi"', '"never-heard-of"')
+    (source / "config.json").write_text(config)
+    with pytest.raises(UnsupportedArchitecture, match="transformers builds no") as caught:
+        build_to(str(source), "int8", None, tmp_path / "out", ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_misshapen_weight_is_refused(tmp_path: Path) -> None:
+    """Config and weights of different models are told apart by shape."""
+    source = save(OTHERS["phi"], tmp_path / "source")
+    config = (source / "config.json").read_text()
+    changed = config.replace('"intermediate_size": 128', '"intermediate_size": 192')
+    (source / "config.json").write_text(changed)
+    with pytest.raises(CorruptCheckpoint, match=r"has shape \[128, 64\].*asks for \[192, 64\]"):
+        build_to(str(source), "int8", None, tmp_path / "out", ignore)

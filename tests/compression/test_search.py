@@ -1,0 +1,179 @@
+"""The search: allocation, budgets, and the whole of it on a tiny model."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from compression.architecture import parse_architecture, read_config
+from compression.errors import SearchError
+from compression.events import Progress, ignore
+from compression.facts import read_facts
+from compression.fidelity_record import SliceFidelity
+from compression.presets import load_recipe
+from compression.recipe import Budget, Calibration
+from compression.search.__main__ import write_recipe
+from compression.search.allocation import Option, frontier
+from compression.search.budget import parse_budget, violations
+from compression.search.frontier_plot import plot
+from compression.search.search import Trial, within_budget
+from compression.search.session import Session
+from compression.search.units import units
+from tests.checkpoints import make_tiny_checkpoint
+
+TABLE = {
+    "a": [Option("s", 4, 8.0), Option("m", 5, 7.9), Option("l", 8, 1.0)],
+    "b": [Option("s", 4, 0.5), Option("l", 8, 0.1)],
+    "c": [Option("l", 8, 0.1), Option("s", 4, 3.0), Option("bad", 9, 4.0)],
+}
+
+
+def fidelity(kld: float, top1: float = 0.9, name: str = "english") -> SliceFidelity:
+    """Return the record of one slice."""
+    return SliceFidelity(
+        name=name,
+        kld_mean=kld,
+        kld_mean_ci95=(kld, kld),
+        kld_p99=kld,
+        top1=top1,
+        top1_ci95=(top1, top1),
+        tokens=100,
+    )
+
+
+def test_frontier_is_the_best_for_each_of_its_sizes() -> None:
+    """No other choice of the same size or a smaller one costs less."""
+    every = [
+        (sum(option.num_bytes for option in choice), sum(option.cost for option in choice))
+        for choice in itertools.product(*TABLE.values())
+    ]
+    points = frontier(TABLE)
+    assert [point.num_bytes for point in points] == [12, 16, 20, 24]
+    for point in points:
+        least = min(cost for size, cost in every if size <= point.num_bytes)
+        assert point.cost == pytest.approx(least)
+    assert points[1].choices["a"].scheme == "l"
+
+
+def test_option_that_no_price_makes_best_is_never_chosen() -> None:
+    """A point above the hull, and one that is larger and worse, are left out."""
+    chosen = {option.scheme for point in frontier(TABLE) for option in point.choices.values()}
+    assert chosen == {"s", "l"}
+    with pytest.raises(ValueError, match="without options"):
+        frontier({"a": []})
+
+
+def trial(cost: float, size: int) -> Trial:
+    """Return a measured artifact."""
+    recipe = load_recipe("int8")
+    return Trial(recipe, size, size, size, 8.0, (fidelity(cost),))
+
+
+@pytest.mark.parametrize("strain", [0.5, 1.0, 2.7])
+@pytest.mark.parametrize("allowed", [3.3, 4.6, 12.0, 40.0])
+def test_bisection_finds_the_smallest_that_holds(strain: float, allowed: float) -> None:
+    """However far the table is off, as long as it orders the points rightly."""
+    points = frontier(TABLE)
+    best = within_budget(
+        points,
+        Budget(kld=allowed),
+        lambda point: trial(point.cost * strain, point.num_bytes),
+    )
+    expected = min(point.num_bytes for point in points if point.cost * strain <= allowed)
+    assert best.bytes_in_memory == expected
+
+
+def test_nothing_holds_and_the_nearest_is_named() -> None:
+    """The refusal says how near one can come."""
+    with pytest.raises(SearchError, match=r"nearest, 0\.0 MB, has kld 1\.2000 > 0\.1: allow more"):
+        within_budget(
+            frontier(TABLE), Budget(kld=0.1), lambda point: trial(point.cost, point.num_bytes)
+        )
+
+
+def test_budget_as_users_write_it() -> None:
+    """Terms in any order and spacing."""
+    budget = parse_budget("worst_slice_kld <= 0.1,kld<=5e-2, top1>=0.9")
+    assert budget == Budget(kld=0.05, worst_slice_kld=0.1, top1=0.9)
+    slices = [fidelity(0.08, 0.95, "code"), fidelity(0.12, 0.7, "json")]
+    assert violations(budget, slices) == [
+        "kld 0.1000 > 0.05",
+        "worst_slice_kld 0.1200 (json) > 0.1",
+        "top1 0.8250 < 0.9",
+    ]
+    assert violations(Budget(kld=0.11), slices) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kld>=0.05", r"--budget 'kld>=0\.05' is not understood: write terms such as kld<=0\.05"),
+        ("ppl<=1", r"--budget 'ppl<=1' is not understood"),
+        ("", r"--budget '' is not understood"),
+        ("kld<=1e", r"--budget 'kld<=1e': '1e' is no number"),
+        ("kld<=-1", r"--budget 'kld<=-1' is impossible: Input should be greater than 0"),
+        ("top1>=1.5", r"is impossible: Input should be less than or equal to 1"),
+    ],
+)
+def test_budget_that_makes_no_sense(text: str, expected: str) -> None:
+    """One line with the term and the remedy."""
+    with pytest.raises(SearchError, match=expected) as caught:
+        parse_budget(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_units_are_what_engines_fuse(tmp_path: Path) -> None:
+    """q, k, v together and gate with up; every linear module once."""
+    directory = make_tiny_checkpoint(tmp_path / "model")
+    architecture = parse_architecture(read_config(directory), where="test")
+    found = list(units(architecture))
+    modules = [module for unit in found for module in unit.modules]
+    assert len(found) == 4 * architecture.num_layers
+    assert modules == [
+        module
+        for layer in range(architecture.num_layers)
+        for module, _ in architecture.linears(layer)
+    ]
+
+
+def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chosen recipe is between the extremes, holds its budget, and is read back from YAML."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path / "home"))
+    directory = make_tiny_checkpoint(
+        tmp_path / "model", hidden_size=128, intermediate_size=256, head_dim=32
+    )
+    seen: list[Progress] = []
+    session = Session(
+        str(directory),
+        None,
+        name="mine",
+        calibration=Calibration(tokens=1024),
+        on_progress=seen.append,
+    )
+    small, large = session.points[0], session.points[-1]
+    assert large.cost == 0
+    smallest = session.attempt(small)
+    kld = sum(each.kld_mean for each in smallest.slices) / len(smallest.slices)
+    found = session.find(Budget(kld=kld / 3))
+    assert not violations(Budget(kld=kld / 3), found.best.slices)
+    assert small.num_bytes < found.best.linear_bytes < large.num_bytes
+    write_recipe(found.best.recipe, tmp_path / "mine.yaml")
+    assert load_recipe(str(tmp_path / "mine.yaml")) == found.best.recipe
+    fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    assert "budget" not in fields
+    plot(found, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    assert {"search", "quantize", "measure"} <= {progress.stage for progress in seen}
+    fitting = session.fit(found.best.bytes_in_memory + 1)
+    assert fitting.best.bytes_in_memory <= found.best.bytes_in_memory + 1
+    with pytest.raises(SearchError, match=r"--max-bytes 1000 is less than the smallest artifact"):
+        session.fit(1000)
+
+
+def test_columns_that_no_group_divides(tmp_path: Path) -> None:
+    """There is nothing to choose from, and the way out is told."""
+    directory = make_tiny_checkpoint(tmp_path / "model", intermediate_size=72)
+    with pytest.raises(SearchError, match=r"divides \d+ columns: use the recipe int8"):
+        Session(str(directory), None, name="x", calibration=Calibration(), on_progress=ignore)
+    assert read_facts(directory).architecture.intermediate_size == 72
