@@ -1,6 +1,6 @@
 """Our artifacts against other compressors: size and fidelity on the same checkpoint and text.
 
-``make bench-peers`` lets the peers do their work (tens of minutes, once). ``python -m
+``make bench-peers`` lets the peers do their work (once; it takes long). ``python -m
 benchmarks.frontier`` scores them and our artifacts and rewrites
 ``benchmarks/results/frontier.{md,json,png}``.
 """
@@ -30,7 +30,7 @@ from compression.recipe import Recipe
 from compression.schemes import Int4, Int8
 
 RESULTS = Path(__file__).parent / "results"
-RECIPES = ("int4", "int8", "nf4")
+RECIPES = ("int4", "int4-fast", "int4-gptq", "int8", "int8-gptq", "nf4")
 METHODS = tuple(
     Recipe(name=f"int4-{method}", weights=Int4(method=method), embeddings=Int8())
     for method in ("rtn", "mse", "imatrix", "gptq", "best")

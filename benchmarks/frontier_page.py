@@ -28,8 +28,9 @@ def render(results: dict[str, Any]) -> str:
             f"{machine['memory_gb']} GB, Linux {machine['kernel']}; {versions}.",
             "",
             f"SmolLM2-135M-Instruct, reordered. {results['tokens']} tokens of the seven built-in "
-            "slices, which no method has calibrated on; all calibrated methods read the same text "
-            "(a recipe's default calibration). Every method's weights are dequantized to f32 and "
+            "slices, which no method has calibrated on. Calibrated peers read the 16,384 tokens "
+            "of a recipe's default calibration; our recipes read as much of the same text as they "
+            "say. Every method's weights are dequantized to f32 and "
             "run by one evaluator, transformers in f32: only the error of the weights is compared. "
             "KLD is KL(full || compressed) over the whole vocabulary, in nats; the mean is over "
             "the slices, the interval is of all tokens pooled. MB counts linears and embedding "

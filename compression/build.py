@@ -70,6 +70,7 @@ def build(
         for path in (*write_companions(plan, directory), *centres):
             files[path.name] = hash_file(path)
         kernels = time_kernels(plan, directory)
+        peak, grown = memory.total_bytes, memory.grown_bytes
         # 4. how far it is from the source
         fidelity = None
         if is_measured or plan.recipe.budget is not None:
@@ -97,8 +98,8 @@ def build(
             processor=processor(),
             kernels=kernels,
             seconds=time.perf_counter() - start,
-            peak_memory_bytes=memory.total_bytes,
-            peak_build_bytes=memory.grown_bytes,
+            peak_memory_bytes=peak,
+            peak_build_bytes=grown,
             peak_declared_bytes=declared,
             versions={library: version(library) for library in _LIBRARIES},
             files=files,

@@ -40,8 +40,8 @@ def measure_speed(layer: PackedLinear) -> KernelSpeed:
     """Time ``layer``'s kernel for one row against bf16, in some 0.1 s: medians of runs in turn.
 
     Stand-ins of the same shape are timed, at most 16 million weights of them, so that ``layer``
-    itself is only looked at. Runs that the system interrupted for another process do not count,
-    unless all were.
+    itself is only looked at. Runs that the system interrupted for another process do not count; if
+    all were, the fastest does.
     """
     rows = max(1, min(layer.rows, _MOST_ELEMENTS // layer.columns))
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def _cold_run(linear: PackedLinear, x: Tensor, others: Tensor) -> _Run:
 
 def _median_us(runs: list[_Run]) -> float:
     undisturbed = [run.seconds for run in runs if not run.interrupted]
-    return 1e6 * median(undisturbed or [run.seconds for run in runs])
+    return 1e6 * (median(undisturbed) if undisturbed else min(run.seconds for run in runs))
 
 
 def tune(linears: list[PackedLinear]) -> None:

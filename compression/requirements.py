@@ -14,12 +14,14 @@ def require_possible(facts: CheckpointFacts, recipe: Recipe) -> None:
     """Refuse what cannot be done to this checkpoint.
 
     Raises:
-        RecipeError: a target names no module, ``activations`` find no int8 weight, modules that
-            engines fuse would get different schemes, every layer's cache is kept as it is, or the
-            family is known by its outline only and the recipe needs more than that.
+        RecipeError: a target names no module, ``activations`` find no int8 weight, embeddings are
+            to be calibrated, modules that engines fuse would get different schemes, every layer's
+            cache is kept as it is, or the family is known by its outline only and the recipe needs
+            more than that.
     """
     _require_targets(facts, recipe)
     _require_activations(facts, recipe)
+    _require_plain_embeddings(recipe)
     if facts.known is None:
         _require_outline_suffices(facts, recipe)
     else:
@@ -49,6 +51,15 @@ def _require_activations(facts: CheckpointFacts, recipe: Recipe) -> None:
         raise RecipeError(
             f"recipe {recipe.name!r} has activations 'int8', but keep and rules leave no module "
             "with int8 weights: remove 'activations' or give some module int8"
+        )
+
+
+def _require_plain_embeddings(recipe: Recipe) -> None:
+    method = method_of(recipe.embeddings)
+    if method in CALIBRATED:
+        raise RecipeError(
+            f"recipe {recipe.name!r} gives the embeddings the method {method!r}, which needs the "
+            "inputs of a layer, and a table has none: use 'rtn' or 'mse'"
         )
 
 

@@ -11,6 +11,7 @@ from filelock import FileLock
 from compression.errors import ArtifactError, BuildError, CorruptCheckpoint
 from compression.facts import read_header
 from compression.manifest import read_manifest, weight_files
+from compression.verification import require_unchanged
 
 _ASIDE = ".building-"
 
@@ -62,11 +63,13 @@ def _sweep(store: Path, digest: str) -> None:
 
 
 def _is_complete(directory: Path) -> bool:
-    """Return whether manifest and weight files are there, each as long as its header says."""
+    """Return whether manifest and files are there, weights and config as they were built."""
     try:
         manifest = read_manifest(directory)
         for file in () if manifest is None else weight_files(manifest):
             read_header(directory / file)
+        if manifest is not None:
+            require_unchanged(directory, manifest)
     except (ArtifactError, CorruptCheckpoint):
         return False
     return manifest is not None

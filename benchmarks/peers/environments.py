@@ -1,16 +1,20 @@
 """Each peer in a virtual environment of its own, so that their pins do not meet ours."""
 
+import os
 import subprocess
 import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from compression.paths import cache_home
 
 WORK = cache_home() / "peers"
 """Where environments, tools and results of peers are kept."""
 _HERE = Path(__file__).parent
+_VARIABLES = MappingProxyType({"GPTQMODEL_CPU_WORKERS": "2"})
+"""GPTQModel refuses to start with one worker, which it takes by itself on two processors."""
 _UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 """Built for one torch only; transformers imports them where they are installed."""
 
@@ -58,7 +62,8 @@ class Environment:
 
     def _run(self, module: str, *words: str) -> None:
         root = _HERE.parent.parent
-        subprocess.run([str(self.python), "-m", module, *words], check=True, cwd=root)
+        command = [str(self.python), "-m", module, *words]
+        subprocess.run(command, check=True, cwd=root, env={**os.environ, **_VARIABLES})
 
 
 def run_here(module: str, *words: str) -> None:

@@ -1,8 +1,8 @@
 """GPTQModel's GPTQ (Frantar et al. 2022, arXiv 2210.17323), 4 bit, asymmetric groups of 32.
 
-Three orders of the columns: as they are, GPTQModel's own default (group-aware: groups are visited
-by importance, the stored order stays), and ``desc_act`` (columns sorted by importance, which costs
-an index for each input and the speed of most kernels).
+Two orders of the columns: GPTQModel's default (group-aware: groups are visited by importance, the
+stored order stays), and ``desc_act`` (columns sorted by importance, which costs an index for each
+input and the speed of most kernels).
 """
 
 import sys
@@ -33,7 +33,6 @@ GROUP = 32
 ORDERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "group-aware": {"act_group_aware": True, "desc_act": False},
-        "plain": {"act_group_aware": False, "desc_act": False},
         "desc_act": {"act_group_aware": False, "desc_act": True},
     }
 )
@@ -72,16 +71,16 @@ def hand_over(checkpoint: Path, quantized: Path, directory: Path, order: str) ->
     weights, num_bytes = {}, 0
     for name, weight in linears(checkpoint):
         stem = name.removesuffix(".weight")
-        parts = [stored[f"{stem}.{part}"] for part in _PARTS]
+        qweight, qzeros, scales = (stored[f"{stem}.{part}"] for part in _PARTS)
         index = stored.get(f"{stem}.g_idx", torch.arange(weight.shape[1]) // GROUP)
         # In order, the index says nothing: kernels do not need it.
         is_needed = not torch.equal(index.long(), torch.arange(weight.shape[1]) // GROUP)
-        num_bytes += tensor_bytes(*parts, *([index] if is_needed else []))
-        weights[name] = dequantize(*parts, index)
+        num_bytes += tensor_bytes(qweight, qzeros, scales, *([index] if is_needed else []))
+        weights[name] = dequantize(qweight, qzeros, scales, index)
     sizes = Sizes(
         name=f"GPTQModel g{GROUP} {order}",
         version=f"gptqmodel {version('gptqmodel')}",
-        settings=f"4 bit, group {GROUP}, asymmetric, {str(stored_scale(stored))[6:]} scales",
+        settings=f"4 bit, group {GROUP}, asymmetric, {scale_type(stored)} scales",
         linear_bytes=num_bytes,
         embedding_bytes=embedding_bytes(checkpoint),
         embedding="bf16",
@@ -89,9 +88,10 @@ def hand_over(checkpoint: Path, quantized: Path, directory: Path, order: str) ->
     write(directory, weights, sizes)
 
 
-def stored_scale(stored: Mapping[str, Tensor]) -> torch.dtype:
-    """Return the type of the scales."""
-    return next(tensor.dtype for name, tensor in stored.items() if name.endswith(".scales"))
+def scale_type(stored: Mapping[str, Tensor]) -> str:
+    """Return the type of the stored scales, such as ``float16``."""
+    types = {tensor.dtype for name, tensor in stored.items() if name.endswith(".scales")}
+    return ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
 
 
 def dequantize(qweight: Tensor, qzeros: Tensor, scales: Tensor, index: Tensor) -> Tensor:

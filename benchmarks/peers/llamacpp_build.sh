@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds llamacpp_quantize into DIRECTORY, with llama.cpp from llama-cpp-python's sources.
-# Needs cmake, ninja and a C++ compiler; about ten minutes on two cores.
+# Needs cmake, ninja and a C++ compiler.
 set -euo pipefail
 tools=$(realpath -m "$1")
 here=$(cd "$(dirname "$0")" && pwd)

@@ -50,11 +50,12 @@ def compare(
     logits are made of a few positions at a time. Recipes that do not fit into ``memory_bytes``
     together (default: most of what is free) take turns beside the full model.
 
-    Keys: ``model, text, created, window_tokens, decode, confidence, recipes, machine, seconds``. A
-    recipe has ``recipe, recipe_digest, bits_per_weight, bytes, bytes_full`` (weights in memory, read from
-    the live tensors), ``ms_per_token, ms_per_token_full, decode_path_kld, decode_path_kld_full``
-    (see :mod:`gateway.engine.decode_path`), ``slices`` (worst first), ``all, worst_slice``;
-    a slice, and ``all`` of them pooled, has the fields of :class:`compression.fidelity.Fidelity`.
+    Keys: ``model, text, created, window_tokens, decode, confidence, recipes, machine, seconds``.
+    A recipe has ``recipe, recipe_digest, bits_per_weight, bytes, bytes_full`` (weights in memory,
+    read from the live tensors), ``ms_per_token, ms_per_token_full, decode_path_kld,
+    decode_path_kld_full`` (see :mod:`gateway.engine.decode_path`), ``slices`` (worst first),
+    ``all, worst_slice``; a slice, and ``all`` of them pooled, has the fields of
+    :class:`compression.fidelity.Fidelity`. The command line adds ``command``.
 
     Raises:
         CompressionError: a recipe, the model or the text refuses.

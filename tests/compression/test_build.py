@@ -225,6 +225,16 @@ def test_truncated_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
     assert weights.read_bytes() == whole
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_changed_artifact_is_rebuilt(tiny_llama_dir: Path, file: str) -> None:
+    """An artifact in the store with one changed byte is noticed by its hash and made again."""
+    path = prepare(str(tiny_llama_dir), "int8", None, ignore).directory / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+    assert not prepare(str(tiny_llama_dir), "int8", None, ignore).cached
+    assert path.read_bytes() == whole
+
+
 def test_remains_of_a_killed_build_are_swept(tiny_llama_dir: Path) -> None:
     """What a killed build left aside goes with the next build of the same digest."""
     done = prepare(str(tiny_llama_dir), "int8", None, ignore)

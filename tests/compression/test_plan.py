@@ -75,6 +75,10 @@ def test_rules_and_keep_decide_module_by_module(tiny_llama_dir: Path) -> None:
             {"weights": INT8, "keep": ["Linear"], "activations": "int8"},
             r"activations 'int8', but keep and rules leave no module",
         ),
+        (
+            {"weights": INT4, "embeddings": {"scheme": "int8", "method": "gptq"}},
+            r"gives the embeddings the method 'gptq', .*use 'rtn' or 'mse'",
+        ),
     ],
 )
 def test_impossible_combinations_are_one_line(
