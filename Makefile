@@ -6,7 +6,7 @@ PORT ?= 8000
 RECIPE ?= int4
 MODEL ?= smollm2
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.demo
+
+# Other compressors at work on the demo model, then all side by side.
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.frontier
 
 clean:
 	rm -rf $(VENV) build dist

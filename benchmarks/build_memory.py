@@ -1,7 +1,7 @@
 """Memory of a build: ``python -m benchmarks.build_memory``.
 
 Makes a checkpoint of random bf16 weights with the shapes of Llama-3.2-1B in five shards (2.5 GB),
-builds it to int4 in a process of its own, and compares the peak of that process with a bare
+builds it without calibration in a process of its own, and compares the peak of that with a bare
 interpreter that has imported torch. Everything is made below ``--work`` and removed afterwards.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     """Make the checkpoint, build it, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="5 GB free")
-    parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--recipe", default="int4-fast")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work, prefix="narrowgate-build-") as work:
         source = Path(work, "source")

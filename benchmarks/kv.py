@@ -7,9 +7,7 @@ last quarter is scored against the same model with a bf16 cache.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,18 +27,21 @@ from compression.fidelity import TokenScores, pool, score_tokens, summarize
 from compression.kv.centred import CentredCodec
 from compression.kv.centres import key_centres
 from compression.kv.codec import KvCodec
-from compression.kv.int4 import Int4Codec
+from compression.kv.rotated import RotatedCodec
 from compression.recipe import Calibration, KvCache
 from compression.schemes import KvFp8, KvInt4, KvInt8
 from compression.tokenizer_file import load_tokenizer
 from gateway.engine.assembly import linears
 from gateway.engine.cache import LayerCodecs
+from gateway.engine.decode_speed import decode_ms
 from gateway.engine.kv_codecs import make_codecs
 from gateway.engine.runner import Runner, load_runner
 
 RESULTS = Path(__file__).parent / "results"
 CONTEXT = 2000
 SCORED_FROM = 1500
+SPED = SCORED_FROM + 96
+"""Tokens up to which the speed of decoding is taken."""
 _INT8, _FP8 = KvInt8(), KvFp8()
 _G32, _G64 = KvInt4(group_size=32), KvInt4(group_size=64)
 
@@ -62,12 +63,12 @@ K8V4 = Variant("K8V4, groups of 64", _K8V4)
 DECODED = (Variant("bf16", KvCache()), INT8, K8V4)
 VARIANTS = (
     INT8,
-    K8V4,
-    Variant("K8V4, groups of 64, centred", _K8V4, is_centred=True),
-    Variant("K4V4, groups of 64, centred", _K4V4, is_centred=True),
+    Variant("int8, not rotated", INT8.kv_cache, is_rotated=False),
     Variant("int8, centred", INT8.kv_cache, is_centred=True),
     Variant("fp8", KvCache(key=_FP8, value=_FP8)),
+    K8V4,
     Variant("K8V4, groups of 64, not rotated", _K8V4, is_rotated=False),
+    Variant("K4V4, groups of 64, centred", _K4V4, is_centred=True),
     Variant("K4V4, groups of 64", _K4V4),
     Variant("K4V4, groups of 64, centred, not rotated", _K4V4, is_centred=True, is_rotated=False),
     Variant("K4V4, groups of 32, centred", KvCache(key=_G32, value=_G32), is_centred=True),
@@ -77,14 +78,6 @@ VARIANTS = (
         is_centred=True,
     ),
 )
-
-
-class Unrotated(Int4Codec):
-    """int4 without its rotation, to see what that is worth."""
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Return ``x``."""
-        return x
 
 
 def main() -> None:
@@ -125,18 +118,19 @@ def with_cache(runner: Runner, variant: Variant, centres: tuple[Tensor, ...] = (
     found = centres if variant.is_centred else None
     codecs = make_codecs(variant.kv_cache, runner.decoder.architecture, found)
     if not variant.is_rotated:
-        codecs = tuple(
-            LayerCodecs(_unrotated(layer.key), _unrotated(layer.value)) for layer in codecs
-        )
+        codecs = tuple(LayerCodecs(unrotated(each.key), unrotated(each.value)) for each in codecs)
     return replace(runner, codecs=codecs)
 
 
-def _unrotated(codec: KvCodec) -> KvCodec:
-    if isinstance(codec, CentredCodec):
-        return CentredCodec(_unrotated(codec.inner), codec.centre)
-    if isinstance(codec.scheme, KvInt4):
-        return Unrotated(codec.scheme, codec.head_dim)
-    return codec
+def unrotated(codec: KvCodec) -> KvCodec:
+    """Return the same codec without its rotation."""
+    match codec:
+        case CentredCodec():
+            return CentredCodec(unrotated(codec.inner), codec.centre)
+        case RotatedCodec():
+            return codec.inner
+        case _:
+            return codec
 
 
 @contextmanager
@@ -185,10 +179,11 @@ def read(runner: Runner, ids: list[int]) -> Tensor:
 
 def decoding(reference: Tensor, runner: Runner, ids: list[int]) -> list[dict[str, Any]]:
     """Compare what was decoded token by token with the f32 model; bf16 shows the noise."""
+    runners = [with_cache(runner, variant) for variant in DECODED]
+    laps = decode_ms(runners, ids[:SPED], SCORED_FROM)
     rows = []
-    for variant in DECODED:
-        logits, milliseconds = step_through(with_cache(runner, variant), ids)
-        fidelity = summarize(score_tokens(reference, logits, ids[SCORED_FROM:]))
+    for variant, other, milliseconds in zip(DECODED, runners, laps, strict=True):
+        fidelity = summarize(score_tokens(reference, step_through(other, ids), ids[SCORED_FROM:]))
         print(f"decoding {variant.name}: {fidelity.kld_mean:.5f}", file=sys.stderr, flush=True)
         rows.append(
             {"name": variant.name, "ms_per_token": milliseconds, "fidelity": asdict(fidelity)}
@@ -196,16 +191,11 @@ def decoding(reference: Tensor, runner: Runner, ids: list[int]) -> list[dict[str
     return rows
 
 
-def step_through(runner: Runner, ids: list[int]) -> tuple[Tensor, float]:
-    """Return the logits of the scored positions, decoded one by one, and the median ms of one."""
+def step_through(runner: Runner, ids: list[int]) -> Tensor:
+    """Return float32 logits of the scored positions, decoded one by one."""
     cache = runner.new_cache(len(ids))
     runner.forward([(cache, ids[: SCORED_FROM - 1])])
-    rows, laps = [], []
-    for token in ids[SCORED_FROM - 1 : -1]:
-        began = time.perf_counter()
-        rows.append(runner.forward([(cache, [token])]))
-        laps.append(1e3 * (time.perf_counter() - began))
-    return torch.cat(rows), statistics.median(laps)
+    return torch.cat([runner.forward([(cache, [token])]) for token in ids[SCORED_FROM - 1 : -1]])
 
 
 def render(results: dict[str, Any]) -> str:

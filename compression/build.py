@@ -5,8 +5,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,18 +84,10 @@ def build(
             recipe_digest=plan.recipe.digest,
             source=source,
             tensors=records,
-            refusals=tuple(
-                RefusalRecord(subject=each.subject, requested=each.requested, reason=each.reason)
-                for each in plan.refusals
-            ),
-            bytes_before=plan.facts.num_bytes if pruning is None else pruning.bytes_before,
-            bytes_stored=plan.bytes_stored,
-            bytes_in_memory=plan.bytes_in_memory,
-            bits_per_weight=_bits(plan.bytes_in_memory, plan.tensors),
-            bits_per_weight_stored=_bits(plan.bytes_stored, plan.tensors),
-            linear_bits=_bits(sum(each.bytes_in_memory for each in plan.linears), plan.linears),
-            linear_bits_stored=_bits(sum(each.bytes_stored for each in plan.linears), plan.linears),
-            prune=None if pruning is None else pruning.record,
+            refusals=tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
+            bytes_before=full.num_bytes,
+            **_sizes(plan),
+            prune=pruning,
             fidelity=fidelity,
             processor=processor(),
             kernels=kernels,
@@ -174,8 +168,21 @@ def _declared(plan: Plan, file: str) -> list[StoredTensor]:
     return [stored for each in plan.tensors if each.fact.file == file for stored in each.stored]
 
 
-def _bits(num_bytes: int, tensors: tuple[TensorPlan, ...]) -> float:
-    return 8 * num_bytes / sum(tensor.num_weights for tensor in tensors)
+def _sizes(plan: Plan) -> dict[str, Any]:
+    """Return the manifest's bytes and bits per weight."""
+
+    def bits(num_bytes: int, tensors: tuple[TensorPlan, ...]) -> float:
+        return 8 * num_bytes / sum(tensor.num_weights for tensor in tensors)
+
+    linears = plan.linears
+    return {
+        "bytes_stored": plan.bytes_stored,
+        "bytes_in_memory": plan.bytes_in_memory,
+        "bits_per_weight": bits(plan.bytes_in_memory, plan.tensors),
+        "bits_per_weight_stored": bits(plan.bytes_stored, plan.tensors),
+        "linear_bits": bits(sum(each.bytes_in_memory for each in linears), linears),
+        "linear_bits_stored": bits(sum(each.bytes_stored for each in linears), linears),
+    }
 
 
 def _space_needed(plan: Plan) -> int:

@@ -16,7 +16,7 @@ from compression.schemes import Int4, Int8, KvInt4, KvInt8, Nf4
 _KV8 = KvCache(key=KvInt8(), value=KvInt8())
 _K8V4 = KvCache(key=KvInt8(), value=KvInt4(group_size=64))
 _INT4 = Int4(method="imatrix")
-_SHORT = Calibration(tokens=8192)
+_SHORT = Calibration(tokens=4096)
 """Enough for means of squares."""
 _LONG = Calibration(tokens=24576)
 """For whole second moments, which fit themselves to too short a text."""

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from compression.events import OnProgress
@@ -12,19 +11,10 @@ from compression.plan import Plan, make_plan
 from compression.pruning.record import PruneRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """What was taken out."""
-
-    record: PruneRecord
-    bytes_before: int
-    """Of the checkpoint that it was taken out of."""
-
-
 @contextmanager
 def pruned_plan(
     plan: Plan, directory: Path, on_progress: OnProgress
-) -> Iterator[tuple[Plan, Pruning | None]]:
+) -> Iterator[tuple[Plan, PruneRecord | None]]:
     """Yield the plan as it is, or that for the pruned checkpoint and what pruning says of it.
 
     The checkpoint lies beside ``directory`` under its name and a suffix, so that what a killed
@@ -44,5 +34,4 @@ def pruned_plan(
         record = prune(
             plan.facts.directory, plan.recipe.prune, plan.recipe.calibration, smaller, on_progress
         )
-        pruning = Pruning(record, plan.facts.num_bytes)
-        yield make_plan(read_facts(smaller), plan.recipe), pruning
+        yield make_plan(read_facts(smaller), plan.recipe), record

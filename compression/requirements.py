@@ -88,7 +88,8 @@ def _require_outline_suffices(facts: CheckpointFacts, recipe: Recipe) -> None:
         method = method_of(recipe.scheme_for(module))
         if method in CALIBRATED:
             raise RecipeError(
-                f"{where}: the method {method!r} needs a known family; use 'rtn', 'mse' or nf4"
+                f"{where}: the method {method!r} needs a known family; use 'rtn', 'mse' "
+                "or nf4, as the recipe int4-fast does"
             )
     if all(isinstance(recipe.scheme_for(module), Unquantized) for module in facts.linears):
         raise RecipeError(f"{where}: it leaves every layer as it is; give 'weights' a scheme")

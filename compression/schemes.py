@@ -109,7 +109,7 @@ class KvUnquantized(_Scheme):
 
 
 class KvInt8(_Scheme):
-    """Symmetric int8, one bf16 scale per token and head."""
+    """Symmetric int8, one bf16 scale per token and head; keys after a Hadamard rotation."""
 
     scheme: Literal["int8"] = "int8"
 

@@ -43,12 +43,7 @@ class Environment:
         if marker.is_file() and marker.read_text(encoding="utf-8") == pins:
             return
         venv.create(self.python.parent.parent, with_pip=True)
-        self._run("pip", "install", "--quiet", "setuptools", "wheel", "torch==2.13.0")
-        # Some build from source and import torch to do so.
-        self._run(
-            *("pip", "install", "--quiet", "--no-build-isolation", "--requirement"),
-            str(requirements),
-        )
+        self._run("pip", "install", "--quiet", "--requirement", str(requirements))
         self._run("pip", "uninstall", "--quiet", "--yes", *_UNWANTED)
         marker.write_text(pins, encoding="utf-8")
 

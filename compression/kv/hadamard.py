@@ -1,7 +1,4 @@
-"""The rotation that spreads outliers of a head over all of its channels.
-
-Hadamard rotation of keys and values as in QuaRot (Ashkboos et al. 2024, arXiv 2404.00456).
-"""
+"""The Hadamard matrix: a rotation whose every entry has the same size."""
 
 import torch
 from torch import Tensor

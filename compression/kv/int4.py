@@ -1,10 +1,9 @@
-"""int4 after a Hadamard rotation, asymmetric, two codes a byte."""
+"""int4, asymmetric, one bf16 scale and minimum per group, two codes a byte."""
 
 import torch
 from torch import Tensor
 
 from compression.kv.codec import TINY, KvCodec, Storage
-from compression.kv.hadamard import hadamard
 from compression.schemes import KvInt4
 
 _LARGEST = 15
@@ -20,11 +19,10 @@ class Int4Codec(KvCodec):
     def __init__(self, scheme: KvInt4, head_dim: int) -> None:
         super().__init__(scheme, head_dim)
         self._groups = scheme.groups(head_dim)
-        self._rotation = hadamard(head_dim)
 
     def encode(self, x: Tensor) -> Storage:
-        """Rotate and round to the nearest of 16 steps; the error is about half a step."""
-        grouped = self._grouped(self.rotate(x.to(torch.float32)))
+        """Round to the nearest of 16 steps of a group; the error is about half a step."""
+        grouped = self._grouped(x.to(torch.float32))
         low, high = grouped.aminmax(dim=-1, keepdim=True)
         low = low.to(torch.bfloat16)
         scale = ((high - low) / _LARGEST).clamp_min(TINY).to(torch.bfloat16)
@@ -33,7 +31,7 @@ class Int4Codec(KvCodec):
         return first | (second << 4), torch.cat([scale, low], dim=-1)
 
     def decode(self, storage: Storage, dtype: torch.dtype) -> Tensor:
-        """Return ``minimum + code * scale``, still rotated."""
+        """Return ``minimum + code * scale``."""
         packed, ranges = storage
         tokens, heads, half = packed.shape
         codes = torch.empty(tokens, heads, 2 * half, dtype=dtype)
@@ -41,10 +39,6 @@ class Int4Codec(KvCodec):
         codes[..., half:] = packed >> 4
         scale, low = ranges.to(dtype).chunk(2, dim=-1)
         return self._grouped(codes).mul_(scale).add_(low).flatten(-2)
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate the last dimension by the Hadamard matrix; its own inverse."""
-        return (x.to(torch.float32) @ self._rotation).to(x.dtype)
 
     def _grouped(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self._groups, -1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compression.architecture import Architecture
 from compression.errors import ArtifactError
-from compression.kv.codecs import make_codec
+from compression.kv.codecs import key_codec, value_codec
 from compression.kv.layers import bytes_per_token, layer_schemes
 from compression.recipe import KvCache
 from gateway.engine.cache import Cache, LayerCodecs
@@ -32,8 +32,8 @@ def make_codecs(
         centre = None if centres is None else centres[index][:, pairs]
         codecs.append(
             LayerCodecs(
-                key=make_codec(schemes.key, head_dim, centre),
-                value=make_codec(schemes.value, head_dim),
+                key=key_codec(schemes.key, head_dim, centre),
+                value=value_codec(schemes.value, head_dim),
             )
         )
     return tuple(codecs)

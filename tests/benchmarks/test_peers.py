@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from benchmarks.peers import exchange
 from benchmarks.peers.calibration import write_calibration
 from benchmarks.peers.gguf_file import join_rotary_halves, write_gguf
+from benchmarks.peers.gptq_layout import dequantize
 from benchmarks.peers.importance import write_importance
 from benchmarks.peers.llamacpp import hand_over
 from compression.calibration_text import WINDOW_TOKENS, calibration_windows
@@ -104,3 +105,34 @@ def test_importance_is_the_mean_square_of_each_input(tiny_llama_dir: Path, tmp_p
             found[f"blk.0.attn_{name}.weight"], inputs.square().mean(dim=0), rtol=1e-4, atol=1e-6
         )
     assert found["blk.1.ffn_down.weight"].shape == (128,)
+
+
+def test_gptq_words_hold_eight_codes_from_the_lowest_bits_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (32, 16), generator=generator)
+    zeros = torch.randint(16, (2, 16), generator=generator)
+    scales = torch.rand(2, 16, generator=generator).to(torch.float16)
+    index = torch.randint(2, (32,), generator=generator)
+    words = [
+        sum(int(codes[8 * row + k, j]) << 4 * k for k in range(8))
+        for row in range(4)
+        for j in range(16)
+    ]
+    qweight = signed(words).view(4, 16)
+    words = [
+        sum(int(zeros[group, 8 * j + k]) << 4 * k for k in range(8))
+        for group in range(2)
+        for j in range(2)
+    ]
+    qzeros = signed(words).view(2, 2)
+    expected = torch.empty(16, 32)
+    for i in range(32):
+        for j in range(16):
+            group = int(index[i])
+            expected[j, i] = (codes[i, j] - zeros[group, j]) * scales[group, j].float()
+    assert torch.equal(dequantize(qweight, qzeros, scales, index), expected)
+
+
+def signed(words: list[int]) -> torch.Tensor:
+    """Return unsigned 32-bit words as int32."""
+    return torch.tensor(words).to(torch.uint32).view(torch.int32)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, CompressedTensorsConfig
 
 from compression.events import ignore
 from compression.loading import Checkpoint
@@ -117,6 +117,20 @@ def test_matrix(sources: dict[str, Path], tmp_path: Path, scheme: str, family: s
     expected = dequantized(sources[family], tmp_path / "out", manifest)
     runner = load_runner(tmp_path / "out", threads=1, max_model_len=None)
     assert distance(runner.score(IDS), expected) < 0.03
+
+
+@pytest.mark.parametrize("scheme", ["int8-rtn", "int4-mse", "int4-sym-rtn"])
+@pytest.mark.parametrize("shards", ["5GB", "50KB"])
+def test_plain_transformers_loads_one_scheme(tmp_path: Path, scheme: str, shards: str) -> None:
+    """transformers with compressed-tensors gives the logits of the weights that we read."""
+    source = make_tiny_checkpoint(tmp_path / "source", max_shard_size=shards)
+    manifest = build(source, tmp_path / "out", {"weights": SCHEMES[scheme]})
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out",
+        dtype=torch.float32,
+        quantization_config=CompressedTensorsConfig(dequantize=True),
+    )
+    assert distance(logits(loaded), dequantized(source, tmp_path / "out", manifest)) < 0.02
 
 
 @pytest.mark.parametrize("shards", ["5GB", "50KB"])

@@ -12,7 +12,7 @@ from compression.facts import read_facts
 from compression.kv.centre_file import CENTRES_FILE, read_centres, write_centres
 from compression.kv.centres import KeyMean, average_rotation, key_centres
 from compression.kv.codec import KvCodec
-from compression.kv.codecs import make_codec
+from compression.kv.codecs import bare_codec, key_codec, value_codec
 from compression.kv.engines import vllm_kv_dtype
 from compression.kv.hadamard import hadamard
 from compression.kv.layers import bytes_per_token, layer_schemes
@@ -53,10 +53,10 @@ def attend(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 def test_each_value_comes_back_near(scheme: AnyKv, head_dim: int) -> None:
     """The error of a value is bounded by the steps of its own head, or group."""
     x = heads(head_dim, outlier=4.0)
-    codec = make_codec(scheme, head_dim)
+    codec = key_codec(scheme, head_dim)
     stored = codec.rotate(x)
     error = (codec.decode(codec.encode(x), torch.float32) - stored).abs()
-    peak = x.abs().amax(dim=-1, keepdim=True)
+    peak = stored.abs().amax(dim=-1, keepdim=True)
     match scheme:
         case KvInt8():
             bound = peak / 127 * 0.51
@@ -78,7 +78,7 @@ def test_each_value_comes_back_near(scheme: AnyKv, head_dim: int) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 def test_bytes_are_as_promised(scheme: AnyKv, head_dim: int) -> None:
     """Live tensors take the bytes that the scheme declares, and room is of the same kind."""
-    codec = make_codec(scheme, head_dim)
+    codec = key_codec(scheme, head_dim)
     stored = codec.encode(heads(head_dim))
     room = codec.allocate(40, HEADS)
     assert sum(part.nbytes for part in stored) == TOKENS * codec.bytes_per_token(HEADS)
@@ -90,7 +90,7 @@ def test_bytes_are_as_promised(scheme: AnyKv, head_dim: int) -> None:
 def test_a_token_is_kept_by_itself(scheme: AnyKv) -> None:
     """A token's bytes are the same alone, in company and in bf16 company: pages can be sealed."""
     x = heads(64, outlier=20.0).to(torch.bfloat16).to(torch.float32)
-    codec = make_codec(scheme, 64, torch.full((HEADS, 64), 0.5))
+    codec = key_codec(scheme, 64, torch.full((HEADS, 64), 0.5))
     together = codec.encode(x)
     one_by_one = [codec.encode(x[index : index + 1]) for index in range(TOKENS)]
     for part, pieces in zip(together, zip(*one_by_one, strict=True), strict=True):
@@ -100,7 +100,7 @@ def test_a_token_is_kept_by_itself(scheme: AnyKv) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 def test_zeros_come_back_as_zeros_and_nan_as_nan(scheme: AnyKv) -> None:
     """No division by zero; and a broken model is not hidden by its cache."""
-    codec = make_codec(scheme, 32)
+    codec = key_codec(scheme, 32)
     assert not restore(codec, torch.zeros(2, HEADS, 32)).any()
     broken = heads(32)
     broken[5, 1, 7] = float("nan")
@@ -114,7 +114,7 @@ def test_every_fp8_number_is_read_as_torch_reads_it() -> None:
     is_number = numbers.to(torch.float32).isfinite()
     codes = numbers[is_number].view(1, 1, -1)
     scale = torch.full((1, 1, 1), 0.5, dtype=torch.bfloat16)
-    codec = make_codec(KvFp8(), codes.shape[-1])
+    codec = key_codec(KvFp8(), codes.shape[-1])
     for dtype in (torch.bfloat16, torch.float32):
         found = codec.decode((codes, scale), dtype)
         assert torch.equal(found, codes.to(dtype) * 0.5)
@@ -126,19 +126,38 @@ def test_the_rotation_changes_no_product(head_dim: int) -> None:
     matrix = hadamard(head_dim)
     assert torch.allclose(matrix @ matrix, torch.eye(head_dim), atol=1e-6)
     assert torch.equal(matrix, matrix.t())
-    codec = make_codec(KvInt4(), head_dim)
+    codec = key_codec(KvInt4(), head_dim)
     query, keys = heads(head_dim, seed=1)[0], heads(head_dim)
     expected = torch.einsum("hd,thd->ht", query, keys)
     turned = torch.einsum("hd,thd->ht", codec.rotate(query), codec.rotate(keys))
     assert torch.allclose(turned, expected, atol=1e-4)
 
 
-def test_the_rotation_spreads_an_outlier() -> None:
-    """One channel that towers over the others costs int4 far less than it does unrotated."""
+@pytest.mark.parametrize("scheme", [KvInt8(), KvInt4()], ids=lambda scheme: scheme.label)
+def test_the_rotation_spreads_an_outlier(scheme: AnyKv) -> None:
+    """One channel that towers over the others costs a key far less than it does unrotated."""
     x = heads(64, outlier=50.0)
-    rotated = float((restore(make_codec(KvInt4(), 64), x) - x)[..., 4:].pow(2).mean())
-    step = (x.amax(-1) - x.amin(-1)) / 15
-    assert rotated < float(step.pow(2).mean() / 12) / 4
+    errors = [
+        float((restore(codec, x) - x)[..., 4:].pow(2).mean())
+        for codec in (key_codec(scheme, 64), bare_codec(scheme, 64))
+    ]
+    assert errors[0] < errors[1] / 4
+
+
+def test_who_is_rotated() -> None:
+    """Keys that become integers, and values of four bits; bf16 and fp8 stay as they are."""
+    x = heads(64)
+    rotated = {
+        (part, scheme.label)
+        for part, make in (("key", key_codec), ("value", value_codec))
+        for scheme in SCHEMES
+        if not torch.equal(make(scheme, 64).rotate(x), x)
+    }
+    int4 = {"int4-g32", "int4-g64"}
+    assert rotated == {
+        ("key", "int8"),
+        *((part, each) for part in ("key", "value") for each in int4),
+    }
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=lambda scheme: scheme.label)
@@ -148,7 +167,7 @@ def test_centres_leave_attention_and_lower_its_error(scheme: AnyKv) -> None:
     keys, query = heads(64) + centre, heads(64, seed=1)[0]
     expected = attend(query, keys)
     errors = []
-    for codec in (make_codec(scheme, 64), make_codec(scheme, 64, centre)):
+    for codec in (key_codec(scheme, 64), key_codec(scheme, 64, centre)):
         seen = codec.decode(codec.encode(keys), torch.float32)
         errors.append(float((attend(codec.rotate(query), seen) - expected).abs().max()))
     assert errors[1] < 0.5 * errors[0]

@@ -85,9 +85,14 @@ def test_int8_loads_in_transformers(tmp_path: Path, family: str) -> None:
 
 
 def test_what_only_our_engine_does_is_recorded_as_refused(tmp_path: Path) -> None:
-    """The preset's int8 embedding and KV cache are in the manifest, with the reason."""
+    """An int8 embedding and KV cache are in the manifest, with the reason."""
     source = save(OTHERS["phi"], tmp_path / "source")
-    built = build_to(str(source), "w4-kv8", None, tmp_path / "out", ignore)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "weights: {scheme: int4}\nembeddings: {scheme: int8}\n"
+        "kv_cache: {key: {scheme: int8}, value: {scheme: int8}}\n"
+    )
+    built = build_to(str(source), str(recipe), None, tmp_path / "out", ignore)
     assert built.manifest is not None
     refused = {each.subject: each.reason for each in built.manifest.refusals}
     assert set(refused) == {"embeddings", "kv_cache"}
@@ -97,7 +102,7 @@ def test_what_only_our_engine_does_is_recorded_as_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("weights: {scheme: int4, method: gptq}", r"method 'gptq' needs a known family"),
+        ("weights: {scheme: int4, method: gptq}", r"method .gptq. needs a known family.*int4-fast"),
         ("weights: {scheme: int8}\nprune: {query_heads: 1}", r"'prune' needs a known family"),
         ("weights: {scheme: none}", r"leaves every layer as it is"),
     ],

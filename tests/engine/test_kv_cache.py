@@ -9,6 +9,7 @@ import torch
 from compression.errors import ArtifactError
 from compression.events import ignore
 from compression.kv.centre_file import CENTRES_FILE
+from compression.kv.centred import CentredCodec
 from compression.kv.layers import bytes_per_token
 from compression.prepare import build_to
 from compression.recipe import KvCache
@@ -156,6 +157,17 @@ def test_int4_keys_are_centred_by_the_build(tmp_path: Path, tiny_llama_dir: Path
     bare = Runner(runner.decoder, codecs, runner.manifest, runner.max_model_len).score(IDS)
     assert not torch.equal(bare, centred)
     assert kld(full, centred) < 0.3
+
+
+def test_centres_stand_where_the_engines_channels_do(tiny_llama_dir: Path) -> None:
+    """The engine keeps the two halves of a head interleaved, the artifact does not."""
+    architecture = load(tiny_llama_dir).decoder.architecture
+    centre = torch.arange(32.0).reshape(2, 16)
+    codecs = make_codecs(KvCache(key=KvInt8()), architecture, [centre, centre])
+    key = codecs[1].key
+    assert isinstance(key, CentredCodec)
+    assert key.centre[0, :4].tolist() == [0, 8, 1, 9]
+    assert key.centre[1, -2:].tolist() == [23, 31]
 
 
 def test_another_cache_than_the_recipe_asks_for_is_refused(tiny_llama_dir: Path) -> None:

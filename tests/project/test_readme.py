@@ -25,7 +25,7 @@ from gateway.settings import Settings
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUESTION = "What is the capital of France?"
-READY_LIMIT_S = 240
+READY_LIMIT_S = 480
 
 pytestmark = pytest.mark.real_model
 
