@@ -60,5 +60,5 @@ class Scorer:
         text = [[window.token_ids for window in parts] for parts in self._windows.values()]
         files = sorted(point.directory.glob("*.safetensors"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        body = json.dumps([str(point.directory), stamps, text])
+        body = json.dumps([point.directory.name, stamps, text])
         return f"{point.directory.name}-{hashlib.sha256(body.encode()).hexdigest()[:16]}"

@@ -56,9 +56,10 @@ class Environment:
         self._run(f"benchmarks.peers.{self.name}", str(checkpoint), str(self.work))
 
     def _run(self, module: str, *words: str) -> None:
-        root = _HERE.parent.parent
         command = [str(self.python), "-m", module, *words]
-        subprocess.run(command, check=True, cwd=root, env={**os.environ, **_VARIABLES})
+        variables = {**os.environ, **_VARIABLES, "PYTHONPATH": str(_HERE.parent.parent)}
+        # Some write logs to where they are.
+        subprocess.run(command, check=True, cwd=self.work, env=variables)
 
 
 def run_here(module: str, *words: str) -> None:

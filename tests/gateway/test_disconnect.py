@@ -91,9 +91,9 @@ def test_slow_reader_does_not_harm_others(gateway: Gateway) -> None:
         slow.sendall(head.encode() + raw)
         slow.recv(100)
         assert gateway.http.post(CHAT, json=body()).status_code == 200
-        decoded = eventually(lambda: _settled(gateway))
+        decoded = eventually(lambda: _settled(gateway), timeout_s=30)
         assert decoded < 200000
-    eventually(lambda: gateway.engine_state()["running"] == 0)
+    eventually(lambda: gateway.engine_state()["running"] == 0, timeout_s=30)
 
 
 def _settled(gateway: Gateway) -> int:
