@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compression.artifact import write_companions, write_manifest
-from compression.calibration import Calibrator
 from compression.calibration_text import calibration_windows
 from compression.conversion import convert_linear, copy
 from compression.digest import hash_file
@@ -22,7 +21,7 @@ from compression.errors import BuildError
 from compression.events import OnProgress, Progress
 from compression.fidelity_check import measure_build, require_budget
 from compression.kernel_timing import time_kernels
-from compression.kv.centres import add_centres
+from compression.kv.layers import needs_centres
 from compression.manifest import Manifest, RefusalRecord, SourceRecord, TensorRecord
 from compression.memory import PeakMemory
 from compression.plan import Plan, StoredTensor, TensorPlan, module_of
@@ -33,6 +32,9 @@ from compression.schemes import CALIBRATED, FEEDBACK, Unquantized
 from compression.tensor_file import TensorFileWriter
 from compression.tensor_source import TensorSource
 from compression.tokenizer_file import load_tokenizer
+
+if TYPE_CHECKING:
+    from compression.calibration import Calibrator
 
 _LIBRARIES = ("narrowgate", "torch", "transformers", "safetensors", "bitsandbytes")
 
@@ -68,8 +70,7 @@ def build(
         with _one_torch_thread():
             records, files = _convert(plan, directory, on_progress)
         # 3. everything around them
-        centres = add_centres(plan.facts, plan.recipe, directory)
-        for path in (*write_companions(plan, directory), *centres):
+        for path in (*write_companions(plan, directory), *_centres(plan, directory)):
             files[path.name] = hash_file(path)
         kernels = time_kernels(plan, directory)
         peak, grown = memory.total_bytes, memory.grown_bytes
@@ -139,14 +140,25 @@ def _convert(
     return tuple(records[tensor.fact.name] for tensor in plan.tensors), files
 
 
-def _calibrator(plan: Plan) -> Calibrator | None:
+def _calibrator(plan: Plan) -> "Calibrator | None":
     methods = {method_of(tensor.scheme) for tensor in plan.linears}
     if not methods & CALIBRATED:
         return None
+    # It runs transformers' layers, which take seconds to import.
+    from compression.calibration import Calibrator
+
     context = plan.facts.architecture.max_position_embeddings
     tokenizer = load_tokenizer(plan.facts.directory)
     windows = calibration_windows(plan.recipe.calibration, tokenizer, context)
     return Calibrator(plan.facts, windows, feedback=bool(methods & FEEDBACK))
+
+
+def _centres(plan: Plan, directory: Path) -> list[Path]:
+    if not needs_centres(plan.recipe.kv_cache):
+        return []
+    from compression.kv.centres import add_centres
+
+    return add_centres(plan.facts, plan.recipe, directory)
 
 
 def _by_layer(plan: Plan) -> Iterator[tuple[int | None, list[TensorPlan]]]:

@@ -36,14 +36,15 @@ class KernelSpeed:
     """An unquantized weight of the same shape, timed in turn with the other."""
 
 
-def measure_speed(layer: PackedLinear) -> KernelSpeed:
+def measure_speed(layer: PackedLinear, *, rows: int | None = None) -> KernelSpeed:
     """Time ``layer``'s kernel for one row against bf16, in some 0.1 s: medians of runs in turn.
 
     Stand-ins of the same shape are timed, at most 16 million weights of them, so that ``layer``
     itself is only looked at. Runs that the system interrupted for another process do not count; if
     all were, the fastest does.
+    ``rows`` is for a ``layer`` that is only the beginning of the one to tell of.
     """
-    rows = max(1, min(layer.rows, _MOST_ELEMENTS // layer.columns))
+    rows = max(1, min(rows or layer.rows, _MOST_ELEMENTS // layer.columns))
     start = time.perf_counter()
     candidate = layer.stand_in(rows)
     candidate.dense_from = NEVER

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from compression.crossover import measure_speed
-from compression.loading import Checkpoint, make_linear, stack_rows
+from compression.loading import Checkpoint, make_linear, select_rows
 from compression.manifest import KernelRecord
 from compression.plan import Plan
 from compression.recipe import Activations
 from compression.requirements import FUSED
 from compression.schemes import Unquantized
 
+_SAMPLE_ROWS = 64
+"""Kernels work on blocks of up to so many rows; what is left over counts for their choice."""
 Unit = tuple[str, ...]
 """Module paths of one layer that run as one."""
 
@@ -32,8 +34,8 @@ def time_kernels(plan: Plan, directory: Path) -> tuple[KernelRecord, ...]:
         kinds.setdefault(kind, []).append(unit)
     with Checkpoint(directory) as checkpoint:
         return tuple(
-            _time(checkpoint, units[0], len(units), plan.recipe.activations)
-            for units in kinds.values()
+            _time(checkpoint, units[0], rows, len(units), plan.recipe.activations)
+            for (_, rows, _), units in kinds.items()
         )
 
 
@@ -47,16 +49,17 @@ def _units(plan: Plan) -> list[Unit]:
     return units
 
 
-def _time(checkpoint: Checkpoint, unit: Unit, count: int, activations: Activations) -> KernelRecord:
-    weights = [checkpoint.weight(f"{module}.weight") for module in unit]
-    weight = weights.pop() if len(weights) == 1 else stack_rows(weights)
-    del weights
-    layer = make_linear(weight, None, activations=activations)
-    del weight
-    speed = measure_speed(layer)
+def _time(
+    checkpoint: Checkpoint, unit: Unit, rows: int, count: int, activations: Activations
+) -> KernelRecord:
+    """Time a unit of so many rows; a few of them tell how the rest is stored."""
+    weight = checkpoint.weight(f"{unit[0]}.weight")
+    some = torch.arange(min(_SAMPLE_ROWS + rows % _SAMPLE_ROWS, plan_rows))
+    layer = make_linear(select_rows(weight, some), None, activations=activations)
+    speed = measure_speed(layer, rows=rows)
     return KernelRecord(
         scheme=layer.scheme,
-        rows=layer.rows,
+        rows=rows,
         columns=layer.columns,
         count=count,
         kernel=speed.kernel,
