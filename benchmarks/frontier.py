@@ -31,11 +31,8 @@ from compression.schemes import Int4, Int8
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = ("int4", "int4-fast", "int4-gptq", "int8", "int8-gptq", "nf4")
-METHODS = tuple(
-    Recipe(name=f"int4-{method}", weights=Int4(method=method), embeddings=Int8())
-    for method in ("rtn", "mse", "imatrix", "gptq", "best")
-)
-"""One format, int4 asymmetric in groups of 32, by every method of choosing the codes."""
+METHODS = ("rtn", "mse", "imatrix", "gptq", "best")
+"""Ways of choosing the codes of one format: int4, asymmetric, groups of 32."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -72,7 +69,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--artifact", action="append", type=Path, default=[], help="an artifact that is built"
     )
     parser.add_argument(
-        "--methods", action="store_true", help="also int4 by each method of choosing the codes"
+        "--method",
+        action="append",
+        choices=METHODS,
+        default=[],
+        help="also int4 in groups of 32 with this way of choosing the codes",
     )
     return parser.parse_args(words)
 
@@ -90,7 +91,11 @@ def points(options: argparse.Namespace) -> Iterator[Point]:
     """Yield what the peers left and our artifacts, built now where they are not in the store."""
     yield from peer_points(options.work)
     recipes = [load_recipe(name) for name in options.recipe or RECIPES]
-    for recipe in (*recipes, *(METHODS if options.methods else ())):
+    methods = [
+        Recipe(name=f"int4-{each}", weights=Int4(method=each), embeddings=Int8())
+        for each in options.method
+    ]
+    for recipe in (*recipes, *methods):
         prepared = prepare_recipe(DEMO_MODEL, recipe, None, ignore)
         yield artifact_point(prepared.directory, recipe.name)
     for directory in options.artifact:

@@ -4,19 +4,21 @@ from compression.facts import CheckpointFacts
 from compression.kv.layers import needs_centres
 from compression.pruning.footprint import prune_bytes
 from compression.recipe import Recipe
-from compression.requirements import FUSED, method_of
+from compression.requirements import method_of
 from compression.schemes import CALIBRATED, Nf4, Unquantized
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Tensors that are only copied pass through memory in pieces of this size."""
-_FIXED_BYTES = 96 * 1024 * 1024
-"""Threads, headers, records, and what the allocator keeps."""
+_FIXED_BYTES = 144 * 1024 * 1024
+"""Smaller libraries, threads, headers, records, and what the allocator keeps."""
+_TRANSFORMERS_BYTES = 128 * 1024 * 1024
+"""transformers' modules of one family, which calibration runs."""
 _NF4_BYTES = 160 * 1024 * 1024
 """bitsandbytes, which imports torch's compiler."""
 _PER_WEIGHT = 16
 """Bytes a weight of the matrix in work: as read, in f32, rounded in f32, codes, packed."""
-_PER_WEIGHT_ON_KERNEL = 12
-"""Bytes a weight of a unit whose kernel is timed: codes, their stacked copy, nibbles, bf16."""
+_TIMED_BYTES = 256 * 1024 * 1024
+"""Timing a kernel: a weight of 16 million numbers as codes, nibbles, packed, and in bf16."""
 _PER_CALIBRATED_WEIGHT = 28
 """Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
 _MOMENTS = 6
@@ -34,20 +36,20 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
     }
     copied = 24 * PIECE_BYTES
     at_work = _PER_WEIGHT * max(sizes.values(), default=0)
-    timed = _PER_WEIGHT_ON_KERNEL * _largest_unit(facts, sizes)
     calibrated = 0
     if facts.known is not None and _is_calibrated(facts, recipe):
         widest = max(facts.architecture.intermediate_size, facts.architecture.hidden_size)
         per_layer = sum(_count(shape) for _, shape in facts.architecture.linears(0))
         hidden = recipe.calibration.tokens * facts.architecture.hidden_size
         calibrated = (
-            _PER_CALIBRATED_WEIGHT * max(sizes.values(), default=0)
+            _TRANSFORMERS_BYTES
+            + _PER_CALIBRATED_WEIGHT * max(sizes.values(), default=0)
             + 2 * 4 * per_layer
             + _MOMENTS * 4 * widest * widest
             + _HIDDEN_COPIES * 4 * hidden
         )
     libraries = _NF4_BYTES if any(isinstance(each, Nf4) for each in recipe.schemes) else 0
-    bound = _FIXED_BYTES + libraries + max(copied, at_work + calibrated, timed)
+    bound = _FIXED_BYTES + libraries + max(copied, at_work + calibrated, _TIMED_BYTES)
     if recipe.prune.is_active:
         return max(bound, _FIXED_BYTES + prune_bytes(facts, recipe.prune, recipe.calibration))
     return bound
@@ -56,19 +58,6 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
 def _is_calibrated(facts: CheckpointFacts, recipe: Recipe) -> bool:
     chosen = any(method_of(recipe.scheme_for(module)) in CALIBRATED for module in facts.linears)
     return chosen or needs_centres(recipe.kv_cache)
-
-
-def _largest_unit(facts: CheckpointFacts, sizes: dict[str, int]) -> int:
-    """Return the weights of the largest unit that an engine runs as one."""
-    if facts.known is None:
-        return 0
-    units: dict[tuple[str, int], int] = {}
-    for module, size in sizes.items():
-        layer, _, name = module.rpartition(".")
-        which = next((i for i, names in enumerate(FUSED) if name in names), -1)
-        key = (layer, which) if which >= 0 else (module, which)
-        units[key] = units.get(key, 0) + size
-    return max(units.values(), default=0)
 
 
 def _count(shape: tuple[int, ...]) -> int:

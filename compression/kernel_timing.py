@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
+
 from compression.crossover import measure_speed
 from compression.loading import Checkpoint, make_linear, select_rows
 from compression.manifest import KernelRecord
+from compression.packed import PackedLinear
 from compression.plan import Plan
-from compression.recipe import Activations
 from compression.requirements import FUSED
 from compression.schemes import Unquantized
 
@@ -34,7 +36,7 @@ def time_kernels(plan: Plan, directory: Path) -> tuple[KernelRecord, ...]:
         kinds.setdefault(kind, []).append(unit)
     with Checkpoint(directory) as checkpoint:
         return tuple(
-            _time(checkpoint, units[0], rows, len(units), plan.recipe.activations)
+            _time(_sample(plan, checkpoint, units[0], rows), rows, len(units))
             for (_, rows, _), units in kinds.items()
         )
 
@@ -49,13 +51,15 @@ def _units(plan: Plan) -> list[Unit]:
     return units
 
 
-def _time(
-    checkpoint: Checkpoint, unit: Unit, rows: int, count: int, activations: Activations
-) -> KernelRecord:
-    """Time a unit of so many rows; a few of them tell how the rest is stored."""
-    weight = checkpoint.weight(f"{unit[0]}.weight")
-    some = torch.arange(min(_SAMPLE_ROWS + rows % _SAMPLE_ROWS, plan_rows))
-    layer = make_linear(select_rows(weight, some), None, activations=activations)
+def _sample(plan: Plan, checkpoint: Checkpoint, unit: Unit, rows: int) -> PackedLinear:
+    """Return a layer of the unit's first rows: enough to tell how the whole is stored and run."""
+    name = f"{unit[0]}.weight"
+    some = min(_SAMPLE_ROWS + rows % _SAMPLE_ROWS, plan.facts.tensors[name].shape[0])
+    weight = select_rows(checkpoint.weight(name), torch.arange(some))
+    return make_linear(weight, None, activations=plan.recipe.activations)
+
+
+def _time(layer: PackedLinear, rows: int, count: int) -> KernelRecord:
     speed = measure_speed(layer, rows=rows)
     return KernelRecord(
         scheme=layer.scheme,
