@@ -98,7 +98,7 @@ def main() -> None:
     runner = load_runner(directory, threads=options.threads, max_model_len=None)
     results: dict[str, Any] = {
         "machine": describe(),
-        "command": f"python -m benchmarks.kv --contexts {options.contexts}",
+        "command": " ".join(["python -m benchmarks.kv", *sys.argv[1:]]),
         "context_tokens": CONTEXT,
         "scored_from": SCORED_FROM,
     }
