@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from compression.errors import RecipeError
 from compression.presets import load_recipe
@@ -42,6 +42,10 @@ class ModelSettings(_Frozen):
     revision: str | None = None
     max_model_len: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    kv_cache_memory_bytes: ByteSize | None = Field(default=None, ge=1)
+    enable_prefix_caching: bool = True
 
 
 class Settings(_Frozen):

@@ -45,11 +45,6 @@ class KvCodec(ABC):
         """Rotate the last dimension as the codec does; applied twice, nothing is changed."""
         return x
 
-    def allocate(self, tokens: int, heads: int) -> Storage:
-        """Return room for ``tokens`` tokens, uninitialized."""
-        kept = self.encode(torch.zeros(1, heads, self.head_dim))
-        return tuple(torch.empty(tokens, *part.shape[1:], dtype=part.dtype) for part in kept)
-
     def bytes_per_token(self, heads: int) -> int:
         """Return the bytes of one token's ``heads`` heads."""
         return round(heads * self.head_dim * self.scheme.bits_per_value(self.head_dim) / 8)

@@ -14,10 +14,16 @@ def command(directory: Path, *, served_name: str, port: int, settings: ModelSett
     """Return the command line that serves a checkpoint or an artifact."""
     words = [sys.executable, "-m", "gateway.engine", f"--model={directory}"]
     words += [f"--served-model-name={served_name}", f"--host={HOST}", f"--port={port}"]
-    if settings.threads is not None:
-        words += [f"--threads={settings.threads}"]
-    if settings.max_model_len is not None:
-        words += [f"--max-model-len={settings.max_model_len}"]
+    numbers = {
+        "--threads": settings.threads,
+        "--max-model-len": settings.max_model_len,
+        "--max-num-seqs": settings.max_num_seqs,
+        "--max-num-batched-tokens": settings.max_num_batched_tokens,
+        "--kv-cache-memory-bytes": settings.kv_cache_memory_bytes,
+    }
+    words += [f"{flag}={value:d}" for flag, value in numbers.items() if value is not None]
+    if not settings.enable_prefix_caching:
+        words += ["--no-enable-prefix-caching"]
     return words
 
 

@@ -42,6 +42,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
     parser.add_argument("--threads", type=_positive, help="CPU threads of the model")
     parser.add_argument("--max-model-len", type=_positive, help="tokens, prompt and answer")
+    parser.add_argument("--max-num-seqs", type=_positive, help="sequences decoded together")
+    parser.add_argument(
+        "--max-num-batched-tokens", type=_positive, help="of all sequences in one step"
+    )
+    parser.add_argument("--kv-cache-memory-bytes", type=_positive, help="of keys and values")
+    parser.add_argument(
+        "--no-enable-prefix-caching",
+        dest="shares_prefixes",
+        action="store_false",
+        help="read every prompt from its first token on",
+    )
     return parser
 
 
@@ -72,14 +83,24 @@ def _serve(options: argparse.Namespace) -> int:
     # 4. Put the parts together. What is loaded now stays: the collector need not walk it again.
     import uvloop
 
+    from gateway.engine.kv_memory import fit, free_bytes, page_sizes
     from gateway.engine.loop import EngineLoop
-    from gateway.engine.scheduler import Scheduler
+    from gateway.engine.scheduler import MAX_NUM_SEQUENCES, TOKEN_BUDGET, Scheduler
     from gateway.engine.server import serve
     from gateway.engine.service import EngineService, describe
 
+    sizes = page_sizes(runner, options.kv_cache_memory_bytes or free_bytes())
+    runner = fit(runner, sizes, asked=options.max_model_len)
+    max_num_sequences = options.max_num_seqs or MAX_NUM_SEQUENCES
+    scheduler = Scheduler(
+        max_num_sequences=max_num_sequences,
+        token_budget=max(max_num_sequences, options.max_num_batched_tokens or TOKEN_BUDGET),
+        sizes=sizes,
+        shares_prefixes=options.shares_prefixes,
+    )
     service = EngineService(
         description=describe(runner, served_model_name=options.served_model_name),
-        loop=EngineLoop(runner, Scheduler()),
+        loop=EngineLoop(runner, scheduler),
         tokenizer=tokenizer,
     )
     gc.collect()

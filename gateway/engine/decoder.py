@@ -4,6 +4,7 @@ Llama, Mistral, Qwen2 and Qwen3 differ here only in biases and in the norm of qu
 One token is decoded in bf16, many are read in the dtype that this processor multiplies fastest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from compression.architecture import Architecture
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
-from gateway.engine.cache import Cache, LayerCache
+from gateway.engine.cache import Cache
 from gateway.engine.rotary import spread, turns
 
 
@@ -77,20 +78,29 @@ class Decoder:
         self.head = head
         self._turns = turns(architecture, max_tokens)
 
-    def hidden(self, ids: list[int], cache: Cache) -> Tensor:
-        """Append ``ids`` to ``cache`` and return their final hidden states ``[m, hidden]``."""
-        dtype = torch.bfloat16 if len(ids) == 1 else self.layers[0].qkv.dense_dtype
-        x = self.embedding.embed(torch.tensor(ids), dtype)
-        start, stop = cache.length, cache.length + len(ids)
+    def hidden(self, batch: Sequence[tuple[Cache, list[int]]]) -> Tensor:
+        """Append token ids to caches and return the final hidden states ``[m, hidden]`` of all.
+
+        Rows are in the order of the batch. All rows share the linear layers; attention is each
+        sequence's own.
+        """
+        spans = _spans(batch)
+        count = spans[-1].rows.stop
+        few = count < self.layers[0].qkv.dense_from
+        dtype = torch.bfloat16 if few else self.layers[0].qkv.dense_dtype
+        x = self.embedding.embed(torch.tensor([id_ for _, ids in batch for id_ in ids]), dtype)
         num_kv = self.architecture.num_kv_heads
-        factors = spread(self._turns[start:stop], self.architecture.num_heads + num_kv, num_kv)
-        mask = _causal_mask(start, stop, dtype) if start and len(ids) > 1 else None
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            attended = self._attend(layer, layer.input_norm(x), kept, factors, start, mask)
+        turns = torch.cat([self._turns[span.start : span.stop] for span in spans])
+        factors = spread(turns, self.architecture.num_heads + num_kv, num_kv)
+        masks = [_causal_mask(span, dtype) for span in spans]
+        for index, layer in enumerate(self.layers):
+            heads = self._heads(layer, layer.input_norm(x), factors)
+            attended = self._attend(index, heads, spans, masks, dtype)
             x = x.add_(layer.output(attended))
             gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, dim=-1)
             x = x.add_(layer.down(functional.silu(gate).mul_(up)))
-        cache.length = stop
+        for span in spans:
+            span.cache.length = span.stop
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -98,43 +108,89 @@ class Decoder:
         scores: Tensor = self.head(hidden)
         return scores.to(torch.float32)
 
-    def _attend(
-        self,
-        layer: Layer,
-        x: Tensor,
-        kept: LayerCache,
-        factors: Tensor,
-        start: int,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Return the attention output ``[m, heads * head_dim]`` and keep keys and values."""
+    def _heads(self, layer: Layer, x: Tensor, factors: Tensor) -> Tensor:
+        """Return queries, keys and values ``[m, heads + 2 * kv_heads, head_dim]``, turned, f32."""
         num_heads, num_kv = self.architecture.num_heads, self.architecture.num_kv_heads
-        count = x.shape[0]
-        heads = layer.qkv(x).view(count, num_heads + 2 * num_kv, -1)
+        heads = layer.qkv(x).view(x.shape[0], num_heads + 2 * num_kv, -1)
         if layer.q_norm is not None and layer.k_norm is not None:
             queries, keys, values = heads.split([num_heads, num_kv, num_kv], dim=1)
             heads = torch.cat([layer.q_norm(queries), layer.k_norm(keys), values], dim=1)
         pairs = torch.view_as_complex(heads.to(torch.float32).unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * factors).view(heads.shape)
-        kept.append(start, turned[:, num_heads:])
-        keys, values = kept.read(start + count, x.dtype)
-        queries = kept.codecs.key.rotate(turned[:, :num_heads]).to(x.dtype)
-        if count == 1:
-            # The query heads of one group share their keys, so they can pose as its queries.
-            grouped = queries.view(1, num_kv, num_heads // num_kv, -1)
-            mixed = functional.scaled_dot_product_attention(grouped, keys, values)
-            return kept.codecs.value.rotate(mixed).view(1, -1)
-        mixed = functional.scaled_dot_product_attention(
-            queries.transpose(0, 1).unsqueeze(0),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=num_heads != num_kv,
-        )
-        return kept.codecs.value.rotate(mixed)[0].transpose(0, 1).reshape(count, -1)
+        return torch.view_as_real(pairs * factors).view(heads.shape)
+
+    def _attend(
+        self,
+        index: int,
+        heads: Tensor,
+        spans: list["_Span"],
+        masks: list[Tensor | None],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Keep keys and values and return the attention output ``[m, heads * head_dim]``."""
+        num_heads = self.architecture.num_heads
+        codecs = spans[0].cache.layers[index].codecs
+        encoded = codecs.encode(heads[:, num_heads:])
+        queries = codecs.key.rotate(heads[:, :num_heads]).to(dtype)
+        mixed = []
+        for span, mask in zip(spans, masks, strict=True):
+            kept = span.cache.layers[index]
+            kept.write(span.start, tuple(part[span.rows] for part in encoded))
+            keys, values = kept.read(span.stop, dtype)
+            mixed.append(_attention(queries[span.rows], keys, values, mask))
+        together = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        return codecs.value.rotate(together).flatten(1)
 
 
-def _causal_mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """Return what new positions ``start…stop`` may see of ``0…stop``: 0, or -inf where not."""
-    return torch.full((stop - start, stop), float("-inf"), dtype=dtype).triu_(start + 1)
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One sequence's part of a batch."""
+
+    cache: Cache
+    start: int
+    """Its first position in the sequence."""
+    stop: int
+    rows: slice
+    """Its rows of the batch."""
+
+
+def _spans(batch: Sequence[tuple[Cache, list[int]]]) -> list[_Span]:
+    spans: list[_Span] = []
+    row = 0
+    for cache, ids in batch:
+        rows = slice(row, row + len(ids))
+        spans.append(_Span(cache, cache.length, cache.length + len(ids), rows))
+        row = rows.stop
+    return spans
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ``[m, heads, head_dim]`` for queries of that shape.
+
+    ``keys`` and ``values`` are ``[1, kv_heads, n, head_dim]``. Without a mask a single query sees
+    all positions and several see those up to their own.
+    """
+    count, num_heads, head_dim = queries.shape
+    num_kv = keys.shape[1]
+    if count == 1:
+        # The query heads of one group share their keys, so they can pose as its queries.
+        grouped = queries.view(1, num_kv, num_heads // num_kv, head_dim)
+        mixed = functional.scaled_dot_product_attention(grouped, keys, values)
+        return mixed.view(1, num_heads, head_dim)
+    mixed = functional.scaled_dot_product_attention(
+        queries.transpose(0, 1).unsqueeze(0),
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=num_heads != num_kv,
+    )
+    return mixed[0].transpose(0, 1)
+
+
+def _causal_mask(span: _Span, dtype: torch.dtype) -> Tensor | None:
+    """Return what new positions may see of ``0…stop``: 0, or -inf where not; None where plain."""
+    count = span.stop - span.start
+    if span.start == 0 or count == 1:
+        return None
+    hidden = torch.full((count, span.stop), float("-inf"), dtype=dtype)
+    return hidden.triu_(span.start + 1)

@@ -31,8 +31,11 @@ class ModelRunner(Protocol):
     def new_cache(self, max_tokens: int) -> Any:
         """Return an empty cache with room for that many tokens."""
 
-    def forward(self, batch: list[tuple[Any, list[int]]]) -> torch.Tensor:
-        """Append the ids to their caches; return float32 logits [len(batch), vocab]."""
+    def forward(self, batch: list[tuple[Any, list[int], int]]) -> torch.Tensor:
+        """Append the ids to their caches; return float32 logits [rows, vocab].
+
+        The third item says of how many ids, the last ones, logits are wanted.
+        """
 
 
 class BrokenLogits(ApiError):
@@ -126,8 +129,10 @@ class EngineLoop:
         try:
             for item in work:
                 if item.sequence.cache is None:
-                    item.sequence.cache = self._runner.new_cache(item.sequence.max_length)
-            logits = self._runner.forward([(item.sequence.cache, item.token_ids) for item in work])
+                    self._make_cache(item)
+            logits = self._runner.forward(
+                [(item.sequence.cache, item.token_ids, item.wanted) for item in work]
+            )
             pieces = self._sample(work, logits)
         except Exception:
             # The border of the step thread: whatever went wrong must not end it.
@@ -135,6 +140,13 @@ class EngineLoop:
             logger.exception("a step failed, and with it the request(s) %s", ids)
             pieces = [(item.sequence, InternalError()) for item in work]
         self._emit(pieces)
+
+    def _make_cache(self, item: Work) -> None:
+        sequence = item.sequence
+        sequence.cache = self._runner.new_cache(sequence.max_length)
+        if sequence.shared is not None:
+            sequence.cache.copy(sequence.shared.cache, item.start)
+            sequence.shared = None
 
     def _drop_cancelled(self) -> None:
         cancelled = [sequence for sequence in self._scheduler if sequence.is_cancelled]
@@ -145,10 +157,11 @@ class EngineLoop:
     ) -> list[tuple[Sequence, Delta | ApiError]]:
         """Choose a token for each sequence whose prompt is read, and return what it adds."""
         pieces: list[tuple[Sequence, Delta | ApiError]] = []
+        sampling = [item for item in work if item.samples]
+        if not sampling:
+            return pieces
         peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
-        for row, item in enumerate(work):
-            if not item.samples:
-                continue
+        for row, item in enumerate(sampling):
             # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
             if not abs(peaks[row]) < float("inf"):
                 request_id = self._jobs[item.sequence].request_id
@@ -175,13 +188,18 @@ class EngineLoop:
         batch: list[tuple[Generation, Delta | ApiError | None]] = []
         for sequence, piece in pieces:
             is_last = not isinstance(piece, Delta) or piece.finish_reason is not None
-            generation = self._release(sequence) if is_last else self._jobs[sequence].generation
+            # What a failed step left in a cache may be half a token.
+            keeps_prefix = isinstance(piece, Delta)
+            generation = (
+                self._release(sequence, keeps_prefix=keeps_prefix)
+                if is_last
+                else self._jobs[sequence].generation
+            )
             batch.append((generation, piece))
         self._hand_over(batch)
 
-    def _release(self, sequence: Sequence) -> Generation:
-        self._scheduler.remove(sequence)
-        sequence.cache = None
+    def _release(self, sequence: Sequence, *, keeps_prefix: bool = True) -> Generation:
+        self._scheduler.remove(sequence, keeps_prefix=keeps_prefix)
         return self._jobs.pop(sequence).generation
 
     def _hand_over(self, batch: list[tuple[Generation, Delta | ApiError | None]]) -> None:

@@ -44,15 +44,23 @@ class Runner:
         return Cache(self.decoder.architecture, self.codecs, max_tokens)
 
     @torch.inference_mode()
-    def forward(self, batch: list[tuple[Cache, list[int]]]) -> Tensor:
+    def forward(self, batch: list[tuple[Cache, list[int], int]]) -> Tensor:
         """Append each sequence's new token ids to its cache.
 
+        Args:
+            batch: a cache, token ids, and of how many of them, the last ones, logits are wanted.
+
         Returns:
-            Float32 logits ``[len(batch), vocab]``, each row for its sequence's last position.
+            Float32 logits ``[rows, vocab]``: those wanted of the first sequence, then of the next.
         """
-        last = [self.decoder.hidden(ids, cache)[-1:] for cache, ids in batch]
-        hidden = last[0] if len(last) == 1 else torch.cat([row.to(last[0].dtype) for row in last])
-        return self.decoder.logits(hidden.to(torch.bfloat16))
+        hidden = self.decoder.hidden([(cache, ids) for cache, ids, _ in batch])
+        stop, wanted = 0, []
+        for _, ids, count in batch:
+            stop += len(ids)
+            wanted.append(hidden[stop - count : stop])
+        if not any(count for _, _, count in batch):
+            return torch.empty(0, self.vocab_size)
+        return self.decoder.logits(torch.cat(wanted).to(torch.bfloat16))
 
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:
@@ -62,7 +70,7 @@ class Runner:
     @torch.inference_mode()
     def hidden(self, ids: list[int]) -> Tensor:
         """Read one whole text and return its final hidden states ``[len(ids), hidden_size]``."""
-        return self.decoder.hidden(ids, self.new_cache(len(ids)))
+        return self.decoder.hidden([(self.new_cache(len(ids)), ids)])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

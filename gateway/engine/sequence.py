@@ -39,6 +39,8 @@ class Sequence:
     params: SamplingParams
     output_ids: list[int] = field(default_factory=list)  # appended by the engine loop
     num_computed: int = 0  # tokens handed to the model; advanced by the scheduler
+    num_pages: int = 0  # of the cache's budget; the scheduler's
+    shared: Any = None  # the prefix that the cache will begin with; the scheduler's
     cache: Any = None  # the runner's own; set by the engine loop at the first chunk
     is_cancelled: bool = False  # set by the event loop, read once per step
 
@@ -51,14 +53,29 @@ class Sequence:
         """Return up to ``limit`` token ids that the model has not read yet, oldest first."""
         start = self.num_computed
         num_prompt = len(self.prompt_ids)
-        if start < num_prompt:
-            return self.prompt_ids[start : start + limit]
-        return self.output_ids[start - num_prompt : start - num_prompt + limit]
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : start - num_prompt + limit]
+        return self.token_ids[start : start + limit]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Return prompt and answer so far."""
+        return self.prompt_ids + self.output_ids
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many token ids there are, prompt and answer so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def num_pending(self) -> int:
         """Return how many token ids the model has not read yet."""
-        return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+        return self.num_tokens - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Return whether the model has read all but the token that it chose last."""
+        return bool(self.output_ids) and self.num_pending == 1
 
 
 @dataclass(frozen=True, slots=True)

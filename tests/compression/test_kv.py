@@ -77,13 +77,10 @@ def test_each_value_comes_back_near(scheme: AnyKv, head_dim: int) -> None:
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 def test_bytes_are_as_promised(scheme: AnyKv, head_dim: int) -> None:
-    """Live tensors take the bytes that the scheme declares, and room is of the same kind."""
+    """Live tensors take the bytes that the scheme declares."""
     codec = key_codec(scheme, head_dim)
     stored = codec.encode(heads(head_dim))
-    room = codec.allocate(40, HEADS)
     assert sum(part.nbytes for part in stored) == TOKENS * codec.bytes_per_token(HEADS)
-    assert sum(part.nbytes for part in room) == 40 * codec.bytes_per_token(HEADS)
-    assert [part.dtype for part in stored] == [part.dtype for part in room]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)

@@ -34,6 +34,10 @@ class FakeCache:
     max_tokens: int
     ids: list[int] = field(default_factory=list)
 
+    def copy(self, other: "FakeCache", count: int) -> None:
+        """Begin with what another sequence has read."""
+        self.ids = other.ids[:count]
+
 
 @dataclass
 class FakeRunner:
@@ -68,22 +72,22 @@ class FakeRunner:
         """Return an empty cache."""
         return FakeCache(max_tokens)
 
-    def forward(self, batch: list[tuple[FakeCache, list[int]]]) -> torch.Tensor:
+    def forward(self, batch: list[tuple[FakeCache, list[int], int]]) -> torch.Tensor:
         """Read the ids and return logits whose maximum is the next id of the script."""
-        self.batches.append([ids for _, ids in batch])
+        self.batches.append([ids for _, ids, _ in batch])
         if self.delay_s:
             time.sleep(self.delay_s)
         if self.fault == "hang":
             self.healed.wait(10)
         rows = []
-        for cache, ids in batch:
+        for cache, ids, wanted in batch:
             cache.ids.extend(ids)
             if len(cache.ids) > cache.max_tokens:
                 raise RuntimeError("the cache is full")
-            rows.append(self._row(cache))
+            rows += [self._row(cache)] * wanted
         if self.fault == "raise":
             raise RuntimeError("secret detail of a broken step")
-        return torch.stack(rows)
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
 
     def _row(self, cache: FakeCache) -> torch.Tensor:
         row = torch.linspace(0, 1, self.vocab_size)

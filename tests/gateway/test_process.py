@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ByteSize
 
 from compression.events import Progress
 from gateway.backends import embedded
@@ -181,11 +182,19 @@ def test_command_line_of_the_embedded_engine() -> None:
         Path("/m"),
         served_name="a@int4",
         port=5,
-        settings=ModelSettings(model="x", threads=3, max_model_len=64),
+        settings=ModelSettings(
+            model="x",
+            threads=3,
+            max_model_len=64,
+            max_num_seqs=4,
+            kv_cache_memory_bytes=ByteSize(1 << 20),
+            enable_prefix_caching=False,
+        ),
     )
     assert " ".join(words[1:]) == (
         "-m gateway.engine --model=/m --served-model-name=a@int4 --host=127.0.0.1 --port=5 "
-        "--threads=3 --max-model-len=64"
+        "--threads=3 --max-model-len=64 --max-num-seqs=4 --kv-cache-memory-bytes=1048576 "
+        "--no-enable-prefix-caching"
     )
     bare = embedded.command(
         Path("/m"), served_name="a@int4", port=5, settings=ModelSettings(model="x")
