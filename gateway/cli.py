@@ -44,7 +44,9 @@ def _serve(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.model is not None:
         alias = options.name or default_alias(options.model)
         flags["models"] = {alias: _model(options)}
-    elif alone := [field for field in ("name", *_model(options)) if getattr(options, field)]:
+    elif alone := [
+        field for field in ("name", *_model(options)) if getattr(options, field) is not None
+    ]:
         raise SettingsError(
             f"--{alone[0].replace('_', '-')} needs --model: it describes that model"
         )
@@ -218,6 +220,14 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", type=int, help="default: 8000")
     command.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
     command.add_argument("--max-model-len", type=_positive, metavar="N", help="context in tokens")
+    command.add_argument("--max-num-seqs", type=_positive, metavar="N", help="decoded together")
+    command.add_argument(
+        "--max-num-batched-tokens", type=_positive, metavar="N", help="of all in one step"
+    )
+    command.add_argument(
+        "--kv-cache-memory-bytes", metavar="SIZE", help="of keys and values, as 2GiB"
+    )
+    command.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
 
 
