@@ -33,9 +33,6 @@ class PrefixCache:
         self._prefixes: OrderedDict[Prefix, tuple[int, ...]] = OrderedDict()
         self._by_hash: dict[int, dict[Prefix, None]] = {}
 
-    def __len__(self) -> int:
-        return len(self._prefixes)
-
     def add(self, prefix: Prefix) -> None:
         """Remember a prefix; one shorter than a page is never found."""
         chain = tuple(_chain(prefix.token_ids))

@@ -19,8 +19,8 @@ _UNBOUNDED = PageSizes(1 << 40)
 class Work:
     """Token ids that one sequence feeds to the model in a step.
 
-    ``wanted`` says of how many of them, the last ones, logits are needed: 0 for all chunks of a
-    prompt but the last.
+    ``wanted`` says of how many of them, the last ones, logits are needed: of one where the sequence
+    samples, and of more where it wants those of its prompt.
     """
 
     sequence: Sequence
@@ -44,6 +44,9 @@ class Counts:
 
 class Scheduler:
     """Continuous batching: in every step each running sequence gets what it can use.
+
+    Background sequences, one at a time and in small chunks, fill the steps that no other sequence
+    needs; theirs are the first pages to be taken away.
 
     Decoding sequences come first, one token each; prompts share what is left of the token budget,
     in chunks, so that short ones are done first. A sequence is admitted when its pages are free.
@@ -74,15 +77,17 @@ class Scheduler:
         self._prefixes = PrefixCache() if shares_prefixes else None
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, Prefix | None] = {}  # in order of admission
+        self._background: deque[Sequence] = deque()  # only the first may hold pages
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self._running
         yield from self._waiting
+        yield from self._background
 
     @property
     def has_work(self) -> bool:
         """Return whether any sequence is waiting or running."""
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._background)
 
     @property
     def num_running(self) -> int:
@@ -95,8 +100,8 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind all others."""
-        self._waiting.append(sequence)
+        """Queue a sequence behind all others of its kind."""
+        (self._background if sequence.is_background else self._waiting).append(sequence)
 
     def remove(self, sequence: Sequence, *, keeps_prefix: bool = True) -> None:
         """Forget a sequence that finished, failed or was cancelled; unknown ones are ignored.
@@ -108,6 +113,9 @@ class Scheduler:
             self._retire(sequence, keeps_prefix=keeps_prefix)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+        elif sequence in self._background:
+            self._drop_pages(sequence)
+            self._background.remove(sequence)
 
     def schedule(self) -> list[Work]:
         """Return the work of the next step and count it as computed."""
@@ -122,7 +130,7 @@ class Scheduler:
             # Prompts that are read in part hold all pages between them.
             self._preempt(next(reversed(self._running)))
             read = self._read(budget)
-        return work + read
+        return work + read or self._fill()
 
     def _share_prompts(self) -> None:
         """Let new prompts begin with those that the last steps have read."""
@@ -168,9 +176,11 @@ class Scheduler:
         return chunk if fits else 0
 
     def _shared_prefix(self, sequence: Sequence) -> tuple[Prefix | None, int]:
-        if self._prefixes is None:
-            return None, 0
-        return self._prefixes.longest(sequence.token_ids) or (None, 0)
+        found = None if self._prefixes is None else self._prefixes.longest(sequence.token_ids)
+        prefix, count = found or (None, 0)
+        if sequence.logits_from is not None:
+            count = min(count, sequence.logits_from)
+        return (prefix, count) if count else (None, 0)
 
     def _read(self, budget: int) -> list[Work]:
         """Share the budget between the prompts: what a short one leaves goes to longer ones."""
@@ -194,17 +204,41 @@ class Scheduler:
         need = self.pages.sizes.needed(sequence.num_computed + count) - sequence.num_pages
         while need + (spare if need else 0) > self.pages.free:
             given_up = 0 if self._prefixes is None else self._prefixes.evict(keep=keep)
-            if not given_up:
+            if given_up:
+                self.pages.give_back(given_up)
+            elif not self._stop_background(sequence):
                 return False
-            self.pages.give_back(given_up)
         self.pages.take(max(0, need))
         sequence.num_pages += max(0, need)
         return True
 
+    def _fill(self) -> list[Work]:
+        """Return the next chunk of the first background sequence, if there is one and it fits."""
+        if not self._background:
+            return []
+        sequence = self._background[0]
+        count = min(sequence.num_pending, _BESIDE_DECODING)
+        return [_feed(sequence, count)] if self._reserve(sequence, count) else []
+
+    def _stop_background(self, claimant: Sequence) -> bool:
+        """Take the pages of the background sequence, if it has any and is not the claimant."""
+        sequence = self._background[0] if self._background else claimant
+        if sequence is claimant or not sequence.num_pages:
+            return False
+        self._drop_pages(sequence)
+        self._start_over(sequence)
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         self._retire(sequence, keeps_prefix=False)
-        sequence.num_computed = 0
+        self._start_over(sequence)
         self._waiting.appendleft(sequence)
+
+    def _start_over(self, sequence: Sequence) -> None:
+        """Let a sequence without pages read its tokens again; no logits are wanted twice."""
+        if sequence.logits_from is not None:
+            sequence.logits_from = max(sequence.logits_from, sequence.num_computed)
+        sequence.num_computed = 0
         self.counts.preemptions += 1
 
     def _retire(self, sequence: Sequence, *, keeps_prefix: bool) -> None:
@@ -215,8 +249,11 @@ class Scheduler:
         if keeps_prefix and self._prefixes is not None and sequence.num_computed:
             read = sequence.token_ids[: sequence.num_computed]
             self._prefixes.add(Prefix(read, sequence.cache, sequence.num_pages))
-        else:
-            self.pages.give_back(sequence.num_pages)
+            sequence.num_pages = 0
+        self._drop_pages(sequence)
+
+    def _drop_pages(self, sequence: Sequence) -> None:
+        self.pages.give_back(sequence.num_pages)
         sequence.cache = sequence.shared = None
         sequence.num_pages = 0
 
@@ -225,5 +262,8 @@ def _feed(sequence: Sequence, count: int) -> Work:
     start = sequence.num_computed
     token_ids = sequence.pending_ids(count)
     sequence.num_computed += len(token_ids)
-    samples = sequence.num_pending == 0
-    return Work(sequence, token_ids, start, samples, wanted=int(samples))
+    samples = sequence.num_pending == 0 and not sequence.is_background
+    wanted = int(samples)
+    if sequence.logits_from is not None and start < len(sequence.prompt_ids):
+        wanted = max(wanted, sequence.num_computed - max(start, sequence.logits_from))
+    return Work(sequence, token_ids, start, samples, wanted)

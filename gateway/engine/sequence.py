@@ -40,6 +40,8 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)  # appended by the engine loop
     num_computed: int = 0  # tokens handed to the model; advanced by the scheduler
     num_pages: int = 0  # of the cache's budget; the scheduler's
+    logits_from: int | None = None  # from this position on, logits of the prompt are wanted too
+    is_background: bool = False  # computed only in steps that nothing else needs
     shared: Any = None  # the prefix that the cache will begin with; the scheduler's
     cache: Any = None  # the runner's own; set by the engine loop at the first chunk
     is_cancelled: bool = False  # set by the event loop, read once per step

@@ -312,6 +312,68 @@ def test_damaged_caches_are_not_shared() -> None:
     assert step(scheduler)[0].start == 0
 
 
+def make_background(num_tokens: int, *, logits_from: int = 0) -> Sequence:
+    """Return a text to be scored."""
+    sequence = make_sequence(num_tokens, max_tokens=1)
+    sequence.is_background, sequence.logits_from = True, logits_from
+    return sequence
+
+
+def test_background_fills_only_idle_steps() -> None:
+    """A text is scored in chunks while nothing else runs, and stands still while anything does."""
+    scheduler = Scheduler()
+    text = make_background(300, logits_from=100)
+    scheduler.add(text)
+    [first] = step(scheduler)
+    asked = make_sequence(4, max_tokens=2)
+    scheduler.add(asked)
+    assert [item.sequence for item in step(scheduler)] == [asked]
+    assert [item.sequence for item in step(scheduler)] == [asked]
+    scheduler.remove(asked)
+    rest = [step(scheduler)[0] for _ in range(2)]
+
+    assert [len(item.token_ids) for item in (first, *rest)] == [128, 128, 44]
+    assert [item.wanted for item in (first, *rest)] == [28, 128, 44]
+    assert not any(item.samples for item in (first, *rest))
+    assert text.num_pending == 0
+    scheduler.remove(text)
+    assert not scheduler.has_work
+
+
+def test_background_gives_its_pages_up_first() -> None:
+    """A request takes the pages of a text that is scored, which then wants no logits twice."""
+    scheduler = Scheduler(sizes=PageSizes(total=20))
+    text = make_background(300)
+    scheduler.add(text)
+    step(scheduler)
+    asked = make_sequence(310, max_tokens=2)
+    asked.prompt_ids[0] = 9
+    scheduler.add(asked)
+    assert [item.sequence for item in step(scheduler)] == [asked]
+    assert (text.cache, text.num_pages) == (None, 0)
+    step(scheduler)
+    scheduler.remove(asked, keeps_prefix=False)
+
+    again = [step(scheduler)[0] for _ in range(3)]
+    assert [(item.start, item.wanted) for item in again] == [(0, 0), (128, 128), (256, 44)]
+
+
+def test_no_prefix_is_shared_beyond_the_logits_that_are_wanted() -> None:
+    """Logits of the prompt come from reading it."""
+    scheduler = Scheduler()
+    first = make_sequence(100, max_tokens=1)
+    scheduler.add(first)
+    finish(scheduler, first)
+    echoing, late = make_sequence(100), make_sequence(100)
+    echoing.logits_from, late.logits_from = 0, 60
+    for sequence in (echoing, late):
+        scheduler.add(sequence)
+    work = {item.sequence: item for item in scheduler.schedule()}
+
+    assert (work[echoing].start, work[echoing].wanted) == (0, 100)
+    assert (work[late].start, work[late].wanted) == (60, 40)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_any_traffic_comes_to_its_end_without_losing_pages_or_tokens(seed: int) -> None:
     """Random prompts, some alike, some cancelled, in a cache that is too small for all of them."""
