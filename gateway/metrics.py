@@ -1,8 +1,8 @@
 """Every metric of the gateway: one table of families, and the object that records into them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -14,15 +14,15 @@ OTHER = "_other"
 
 RestartReason = Literal["exit", "stall"]
 
-_DURATION_S = (
+DURATION_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
 )
-_FIRST_TOKEN_S = (
+FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
 )
-_INTER_TOKEN_S = (
+INTER_TOKEN_S = (
     *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
 )
@@ -42,11 +42,11 @@ class Family(NamedTuple):
 # fmt: off
 FAMILIES: tuple[Family, ...] = (
     Family("histogram", "request_duration_seconds", ("model", "variant", "operation", "outcome"),
-           "Time from the request's arrival to the end of its reply.", _DURATION_S),
+           "Time from the request's arrival to the end of its reply.", DURATION_S),
     Family("histogram", "time_to_first_token_seconds", ("model", "variant"),
-           "Time from a streamed request's arrival to its first text.", _FIRST_TOKEN_S),
+           "Time from a streamed request's arrival to its first text.", FIRST_TOKEN_S),
     Family("histogram", "inter_token_latency_seconds", ("model", "variant"),
-           "Time between two streamed events with text, usually one token each.", _INTER_TOKEN_S),
+           "Time between two streamed events with text, usually one token each.", INTER_TOKEN_S),
     Family("counter", "requests_total",
            ("model", "variant", "operation", "outcome", "finish_reason"),
            "Requests that ended, whatever their outcome."),
@@ -115,14 +115,19 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type for an ``Accept`` header."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        return encode(_WithoutCreated(self.registry)), content_type
+        encode, content_type = encoder(accept)
+        return encode(WithoutCreated(self.registry)), content_type
 
 
-class _WithoutCreated(Collector):
+def encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """Return what renders a registry for an ``Accept`` header, and the content type."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        return choose_encoder("")
+
+
+class WithoutCreated(Collector):
     """The registry less its ``_created`` samples, which double the series and help nobody.
 
     The library's own switch is global to the process, so other registries would feel it.
