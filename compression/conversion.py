@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from compression.distortion import Distortion, block_rows, relative_error
-from compression.errors import CorruptCheckpoint
 from compression.footprint import PIECE_BYTES
 from compression.manifest import TensorRecord
 from compression.packing import pack_int4, pack_int8, pack_nf4
@@ -16,7 +15,7 @@ from compression.plan import TensorPlan
 from compression.requirements import method_of
 from compression.schemes import Int4, Int8, Nf4, Unquantized
 from compression.tensor_file import TensorFileWriter
-from compression.tensor_source import TensorSource
+from compression.tensor_source import TensorSource, require_finite
 from compression.weights.codes import Codes
 from compression.weights.nf4 import Nf4Codes, quantize_nf4
 from compression.weights.quantizer import quantize, quantize_measured
@@ -47,7 +46,7 @@ def convert_linear(
         CorruptCheckpoint: the weight holds NaN or infinite values, or cannot be read.
     """
     weight = source.read(tensor.fact.name)
-    _require_finite(tensor.fact.name, weight)
+    require_finite(tensor.fact.name, weight)
     made = _quantize(tensor, weight, statistics)
     for name, value in _packed(tensor, made.codes).items():
         writer.write(name, value)
@@ -73,7 +72,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
     def checked() -> Iterator[Tensor]:
         nonlocal applied
         for piece in source.pieces(tensor.fact.name, PIECE_BYTES):
-            _require_finite(tensor.fact.name, piece)
+            require_finite(tensor.fact.name, piece)
             if isinstance(tensor.scheme, Int8):  # by rows, so pieces give the codes of the whole
                 codes = quantize(piece, tensor.scheme)
                 distortion.add(piece, codes.dequantize())
@@ -89,13 +88,6 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
         relative_error=distortion.relative if is_quantized else None,
         output_error=None,
     )
-
-
-def _require_finite(name: str, values: Tensor) -> None:
-    if values.is_floating_point() and not torch.isfinite(values).all():
-        raise CorruptCheckpoint(
-            f"{name!r} holds NaN or infinite values: fetch the checkpoint again"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,15 @@ what is observed here is what the reference model computes.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compression.facts import CheckpointFacts
+from compression.tensor_source import TensorSource, require_finite
 
 _BATCH_TOKENS = 4096
 _TABLE_ROWS = 8192
@@ -37,33 +36,25 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """The tensors as the checkpoint has them."""
+    """The tensors as the checkpoint has them; nothing of its files stays in memory."""
 
     def __init__(self, facts: CheckpointFacts) -> None:
-        self._facts = facts
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._source = TensorSource(facts)
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            for file in self._facts.files:
-                path = self._facts.directory / file
-                self._files[file] = stack.enter_context(safe_open(path, framework="pt"))
-            self._stack = stack.pop_all()
+        self._source.__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._stack.close()
+        self._source.__exit__(None, None, None)
 
     def tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
-        found: Tensor = self._files[self._facts.tensors[name].file].get_tensor(name)
-        return found
+        return self._source.read(name)
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Return the rows with these indices; only they are read."""
-        table = self._files[self._facts.tensors[name].file].get_slice(name)
-        return torch.cat([table[row : row + 1] for row in rows.tolist()])
+        return self._source.rows(name, rows)
 
 
 class LayerStream:
@@ -100,17 +91,19 @@ class LayerStream:
         return self._weights.rows("model.embed_tokens.weight", used).to(torch.float32)[places]
 
     def layer(self, index: int) -> nn.Module:
-        """Return decoder layer ``index`` with its float32 weights."""
+        """Return decoder layer ``index`` with its float32 weights.
+
+        Raises:
+            CorruptCheckpoint: a weight holds NaN or infinite values.
+        """
         prefix = f"model.layers.{index}."
         module: nn.Module = self._model.model.layers[index]
-        module.load_state_dict(
-            {
-                name.removeprefix(prefix): self.tensor(name).to(torch.float32)
-                for name in self._facts.tensors
-                if name.startswith(prefix)
-            },
-            assign=True,
-        )
+        state = {}
+        for name in self._facts.tensors:
+            if name.startswith(prefix):
+                state[name.removeprefix(prefix)] = self.tensor(name).to(torch.float32)
+                require_finite(name, state[name.removeprefix(prefix)])
+        module.load_state_dict(state, assign=True)
         return module
 
     def release(self, index: int) -> None:

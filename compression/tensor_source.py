@@ -68,6 +68,25 @@ class TensorSource:
         fact = self._tensors[name]
         return self._read(fact, fact.offset, fact.shape)
 
+    def rows(self, name: str, indices: Tensor) -> Tensor:
+        """Return the rows (first dimension) with these int64 ``indices [n]``, and read no others.
+
+        Raises:
+            CorruptCheckpoint: the file cannot be read, or is shorter than it was.
+        """
+        fact = self._tensors[name]
+        rows, *rest = fact.shape
+        row_bytes = fact.num_bytes // rows
+        found = torch.empty(len(indices), *rest, dtype=DTYPES[fact.dtype])
+        start = 0
+        # Rows that follow one another are read at once.
+        breaks = (indices.diff() != 1).nonzero().flatten() + 1
+        for stop in [*breaks.tolist(), len(indices)]:
+            offset = fact.offset + int(indices[start]) * row_bytes
+            found[start:stop] = self._read(fact, offset, (stop - start, *rest))
+            start = stop
+        return found
+
     def pieces(self, name: str, num_bytes: int) -> Iterator[Tensor]:
         """Yield a tensor as runs of whole rows (first dimension) of about ``num_bytes`` each.
 
@@ -109,3 +128,15 @@ class TensorSource:
             self._files[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._stack.callback(os.close, self._files[file])
         return self._files[file]
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Refuse a tensor from which nothing can be computed.
+
+    Raises:
+        CorruptCheckpoint: it holds NaN or infinite values.
+    """
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise CorruptCheckpoint(
+            f"{name!r} holds NaN or infinite values: fetch the checkpoint again"
+        )

@@ -19,7 +19,7 @@ from compression.facts import read_facts
 from compression.manifest import FILE_NAME, read_manifest
 from compression.paths import store_dir
 from compression.plan import make_plan
-from compression.prepare import build_to, prepare
+from compression.prepare import build_to, prepare, prepare_recipe
 from compression.presets import PRESETS, parse_recipe
 from compression.schemes import Int4
 from tests.checkpoints import make_tiny_checkpoint
@@ -105,14 +105,17 @@ def test_full_is_the_checkpoint_itself(tiny_llama_dir: Path) -> None:
     assert prepared.manifest is None
 
 
-def test_nan_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    """A NaN weight is named, and the store stays empty."""
+@pytest.mark.parametrize("method", ["mse", "imatrix", "gptq"])
+def test_nan_is_refused_and_leaves_nothing(tmp_path: Path, method: str) -> None:
+    """A NaN weight is named, whoever meets it first, and the store stays empty."""
     source = make_tiny_checkpoint(tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    body = {"weights": {"scheme": "int4", "method": method}, "calibration": {"tokens": 512}}
+    recipe = parse_recipe(body, where="test", default_name="nan")
     with pytest.raises(CorruptCheckpoint, match=r"layers\.1\.mlp\.up_proj\.weight.*NaN"):
-        prepare(str(source), "int4-fast", None, ignore)
+        prepare_recipe(str(source), recipe, None, ignore)
     assert store_entries() == []
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -12,6 +13,7 @@ from compression.errors import CalibrationError
 from compression.facts import read_facts
 from compression.recipe import Calibration
 from compression.schemes import Int4, Int8
+from compression.tensor_source import TensorSource
 from compression.weights.quantizer import quantize, quantize_measured
 from compression.weights.statistics import InputStatistics, MomentSum
 from tests.checkpoints import make_tiny_checkpoint
@@ -248,3 +250,22 @@ def test_text_that_cannot_be_used(tmp_path: Path) -> None:
     short.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(CalibrationError, match=r"cannot read .*short\.txt.*no UTF-8 text"):
         calibration_windows(Calibration(text=str(short)), tokenizer, 8192)
+
+
+def test_rows_are_read_alone(tmp_path: Path) -> None:
+    """Runs of rows and single ones come in the order asked for."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path))
+    name = "model.embed_tokens.weight"
+    with TensorSource(facts) as source:
+        whole = source.read(name)
+        for rows in ([3], [0, 1, 2], [5, 6, 2, 3, 9, 9, 1], list(range(len(whole)))):
+            assert torch.equal(source.rows(name, torch.tensor(rows)), whole[rows])
+
+
+def test_observing_keeps_nothing_of_the_files_in_memory(tmp_path: Path) -> None:
+    """Pages of a mapped checkpoint would count as memory of the process."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path))
+    with Calibrator(facts, torch.arange(64).view(1, 64), feedback=True) as calibrator:
+        calibrator.inputs(0)
+        mapped = [entry.path for entry in psutil.Process().memory_maps()]
+    assert not [path for path in mapped if path.endswith(".safetensors")]
