@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from benchmarks.divergence import Evaluation, load
 from compression.events import ignore
 from compression.facts import CheckpointFacts
+from compression.first_tokens import first_tokens
 from compression.pruning.cut import Projection, slice_projection
 from compression.pruning.leave_one_out import leave_one_out
-from compression.pruning.passage import first_tokens
 from compression.pruning.scores import fluctuation, head_magnitude, per_head
 from compression.pruning.selection import channels, keep_heads
 from compression.pruning.shape import pruned_shape

@@ -34,7 +34,8 @@ from compression.tensor_source import TensorSource
 from compression.tokenizer_file import load_tokenizer
 
 if TYPE_CHECKING:
-    from compression.calibration import Calibrator
+    from compression.calibration import Calibrating
+    from compression.weights.statistics import InputStatistics
 
 _LIBRARIES = ("narrowgate", "torch", "transformers", "safetensors", "bitsandbytes")
 
@@ -118,39 +119,56 @@ def _convert(
         if calibrator is not None:
             stack.enter_context(calibrator)
         for layer, tensors in _by_layer(plan):
-            observed = None if layer is None else calibrator
-            statistics = {} if observed is None or layer is None else observed.inputs(layer)
-            served: dict[str, Tensor] = {}
-            for tensor in tensors:
-                name = tensor.fact.name
-                on_progress(Progress("quantize", len(records), total, "tensors", name))
-                writer = writers[tensor.fact.file]
-                if not tensor.is_linear or isinstance(tensor.scheme, Unquantized):
-                    records[name] = copy(tensor, source, writer)
-                    continue
-                known = statistics.get(module_of(name))
-                converted = convert_linear(tensor, source, writer, known)
-                records[name] = converted.record
-                if observed is not None:
-                    served[name] = converted.served()
-            if observed is not None and layer is not None:
-                observed.advance(layer, served)
+            stages = _stages(layer, tensors, calibrator)
+            for statistics, some in stages:
+                served: dict[str, Tensor] = {}
+                for tensor in some:
+                    name = tensor.fact.name
+                    on_progress(Progress("quantize", len(records), total, "tensors", name))
+                    writer = writers[tensor.fact.file]
+                    if not tensor.is_linear or isinstance(tensor.scheme, Unquantized):
+                        records[name] = copy(tensor, source, writer)
+                        continue
+                    known = statistics.get(module_of(name))
+                    converted = convert_linear(tensor, source, writer, known)
+                    records[name] = converted.record
+                    if known is not None:
+                        served[name] = converted.served()
+                if calibrator is not None and served:
+                    calibrator.serve(served)
         on_progress(Progress("quantize", total, total, "tensors"))
         files = {file: writer.finish() for file, writer in writers.items()}
     return tuple(records[tensor.fact.name] for tensor in plan.tensors), files
 
 
-def _calibrator(plan: Plan) -> "Calibrator | None":
+def _stages(
+    layer: int | None, tensors: list[TensorPlan], calibrator: "Calibrating | None"
+) -> Iterator[tuple[dict[str, "InputStatistics"], list[TensorPlan]]]:
+    """Yield tensors that are converted together, with what is known of their inputs."""
+    if layer is None or calibrator is None:
+        yield {}, tensors
+        return
+    left = tensors
+    for statistics in calibrator.stages(layer):
+        yield statistics, [each for each in left if module_of(each.fact.name) in statistics]
+        left = [each for each in left if module_of(each.fact.name) not in statistics]
+    yield {}, left
+
+
+def _calibrator(plan: Plan) -> "Calibrating | None":
     methods = {method_of(tensor.scheme) for tensor in plan.linears}
     if not methods & CALIBRATED:
         return None
     # It runs transformers' layers, which take seconds to import.
     from compression.calibration import Calibrator
+    from compression.propagation import PropagatingCalibrator
 
     context = plan.facts.architecture.max_position_embeddings
     tokenizer = load_tokenizer(plan.facts.directory)
     windows = calibration_windows(plan.recipe.calibration, tokenizer, context)
-    return Calibrator(plan.facts, windows, feedback=bool(methods & FEEDBACK))
+    if methods & FEEDBACK:
+        return PropagatingCalibrator(plan.facts, windows, plan.recipe.embeddings)
+    return Calibrator(plan.facts, windows, whole=False)
 
 
 def _centres(plan: Plan, directory: Path) -> list[Path]:

@@ -21,10 +21,10 @@ _TIMED_BYTES = 256 * 1024 * 1024
 """Timing a kernel: a weight of 16 million numbers as codes, nibbles, packed, and in bf16."""
 _PER_CALIBRATED_WEIGHT = 28
 """Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
-_MOMENTS = 6
+_MOMENTS = 10
 """Square f32 matrices of the widest input that the methods hold at once."""
-_HIDDEN_COPIES = 6
-"""f32 copies of all hidden states, one window's inner activations among them."""
+_HIDDEN_COPIES = 8
+"""f32 copies of all hidden states in both models, one batch's inner activations among them."""
 
 
 def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
@@ -44,7 +44,7 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
         calibrated = (
             _TRANSFORMERS_BYTES
             + _PER_CALIBRATED_WEIGHT * max(sizes.values(), default=0)
-            + 2 * 4 * per_layer
+            + 3 * 4 * per_layer
             + _MOMENTS * 4 * widest * widest
             + _HIDDEN_COPIES * 4 * hidden
         )

@@ -119,7 +119,7 @@ class LayerStream:
         length = hidden.shape[1]
         places = torch.arange(length).unsqueeze(0)
         embeddings = self._rotary(hidden[:1], places)
-        for batch in torch.split(hidden, max(1, _BATCH_TOKENS // length)):
+        for batch in batches(hidden):
             with torch.no_grad():
                 output = layer(batch, attention_mask=None, position_embeddings=embeddings)
             yield output
@@ -144,3 +144,8 @@ class LayerStream:
             table = self._weights.rows(name, torch.arange(start, stop)).to(torch.float32)
             parts.append(normed @ table.T)
         return torch.cat(parts, dim=-1)
+
+
+def batches(hidden: Tensor) -> tuple[Tensor, ...]:
+    """Split hidden states ``[B, T, hidden]`` into batches of some 4,096 tokens."""
+    return torch.split(hidden, max(1, _BATCH_TOKENS // hidden.shape[1]))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compression.facts import CheckpointFacts
+from compression.halves import AttentionHalf, Half, MlpHalf
 from compression.layerwise import LayerStream
 from compression.pruning.cut import LayerCut, Projection, slice_projection
-from compression.pruning.halves import AttentionHalf, Half, MlpHalf
 from compression.pruning.leave_one_out import HeadScores
 from compression.pruning.passage import Passage
 from compression.pruning.scores import (

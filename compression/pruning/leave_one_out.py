@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from compression.architecture import Architecture
 from compression.events import OnProgress, Progress
-from compression.pruning.halves import AttentionHalf, MlpHalf
+from compression.halves import AttentionHalf, MlpHalf
 from compression.pruning.selection import channels
 from compression.recipe import Prune
 

@@ -2,23 +2,15 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
+from compression.first_tokens import first_tokens
+from compression.halves import Half
 from compression.layerwise import LayerStream
-from compression.pruning.halves import Half
-
-_STARTS = 2048
 
 
 class Passage:
-    """The hidden states of token windows, and of some of their tokens standing alone.
-
-    What stands first in a text takes a special part in every layer: it sees only itself, and many
-    later tokens attend to it (Sun et al. 2024, Massive Activations, arXiv 2402.17762). Windows
-    hold few first tokens, and a refit that has seen too few of them ruins every text that starts
-    otherwise; so up to 2048 tokens of the windows are also read as texts of their own.
-    """
+    """The hidden states of token windows, and of some of their tokens standing alone."""
 
     def __init__(self, stream: LayerStream, windows: Tensor) -> None:
         self._stream = stream
@@ -45,10 +37,3 @@ class Passage:
             for batch in self._stream.run(half, hidden):
                 hidden[start : start + batch.shape[0]] = batch
                 start += batch.shape[0]
-
-
-def first_tokens(windows: Tensor) -> Tensor:
-    """Return tokens [n, 1] taken at even distances from all of ``windows`` [B, T]."""
-    ids = windows.flatten()
-    distance = max(1, len(ids) // _STARTS)
-    return ids[torch.arange(0, len(ids), distance)[:_STARTS]].unsqueeze(1)

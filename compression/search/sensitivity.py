@@ -106,15 +106,14 @@ def unit_errors(
     """
     found: list[UnitErrors] = []
     plan = list(units(facts.architecture))
-    with Calibrator(facts, windows, feedback=True) as calibrator, LayerStream(facts) as stream:
+    with Calibrator(facts, windows, whole=True) as calibrator, LayerStream(facts) as stream:
         for layer in range(facts.architecture.num_layers):
-            statistics = calibrator.inputs(layer)
+            [statistics] = calibrator.stages(layer)
             found.extend(
                 _errors(unit, stream, statistics, menu, workers)
                 for unit in plan
                 if unit.layer == layer
             )
-            calibrator.advance(layer, {})
             on_progress(Progress("search", layer + 1, facts.architecture.num_layers, "layers"))
     return found
 

@@ -84,7 +84,7 @@ def _quantize(
 ) -> Quantized:
     if statistics is None and method in {"imatrix", "gptq"}:
         raise ValueError(f"method {method!r} needs the statistics of the layer's input")
-    exact = weight.to(torch.float32)
+    exact = weight.to(torch.float32) if statistics is None else statistics.target(weight)
     scale, zero = _ranges(exact, scheme, method, statistics, workers)
     grid = _grid(scheme)
     if method == "gptq" and statistics is not None:

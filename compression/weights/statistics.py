@@ -6,7 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compression.weights.gptq import Feedback, make_feedback
+from compression.weights.gptq import DAMPING, Feedback, make_feedback
+
+STRENGTH = 0.5
+"""The part of the error so far that a layer is asked to take back."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class InputStatistics:
     tokens: int
     held_out: Tensor | None = None
     """float32 ``[K, K]``: the second moments over other tokens, on which errors are measured."""
+    difference: Tensor | None = None
+    """float32 ``[K, K]``: the mean of (x* - x) xᵀ, where x* is the full model's input; None where
+    x is that."""
 
     @cached_property
     def feedback(self) -> Feedback:
@@ -32,8 +38,28 @@ class InputStatistics:
             raise ValueError("GPTQ needs the whole second moments of the layer's input")
         return make_feedback(self.second_moment)
 
+    def target(self, weight: Tensor) -> Tensor:
+        """Return the float32 weight ``[rows, K]`` whose rounding is asked for.
+
+        It is W plus a part of what takes W x nearest to W x*: ``W E[(x* - x) xᵀ] E[x xᵀ]⁻¹``.
+        """
+        exact = weight.to(torch.float32)
+        return exact if self._correction is None else exact + exact @ self._correction
+
+    @cached_property
+    def _correction(self) -> Tensor | None:
+        if self.difference is None or self.second_moment is None:
+            return None
+        damped = self.second_moment.clone()
+        mean = damped.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        damped.diagonal().add_(DAMPING * mean)
+        solved = torch.cholesky_solve(self.difference.T, torch.linalg.cholesky(damped))
+        return STRENGTH * solved.T
+
     def output_error(self, weight: Tensor, restored: Tensor) -> float:
         """Return E‖(W' - W) x‖² / E‖W x‖² for two weights ``[rows, K]``; 0 for a silent layer.
+
+        W is what was to be rounded, see :meth:`target`.
 
         Measured on the tokens held out, where there are some. Without second moments the inputs
         are taken as uncorrelated.
@@ -72,3 +98,26 @@ class MomentSum:
         moment = self._moments / self._rows
         other = None if held_out is None else held_out.statistics().second_moment
         return InputStatistics(moment.diagonal(), moment, self._rows, other)
+
+
+class PairedMoments:
+    """Second moments of inputs x, and how far x* of the full model lies from them."""
+
+    def __init__(self, columns: int) -> None:
+        self._moments = torch.zeros(columns, columns)
+        self._differences = torch.zeros(columns, columns)
+        self._rows = 0
+
+    def add(self, rows: Tensor, wanted: Tensor) -> None:
+        """Take in x and x*, each float32 ``[n, K]``."""
+        self._moments.addmm_(rows.T, rows)
+        self._differences.addmm_((wanted - rows).T, rows)
+        self._rows += rows.shape[0]
+
+    def statistics(self, held_out: "PairedMoments | None" = None) -> InputStatistics:
+        """Return the means over all rows so far, of which there must be some."""
+        moment = self._moments / self._rows
+        other = None if held_out is None else held_out._moments / held_out._rows
+        return InputStatistics(
+            moment.diagonal(), moment, self._rows, other, self._differences / self._rows
+        )

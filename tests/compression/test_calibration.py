@@ -7,15 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compression.calibration import Calibrator
+from compression.calibration import STAGES, Calibrator
 from compression.calibration_text import calibration_windows
 from compression.errors import CalibrationError
 from compression.facts import read_facts
+from compression.first_tokens import first_tokens
+from compression.propagation import PropagatingCalibrator
 from compression.recipe import Calibration
-from compression.schemes import Int4, Int8
+from compression.schemes import Int4, Int8, Unquantized
 from compression.tensor_source import TensorSource
 from compression.weights.quantizer import quantize, quantize_measured
-from compression.weights.statistics import InputStatistics, MomentSum
+from compression.weights.statistics import STRENGTH, InputStatistics, MomentSum, PairedMoments
 from tests.checkpoints import make_tiny_checkpoint
 
 
@@ -164,8 +166,8 @@ def test_calibrated_method_without_statistics(method: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
-@pytest.mark.parametrize("feedback", [True, False])
-def test_calibrator_sees_what_the_model_sees(tmp_path: Path, family: str, feedback: bool) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_calibrator_sees_what_the_model_sees(tmp_path: Path, family: str, whole: bool) -> None:
     """The moments of each layer's inputs are those of transformers' own forward pass."""
     directory = make_tiny_checkpoint(tmp_path / "model", family=family)
     windows = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(1))
@@ -178,36 +180,112 @@ def test_calibrator_sees_what_the_model_sees(tmp_path: Path, family: str, feedba
             )
     with torch.no_grad():
         model(windows)
-    with Calibrator(read_facts(directory), windows, feedback=feedback) as calibrator:
+    with Calibrator(read_facts(directory), windows, whole=whole) as calibrator:
         for layer in range(model.config.num_hidden_layers):
-            inputs = calibrator.inputs(layer)
+            [inputs] = calibrator.stages(layer)
             for name, statistics in inputs.items():
                 rows = expected[name][0].flatten(0, -2)
                 moment = rows.T @ rows / 60
                 torch.testing.assert_close(
                     statistics.mean_square, moment.diagonal(), rtol=1e-4, atol=1e-5
                 )
-                if feedback:
+                if whole:
                     torch.testing.assert_close(
                         statistics.second_moment, moment, rtol=1e-4, atol=1e-5
                     )
-            calibrator.advance(layer, {})
     assert len(expected) == 7 * model.config.num_hidden_layers
 
 
-def test_calibrator_goes_on_with_the_served_weights(tmp_path: Path) -> None:
-    """What follows a compressed layer sees its errors."""
-    directory = make_tiny_checkpoint(tmp_path / "model")
-    facts = read_facts(directory)
-    windows = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(1))
-    name = "model.layers.0.mlp.down_proj"
-    squares = []
-    for weights in ({}, {f"{name}.weight": torch.zeros(facts.tensors[f"{name}.weight"].shape)}):
-        with Calibrator(facts, windows, feedback=True) as calibrator:
-            calibrator.inputs(0)
-            calibrator.advance(0, weights)
-            squares.append(calibrator.inputs(1)["model.layers.1.mlp.gate_proj"].mean_square)
-    assert not torch.allclose(squares[0], squares[1], rtol=0.05)
+def inputs_of(model: torch.nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the inputs ``[tokens, K]`` of every linear module over some texts."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.setdefault(name, []).append(inputs[0].flatten(0, -2))
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    with torch.no_grad():
+        for text in texts:
+            model(text)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_stages_see_what_is_served_beside_the_full_model(tmp_path: Path, family: str) -> None:
+    """Moments are of the served inputs, differences to the full model's, held-out text apart."""
+    directory = make_tiny_checkpoint(tmp_path / "model", family=family)
+    windows = torch.randint(0, 300, (16, 20), generator=torch.Generator().manual_seed(1))
+    learned, held_out = windows[:14], windows[14:]
+    full = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    served = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(2)
+    seen = []
+    with PropagatingCalibrator(read_facts(directory), windows, Unquantized()) as calibrator:
+        for layer in range(full.config.num_hidden_layers):
+            for stage in calibrator.stages(layer):
+                seen += list(stage)
+                texts = [learned, first_tokens(learned)]
+                given, wanted = inputs_of(served, texts), inputs_of(full, texts)
+                other = inputs_of(served, [held_out])
+                weights = {}
+                for name, statistics in stage.items():
+                    x, exact, apart = given[name], wanted[name], other[name]
+                    for found, expected in (
+                        (statistics.second_moment, x.T @ x / len(x)),
+                        (statistics.difference, (exact - x).T @ x / len(x)),
+                        (statistics.held_out, apart.T @ apart / len(apart)),
+                    ):
+                        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+                    module = served.get_submodule(name)
+                    changed = module.weight + 0.05 * torch.randn(
+                        module.weight.shape, generator=noise
+                    )
+                    weights[f"{name}.weight"] = changed.detach()
+                calibrator.serve(weights)
+                for name, weight in weights.items():
+                    served.get_parameter(name).data = weight
+    assert seen == [
+        f"model.layers.{layer}.{module}"
+        for layer in range(full.config.num_hidden_layers)
+        for modules in STAGES
+        for module in modules
+    ]
+
+
+def test_the_served_embedding_is_seen(tmp_path: Path) -> None:
+    """Its rounding is an error like any other, which the first layer can take back."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path / "model"))
+    windows = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
+    differences = []
+    for scheme in (Unquantized(), Int8()):
+        with PropagatingCalibrator(facts, windows, scheme) as calibrator:
+            first = next(iter(calibrator.stages(0)))["model.layers.0.self_attn.q_proj"]
+            assert first.difference is not None
+            differences.append(float(first.difference.abs().max()))
+    assert differences[0] == 0
+    assert differences[1] > 0
+
+
+def test_a_part_of_the_error_so_far_is_taken_back() -> None:
+    """With x* a linear function of x, outputs move towards W x* by the correction's strength."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 24, generator=generator)
+    exact = x @ (torch.eye(24) + 0.1 * torch.randn(24, 24, generator=generator))
+    moments = PairedMoments(24)
+    moments.add(x[:1000], exact[:1000])
+    moments.add(x[1000:], exact[1000:])
+    statistics = moments.statistics()
+    weight = random_weight(8, 24)
+    before = (x - exact) @ weight.T
+    after = x @ statistics.target(weight).T - exact @ weight.T
+    ratio = float(after.norm() / before.norm())
+    assert ratio == pytest.approx(1 - STRENGTH, abs=0.02)
+    alone = InputStatistics(statistics.mean_square, statistics.second_moment, 4000)
+    assert torch.equal(alone.target(weight), weight)
 
 
 def test_builtin_text_serves_every_slice_alike(tmp_path: Path) -> None:
@@ -265,7 +343,8 @@ def test_rows_are_read_alone(tmp_path: Path) -> None:
 def test_observing_keeps_nothing_of_the_files_in_memory(tmp_path: Path) -> None:
     """Pages of a mapped checkpoint would count as memory of the process."""
     facts = read_facts(make_tiny_checkpoint(tmp_path))
-    with Calibrator(facts, torch.arange(64).view(1, 64), feedback=True) as calibrator:
-        calibrator.inputs(0)
+    windows = torch.arange(64).view(1, 64)
+    with PropagatingCalibrator(facts, windows, Unquantized()) as calibrator:
+        list(calibrator.stages(0))
         mapped = [entry.path for entry in psutil.Process().memory_maps()]
     assert not [path for path in mapped if path.endswith(".safetensors")]

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaCon
 
 from compression.events import ignore
 from compression.facts import read_facts
+from compression.first_tokens import first_tokens
 from compression.prepare import build_to
 from compression.pruning.forecast import pruned_facts
 from compression.pruning.leave_one_out import leave_one_out
-from compression.pruning.passage import first_tokens
 from compression.pruning.prune import prune_on
 from compression.pruning.record import PruneRecord
 from compression.pruning.selection import channels
