@@ -194,8 +194,8 @@ def decoding(reference: Tensor, runner: Runner, ids: list[int]) -> list[dict[str
 def step_through(runner: Runner, ids: list[int]) -> Tensor:
     """Return float32 logits of the scored positions, decoded one by one."""
     cache = runner.new_cache(len(ids))
-    runner.forward([(cache, ids[: SCORED_FROM - 1])])
-    return torch.cat([runner.forward([(cache, [token])]) for token in ids[SCORED_FROM - 1 : -1]])
+    runner.forward([(cache, ids[: SCORED_FROM - 1], 0)])
+    return torch.cat([runner.forward([(cache, [token], 1)]) for token in ids[SCORED_FROM - 1 : -1]])
 
 
 def render(results: dict[str, Any]) -> str:

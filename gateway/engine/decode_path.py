@@ -41,9 +41,9 @@ def score_decode_path(
     """
     ids, rows = list(window.token_ids), decoded_rows(window)
     cache = decoder.new_cache(rows.stop)
-    decoder.forward([(cache, ids[: rows.start])])
+    decoder.forward([(cache, ids[: rows.start], 0)])
     stepwise = torch.cat(
-        [decoder.forward([(cache, [token])]) for token in ids[rows.start : rows.stop]]
+        [decoder.forward([(cache, [token], 1)]) for token in ids[rows.start : rows.stop]]
     )
     require_finite(stepwise, recipe=recipe, slice_name=slice_name)
     return score_tokens(one_pass, stepwise, ids[rows.start + 1 : rows.stop + 1])

@@ -24,8 +24,8 @@ class Decoder(Protocol):
         """Return room for one sequence."""
         ...
 
-    def forward(self, batch: list[tuple[Any, list[int]]], /) -> torch.Tensor:
-        """Append tokens to each cache and return the last logits of each sequence."""
+    def forward(self, batch: list[tuple[Any, list[int], int]], /) -> torch.Tensor:
+        """Append tokens to each cache and return as many last logits of each as are wanted."""
         ...
 
 
@@ -42,13 +42,13 @@ def decode_ms(decoders: Sequence[Decoder], token_ids: Sequence[int], context: in
     """
     caches = [decoder.new_cache(len(token_ids)) for decoder in decoders]
     for decoder, cache in zip(decoders, caches, strict=True):
-        decoder.forward([(cache, list(token_ids[:context]))])
+        decoder.forward([(cache, list(token_ids[:context]), 0)])
     laps: list[list[float]] = [[] for _ in decoders]
     for start in range(context, len(token_ids), _STEPS_A_TURN):
         turn = token_ids[start : start + _STEPS_A_TURN]
         for decoder, cache, times in zip(decoders, caches, laps, strict=True):
             for token in turn:
                 began = time.perf_counter()
-                decoder.forward([(cache, [token])])
+                decoder.forward([(cache, [token], 1)])
                 times.append(1000 * (time.perf_counter() - began))
     return [statistics.median(times) for times in laps]

@@ -44,15 +44,24 @@ class Runner:
         return Cache(self.decoder.architecture, self.codecs, max_tokens)
 
     @torch.inference_mode()
-    def forward(self, batch: list[tuple[Cache, list[int]]]) -> Tensor:
+    def forward(self, batch: list[tuple[Cache, list[int], int]]) -> Tensor:
         """Append each sequence's new token ids to its cache.
 
+        Args:
+            batch: for each sequence its cache, the new ids, and of how many of the last positions
+                the logits are wanted, maybe none.
+
         Returns:
-            Float32 logits ``[len(batch), vocab]``, each row for its sequence's last position.
+            Float32 logits ``[sum of wanted, vocab]``, in the order of the batch.
         """
-        last = [self.decoder.hidden(ids, cache)[-1:] for cache, ids in batch]
-        hidden = last[0] if len(last) == 1 else torch.cat([row.to(last[0].dtype) for row in last])
-        return self.decoder.logits(hidden.to(torch.bfloat16))
+        parts: list[Tensor] = []
+        for cache, ids, wanted in batch:
+            hidden = self.decoder.hidden(ids, cache)
+            if wanted:
+                parts.append(hidden[-wanted:].to(torch.bfloat16))
+        if not parts:
+            return torch.empty(0, self.vocab_size)
+        return self.decoder.logits(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:

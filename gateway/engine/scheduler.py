@@ -11,12 +11,14 @@ from gateway.engine.sequence import Sequence
 class Work:
     """Token ids that one sequence feeds to the model in a step.
 
-    ``samples`` is false for all chunks of a prompt but the last.
+    ``samples`` is false for all chunks of a prompt but the last. ``wanted`` is how many of the last
+    positions need logits: one to sample from, all of a prompt whose log-probabilities are wanted.
     """
 
     sequence: Sequence
     token_ids: list[int]
     samples: bool
+    wanted: int
 
 
 class Scheduler:
@@ -74,7 +76,9 @@ class Scheduler:
                 break
             budget -= len(token_ids)
             sequence.num_computed += len(token_ids)
-            work.append(Work(sequence, token_ids, samples=sequence.num_pending == 0))
+            samples = sequence.num_pending == 0
+            wanted = len(token_ids) if sequence.wants_prompt_logprobs else int(samples)
+            work.append(Work(sequence, token_ids, samples, wanted))
         return work
 
     def _admit(self) -> None:

@@ -66,12 +66,12 @@ class BigramRunner:
     def new_cache(self, max_tokens: int, /) -> list[int]:
         return []
 
-    def forward(self, batch: list[tuple[list[int], list[int]]], /) -> torch.Tensor:
-        for cache, ids in batch:
+    def forward(self, batch: list[tuple[list[int], list[int], int]], /) -> torch.Tensor:
+        for cache, ids, _ in batch:
             cache.extend(ids)
             self.forwarded.extend(ids)
         noise = torch.randn(256, generator=torch.Generator().manual_seed(2))
-        logits = torch.stack([self.table[cache[-1]] for cache, _ in batch])
+        logits = torch.stack([self.table[cache[-1]] for cache, _, _ in batch])
         return logits + self.decode_drift * noise
 
     def info(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def test_decoding_is_held_against_reading() -> None:
     (drifted,) = run(shop, ["int8"])["recipes"]
     runner, text = drifting(), SLICES["lower"][:64].encode()
     one_pass = torch.log_softmax(runner.logits(runner.hidden(list(text[15:63]))).double(), -1)
-    stepwise = torch.cat([runner.forward([([], [token])]) for token in text[15:63]])
+    stepwise = torch.cat([runner.forward([([], [token], 1)]) for token in text[15:63]])
     divergence = (one_pass.exp() * (one_pass - torch.log_softmax(stepwise.double(), -1))).sum(-1)
     assert drifted["decode_path_kld"]["max"] >= float(divergence.max()) > 0.01
     lower = run(shop, ["int8"], slices={"lower": SLICES["lower"]})["recipes"][0]

@@ -65,7 +65,7 @@ def test_one_by_one_equals_all_at_once(tmp_path: Path, family: str) -> None:
         cache = runner.new_cache(len(IDS))
         position = 0
         for size in chunks:
-            row = runner.forward([(cache, IDS[position : position + size])])
+            row = runner.forward([(cache, IDS[position : position + size], 1)])
             position += size
             assert row.shape == (1, runner.vocab_size)
             assert kld(expected[position - 1 : position], row) < 5 * FLOOR
@@ -76,8 +76,8 @@ def test_batch_equals_one_by_one(tiny_llama_dir: Path) -> None:
     """Sequences of different lengths in one call do not touch each other."""
     runner = load(tiny_llama_dir)
     texts = [IDS[:5], IDS[3:17], IDS[:1]]
-    alone = [runner.forward([(runner.new_cache(32), ids)])[0] for ids in texts]
-    together = runner.forward([(runner.new_cache(32), ids) for ids in texts])
+    alone = [runner.forward([(runner.new_cache(32), ids, 1)])[0] for ids in texts]
+    together = runner.forward([(runner.new_cache(32), ids, 1) for ids in texts])
     for row, expected in zip(together, alone, strict=True):
         assert kld(expected.unsqueeze(0), row.unsqueeze(0)) < 1e-4
 

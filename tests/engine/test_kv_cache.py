@@ -91,12 +91,12 @@ def test_what_is_kept_never_changes(tmp_path: Path, tiny_llama_dir: Path) -> Non
     """Later tokens leave the bytes of earlier ones alone, whatever the steps."""
     runner = load(build(tiny_llama_dir, tmp_path / "out", "int4", "int4"))
     cache = runner.new_cache(len(IDS))
-    runner.forward([(cache, IDS[:8])])
+    runner.forward([(cache, IDS[:8], 0)])
     sealed = [
         part[:8].clone() for layer in cache.layers for parts in layer.storage for part in parts
     ]
     for token in IDS[8:]:
-        runner.forward([(cache, [token])])
+        runner.forward([(cache, [token], 1)])
     live = [part[:8] for layer in cache.layers for parts in layer.storage for part in parts]
     assert all(torch.equal(left, right) for left, right in zip(sealed, live, strict=True))
     assert all(part.shape[0] == len(IDS) for layer in cache.layers for part in layer.storage[0])
@@ -124,7 +124,7 @@ def test_presets_are_applied_and_reported(
         "value": {"requested": {value: 2}, "applied": {value: 2}},
     }
     cache = runner.new_cache(len(IDS))
-    runner.forward([(cache, IDS)])
+    runner.forward([(cache, IDS, 1)])
     held = sum(part.nbytes for layer in cache.layers for parts in layer.storage for part in parts)
     assert info["kv_bytes_per_token"] == held / len(IDS)
     assert info["kv_bytes_per_token"] < 0.6 * load(source).info()["kv_bytes_per_token"]

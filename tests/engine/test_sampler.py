@@ -5,16 +5,22 @@ import math
 import pytest
 import torch
 
-from gateway.engine.logprobs import token_logprob
-from gateway.engine.sampler import Sampler
+from gateway.engine.logprobs import token_logprobs
+from gateway.engine.sampler import Sampler, sample
 from gateway.engine.sequence import SamplingParams
 
 
 def draw(logits: torch.Tensor, num: int, **settings: float | int | None) -> list[int]:
     """Return ``num`` tokens drawn from the same logits."""
     sampler = Sampler(SamplingParams(max_tokens=num, **settings))  # type: ignore[arg-type]
-    peak, peak_id = (column.item() for column in logits.max(dim=0))
-    return [sampler.sample(logits, peak=peak, peak_id=int(peak_id)) for _ in range(num)]
+    found = [choose([sampler], logits.unsqueeze(0))[0] for _ in range(num)]
+    return [token for token in found if token is not None]
+
+
+def choose(samplers: list[Sampler], logits: torch.Tensor) -> list[int | None]:
+    """Return one token a row, as a step of the loop does."""
+    peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
+    return sample(samplers, logits, peaks, peak_ids)
 
 
 def frequencies(tokens: list[int], size: int) -> torch.Tensor:
@@ -120,7 +126,7 @@ def test_logprobs_are_the_log_softmax() -> None:
     logits = torch.randn(500)
     expected = logits.log_softmax(0)
 
-    found = token_logprob(logits, 17, 5)
+    [found] = token_logprobs(logits.unsqueeze(0), [17], [5])
 
     assert found.logprob == pytest.approx(float(expected[17]), abs=1e-5)
     values, ids = expected.topk(5)
@@ -133,6 +139,7 @@ def test_logprobs_never_exceed_zero() -> None:
     logits = torch.full((8,), -40.0)
     logits[3] = 60.0
 
-    assert token_logprob(logits, 3, 0).logprob == 0.0
-    assert math.copysign(1, token_logprob(logits, 3, 1).top[0][1]) == 1
-    assert token_logprob(logits, 3, 0).top == ()
+    certain, bare = token_logprobs(logits.expand(2, -1), [3, 3], [1, 0])
+    assert certain.logprob == 0.0
+    assert math.copysign(1, certain.top[0][1]) == 1
+    assert bare.top == ()

@@ -58,7 +58,7 @@ def dequantized_logits(source: Path, artifact: Path, *, round_inputs: bool) -> t
 def one_by_one(runner: Runner) -> torch.Tensor:
     """Return the logits of :data:`IDS`, each token decoded alone."""
     cache = runner.new_cache(len(IDS))
-    return torch.cat([runner.forward([(cache, [token])]) for token in IDS])
+    return torch.cat([runner.forward([(cache, [token], 1)]) for token in IDS])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
