@@ -35,15 +35,13 @@ class CompletionRequest(SamplingFields):
     add_special_tokens: bool | None = None
 
     @property
-    def prompts(self) -> list[str] | list[list[int]]:
+    def prompts(self) -> list[str | list[int]]:
         """Return every prompt of the request, all as text or all as ids."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
-        texts = [item for item in prompt if isinstance(item, str)]
         ids = [item for item in prompt if isinstance(item, int)]
-        lists = [item for item in prompt if isinstance(item, list)]
-        return texts or lists or [ids]
+        return [ids] if ids else [item for item in prompt if not isinstance(item, int)]
 
     @property
     def num_choices(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import ApiError, EngineDown, EngineFault
 from gateway.metrics import Metrics
-from gateway.streaming import DONE, MAX_FRAME_BYTES, ChatRelay, FrameSplitter
+from gateway.streaming import DONE, MAX_FRAME_BYTES, EventRelay, FrameSplitter
 from gateway.trace import RequestTrace
 
 
@@ -33,7 +33,7 @@ class Relayed:
         self.metrics = Metrics()
         trace = RequestTrace(self.metrics)
         trace.route("m", "v", is_stream=True)
-        relay = ChatRelay(trace, includes_usage=includes_usage)
+        relay = EventRelay(trace, includes_usage=includes_usage)
         self.error: ApiError | None = None
         out = []
         try:
