@@ -18,13 +18,33 @@ class Generation:
         self.on_news: Callable[[], None] | None = None
         """Called whenever something arrived or the answer ended."""
         self._arrived: list[Delta] = []
+        self._alone: Choices | None = None
 
     def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        return self._deltas()
+        return self
 
-    async def _deltas(self) -> AsyncIterator[list[Delta]]:
-        async for arrived in Choices([self]):
-            yield [delta for _, delta in arrived]
+    async def __anext__(self) -> list[Delta]:
+        """Return the deltas that arrived since the last call, at least one.
+
+        For a sequence that is alone; of several, :class:`Choices` tells the news.
+
+        Raises:
+            ApiError: the step failed.
+            StopAsyncIteration: the answer is complete, or was cancelled.
+        """
+        if self._alone is None:
+            self._alone = Choices([self])
+        return [delta for _, delta in await anext(self._alone)]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Return the length of the prompt, exactly as the model read it."""
+        return len(self.sequence.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Return how many tokens were generated, the one that ended the answer included."""
+        return len(self.sequence.output_ids)
 
     def take(self) -> list[Delta]:
         """Return the deltas that arrived since the last call."""
@@ -101,12 +121,12 @@ class Choices:
     def num_prompt_tokens(self) -> int:
         """Return the length of all prompts, each counted once."""
         asked = self.generations[:: self._num_per_prompt]
-        return sum(len(generation.sequence.prompt_ids) for generation in asked)
+        return sum(generation.num_prompt_tokens for generation in asked)
 
     @property
     def num_output_tokens(self) -> int:
         """Return how many tokens were generated, those that ended the answers included."""
-        return sum(len(generation.sequence.output_ids) for generation in self.generations)
+        return sum(generation.num_output_tokens for generation in self.generations)
 
     def cancel(self) -> None:
         """Stop decoding all answers at the next step; harmless at any time."""

@@ -155,9 +155,9 @@ def test_min_p_is_transformers(min_p: float) -> None:
     """Candidates are those that transformers' own processor keeps, in their proportions."""
     kept = MinPLogitsWarper(min_p)(torch.zeros(1, 1), LOGITS.unsqueeze(0).clone())[0]
 
-    tokens = draw(LOGITS, 8000, min_p=min_p, seed=6)
+    tokens = draw(LOGITS, 2000, min_p=min_p, seed=6)
 
-    assert torch.allclose(frequencies(tokens, 6), kept.softmax(0), atol=0.02)
+    assert torch.allclose(frequencies(tokens, 6), kept.softmax(0), atol=0.04)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3])
