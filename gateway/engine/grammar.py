@@ -76,7 +76,10 @@ class GrammarCompiler:
         matcher = LLMatcher(self._vocabulary, grammar.source, log_level=0)
         if matcher.is_error():
             raise _unsupported(grammar, matcher.get_error())
-        if not any(matcher.deep_copy().compute_bitmask()):
+        # Whether any text fits shows at its first token.
+        probe = matcher.deep_copy()
+        is_open = any(probe.compute_bitmask()) and not probe.is_error()
+        if not is_open or (probe.is_stopped() and not probe.is_accepting()):
             raise _unsupported(grammar, "no text fits it")
         return matcher
 
