@@ -12,6 +12,7 @@ NarrowgateError
     ├── InvalidRequest            400 invalid_value
     │   ├── InvalidJson           400 invalid_json
     │   ├── UnsupportedParameter  400 unsupported_parameter
+    │   ├── UnsupportedSchema     400 unsupported_schema
     │   ├── ContextLengthExceeded 400 context_length_exceeded
     │   └── BodyTooLarge          413 request_too_large
     ├── ModelNotFound             404 model_not_found
@@ -109,6 +110,12 @@ class UnsupportedParameter(InvalidRequest):
     """A parameter that this engine cannot honour has a non-default value."""
 
     code = "unsupported_parameter"
+
+
+class UnsupportedSchema(InvalidRequest):
+    """No answer can be held to the form that was asked for."""
+
+    code = "unsupported_schema"
 
 
 class ContextLengthExceeded(InvalidRequest):

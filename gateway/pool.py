@@ -9,9 +9,9 @@ from compression.events import OnProgress
 from gateway.errors import Draining, ModelNotFound
 from gateway.keeper import Keeper, Launch, Patience, Snapshot
 from gateway.metrics import Metrics
-from gateway.protocol import MAX_ECHO
 from gateway.settings import ModelSpec
 from gateway.upstream import EngineClient
+from gateway.wire import MAX_ECHO
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,15 @@
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.errors import InvalidJson, InvalidRequest
+from gateway.wire import MAX_TOP_LOGPROBS, SamplingFields, Wire, check_stream_options, validated
 
-MAX_ECHO = 100
-"""Characters of a wrong value that a reply quotes."""
-
-
-class _Wire(BaseModel):
-    """Strict types; unknown keys are kept, because engines know more parameters than we do."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+MAX_TOOLS = 128
 
 
-class ContentPart(_Wire):
+class ContentPart(Wire):
     """One part of a message; ``text`` is there when ``type`` is ``text``."""
 
     type: str
@@ -31,12 +24,14 @@ class ContentPart(_Wire):
         return self
 
 
-class Message(_Wire):
+class Message(Wire):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_calls: list["ToolCall"] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _only_assistants_may_be_silent(self) -> Self:
@@ -45,43 +40,67 @@ class Message(_Wire):
         return self
 
 
-class StreamOptions(_Wire):
-    """What a stream carries beside the tokens."""
+class CalledFunction(Wire):
+    """The function that an earlier answer called, its arguments as JSON text."""
 
-    include_usage: bool | None = None
-
-
-StopString = Annotated[str, Field(min_length=1)]
+    name: str = Field(min_length=1)
+    arguments: str
 
 
-class ChatRequest(_Wire):
-    """Body of ``POST /v1/chat/completions``; the ranges are OpenAI's, ``top_k`` is an extension."""
+class ToolCall(Wire):
+    """One call of an earlier answer."""
 
-    model: str = Field(min_length=1)
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(Wire):
+    """What the model may call; ``parameters`` is a JSON schema."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Wire):
+    """One tool on offer."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ToolName(Wire):
+    """The function that must be called."""
+
+    name: str = Field(min_length=1)
+
+
+class NamedToolChoice(Wire):
+    """A ``tool_choice`` that names one function."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
+class ChatRequest(SamplingFields):
+    """Body of ``POST /v1/chat/completions``."""
+
     messages: list[Message] = Field(min_length=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    n: int | None = Field(default=None, ge=1, le=128)
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
-    user: str | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
 
     @property
-    def includes_usage(self) -> bool:
-        """Return whether the client asked for the usage chunk of a stream."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+    def num_choices(self) -> int:
+        """Return how many answers the request asks for."""
+        return self.n or 1
 
 
 class Usage(BaseModel):
@@ -164,49 +183,11 @@ def parse_chat(fields: dict[str, Any]) -> ChatRequest:
     Raises:
         InvalidRequest: names the first wrong field in ``param``.
     """
-    try:
-        request = ChatRequest.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from None
+    request = validated(ChatRequest, fields)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("'stream_options' needs 'stream': true", param="stream_options")
+    check_stream_options(request)
     return request
-
-
-def _invalid(error: ValidationError) -> InvalidRequest:
-    problem = max(error.errors(include_url=False), key=_closeness)
-    param = ".".join(_path(problem["loc"]))
-    if problem["type"] == "missing":
-        return InvalidRequest(f"missing required parameter: {param!r}", param=param)
-    reason = problem["msg"].removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
-    if problem["type"] == "value_error":
-        return InvalidRequest(f"{param!r}: {reason}", param=param)
-    return InvalidRequest(f"{param!r} is {_quote(problem['input'])}: {reason}", param=param)
-
-
-def _closeness(problem: ErrorDetails) -> tuple[int, bool]:
-    # Of a union's problems the sender meant the deepest, and not the arm of another type.
-    return len(_path(problem["loc"])), not problem["type"].endswith("_type")
-
-
-_UNION_TAGS = frozenset({"str", "list", "constrained-str"})
-
-
-def _path(loc: tuple[int | str, ...]) -> list[str]:
-    """Return a field's path without the tags that pydantic adds for the arms of a union."""
-    parts = [str(part) for part in loc]
-    return [part for part in parts if part not in _UNION_TAGS and "[" not in part]
-
-
-def _quote(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "nested too deep"
-    return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "…"
 
 
 def _json_type(value: object) -> str:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, sse_event
 from gateway.protocol import Usage
 from gateway.trace import RequestTrace
-from gateway.upstream import ChatReply
+from gateway.upstream import EngineReply
 
 _T = TypeVar("_T")
 
@@ -27,9 +27,10 @@ _FRAME_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _FIELD_STARTS = (b"data:", b":", b"event:", b"id:", b"retry:")
 # Quotes inside a JSON string are escaped, so these match keys only.
 _TEXT = re.compile(
-    rb'"(?:content|reasoning|reasoning_content)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+    rb'"(?:content|text|reasoning|reasoning_content)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
 )
-_CONTENT = b'"content":"'
+_CONTENT, _COMPLETED = b'"content":"', b'"text":"'
+_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\{[^{}\[\]]*?"index"\s*:\s*(\d{1,6})')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
 _ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:')
@@ -39,9 +40,10 @@ _ANY_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
 def _has_text(frame: bytes) -> bool:
     # The usual spelling is looked for first: a search for plain bytes costs a tenth.
-    start = frame.find(_CONTENT)
-    if start >= 0 and frame[start + len(_CONTENT)] != ord('"'):
-        return True
+    for key in (_CONTENT, _COMPLETED):
+        start = frame.find(key)
+        if start >= 0 and frame[start + len(key)] != ord('"'):
+            return True
     return _TEXT.search(frame) is not None
 
 
@@ -81,15 +83,18 @@ class FrameSplitter:
         return rest
 
 
-class ChatRelay:
+class EventRelay:
     """Passes an engine's events on as bytes and reads only what is counted.
 
     The engine was asked for a usage report; a client that did not ask never sees a trace of it.
+    Of several choices each has its own times between tokens, and all of them must end.
     """
 
-    def __init__(self, trace: RequestTrace, *, includes_usage: bool) -> None:
+    def __init__(self, trace: RequestTrace, *, includes_usage: bool, num_choices: int = 1) -> None:
         self._trace = trace
         self._includes_usage = includes_usage
+        self._num_choices = num_choices
+        self._num_finished = 0
         self._splitter = FrameSplitter()
         self._finish_reason: str | None = None
         self._has_failed = False
@@ -119,7 +124,7 @@ class ChatRelay:
             tail = self._relay(rest.rstrip() + b"\n\n")
         if self.is_complete:
             return tail
-        if self._finish_reason is None and not self._has_failed:
+        if self._num_finished < self._num_choices and not self._has_failed:
             raise EngineDown("the engine's stream ended before the answer did")
         return tail + self._end(DONE)
 
@@ -131,9 +136,11 @@ class ChatRelay:
                 return b""
             raise EngineFault("the engine sent something else than server-sent events")
         if _has_text(frame):
-            self._trace.see_text()
-        if b'"finish_reason":null' not in frame and (found := _FINISH.search(frame)):
-            self._finish_reason = found[1].decode(errors="replace")
+            self._trace.see_text(self._choice(frame) if self._num_choices > 1 else 0)
+        is_usual = self._num_choices == 1 and b'"finish_reason":null' in frame
+        if not is_usual and (found := _FINISH.findall(frame)):
+            self._finish_reason = found[-1].decode(errors="replace")
+            self._num_finished += len(found)
         if b'"usage"' in frame:
             return self._account(frame)
         if frame.startswith(b"data:"):
@@ -158,6 +165,12 @@ class ChatRelay:
             raise EngineFault("the engine sent a usage report that cannot be read") from None
         return frame if self._includes_usage or choices else b""
 
+    @staticmethod
+    def _choice(frame: bytes) -> int:
+        """Return whose text an event carries; engines send one choice an event."""
+        found = _CHOICE.search(frame)
+        return int(found[1]) if found else 0
+
     def _end(self, frame: bytes) -> bytes:
         self.is_complete = True
         if not self._has_failed:
@@ -170,8 +183,8 @@ class OwnedStreamingResponse(Response):
 
     def __init__(
         self,
-        reply: ChatReply,
-        relay: ChatRelay,
+        reply: EngineReply,
+        relay: EventRelay,
         *,
         trace: RequestTrace,
         owner: AsyncExitStack,
@@ -242,7 +255,7 @@ def read_plain(body: bytes, trace: RequestTrace) -> None:
     """Note usage and finish reason of an engine's plain reply.
 
     Raises:
-        EngineFault: it is no chat completion.
+        EngineFault: it is no completion.
     """
     try:
         fields = orjson.loads(body)
@@ -250,5 +263,5 @@ def read_plain(body: bytes, trace: RequestTrace) -> None:
         if (usage := fields.get("usage")) is not None:
             trace.see_usage(Usage.model_validate(usage))
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError, ValidationError):
-        raise EngineFault("the engine's reply is no chat completion") from None
+        raise EngineFault("the engine's reply is no completion") from None
     trace.succeed(str(finish_reason))

@@ -20,7 +20,8 @@ from gateway.protocol import Usage
 
 Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
 
-OPERATION = "chat"
+Operation = Literal["chat", "completion"]
+
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "abort", "error"})
 _OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(
     {EngineTimeout: "timeout", ModelLoading: "shed", Draining: "shed"}
@@ -30,8 +31,9 @@ _OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(
 class RequestTrace:
     """Times and tokens of one request; its labels are configured names, never the client's."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, operation: Operation = "chat") -> None:
         self._metrics = metrics
+        self._operation = operation
         self._started = time.perf_counter()
         self._model = self._variant = OTHER
         self._is_running = False
@@ -40,7 +42,7 @@ class RequestTrace:
         self._outcome: Outcome = "error"
         self._finish_reason = "error"
         self._num_texts = 0
-        self._last_text = 0.0
+        self._last_text: dict[int, float] = {}  # by choice
 
     def route(self, model: str, variant: str, *, is_stream: bool) -> None:
         """Note which model's engine works on the request from now on."""
@@ -51,14 +53,15 @@ class RequestTrace:
         self._first = histograms["time_to_first_token_seconds"].labels(model, variant)
         self._inter = histograms["inter_token_latency_seconds"].labels(model, variant)
 
-    def see_text(self) -> None:
+    def see_text(self, choice: int = 0) -> None:
         """Note one streamed event that carries text; called once per token, so kept lean."""
         now = time.perf_counter()
-        if self._num_texts:
-            self._inter.observe(now - self._last_text)
-        else:
+        last = self._last_text.get(choice)
+        if last is not None:
+            self._inter.observe(now - last)
+        elif not self._num_texts:
             self._first.observe(now - self._started)
-        self._last_text = now
+        self._last_text[choice] = now
         self._num_texts += 1
 
     def see_usage(self, usage: Usage) -> None:
@@ -91,9 +94,9 @@ class RequestTrace:
         where = (self._model, self._variant)
         seconds = time.perf_counter() - self._started
         duration = self._metrics.histograms["request_duration_seconds"]
-        duration.labels(*where, OPERATION, self._outcome).observe(seconds)
+        duration.labels(*where, self._operation, self._outcome).observe(seconds)
         counters = self._metrics.counters
-        ending = (*where, OPERATION, self._outcome, self._finish_reason)
+        ending = (*where, self._operation, self._outcome, self._finish_reason)
         counters["requests_total"].labels(*ending).inc()
         if self._is_running:
             self._metrics.gauges["requests_running"].labels(*where).dec()
@@ -105,9 +108,9 @@ class RequestTrace:
 
 
 @contextmanager
-def traced(metrics: Metrics) -> Iterator[RequestTrace]:
+def traced(metrics: Metrics, operation: Operation) -> Iterator[RequestTrace]:
     """Open a trace that is recorded when the block ends; an error that leaves it is noted."""
-    trace = RequestTrace(metrics)
+    trace = RequestTrace(metrics, operation)
     try:
         yield trace
     except ApiError as error:

@@ -76,7 +76,7 @@ def translate(error: httpx.TransportError) -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatReply:
+class EngineReply:
     """An engine's accepted reply, its body still unread."""
 
     content_type: str
@@ -125,8 +125,10 @@ class EngineClient:
         )
 
     @asynccontextmanager
-    async def chat(self, fields: Mapping[str, Any], request_id: str) -> AsyncIterator[ChatReply]:
-        """Send a chat request; leaving the block early makes the engine stop.
+    async def generate(
+        self, path: str, fields: Mapping[str, Any], request_id: str
+    ) -> AsyncIterator[EngineReply]:
+        """Send a request for generation to ``path``; leaving early makes the engine stop.
 
         Raises:
             InvalidRequest: the fields are nested too deep to be written as JSON.
@@ -134,7 +136,7 @@ class EngineClient:
         """
         request = self._client.build_request(
             "POST",
-            "/v1/chat/completions",
+            path,
             content=_encode(self._engine_fields(fields)),
             headers={"x-request-id": request_id},
         )
@@ -143,7 +145,7 @@ class EngineClient:
         except httpx.TransportError as error:
             raise translate(error) from error
         try:
-            reply = ChatReply(response.headers.get("content-type", ""), response.extensions[READ])
+            reply = EngineReply(response.headers.get("content-type", ""), response.extensions[READ])
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, await reply.body())
             yield reply

@@ -4,10 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gateway.api.chat import chat_completions
+from gateway.api.generation import chat_completions, completions
 from gateway.api.models import get_model, list_models
 from gateway.api.operations import get_version, health, metrics, ready
+from gateway.completion import CompletionRequest
 from gateway.protocol import ChatRequest
+from gateway.wire import SamplingFields
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -17,7 +19,9 @@ def make_router() -> APIRouter:
     router = APIRouter()
     post, get = router.post, router.get
     # The handler reads the body itself (limits, exact errors); the schema is for clients.
-    post("/v1/chat/completions", response_model=None, openapi_extra=_chat_body())(chat_completions)
+    chat, text = _body(ChatRequest), _body(CompletionRequest)
+    post("/v1/chat/completions", response_model=None, openapi_extra=chat)(chat_completions)
+    post("/v1/completions", response_model=None, openapi_extra=text)(completions)
     get("/v1/models")(list_models)
     get("/v1/models/{model:path}")(get_model)
     get("/health")(health)
@@ -27,16 +31,18 @@ def make_router() -> APIRouter:
     return router
 
 
-def chat_schemas() -> dict[str, Any]:
-    """Return the schemas that the body of a chat request refers to."""
-    schemas: dict[str, Any] = _chat_schema().pop("$defs")
+def body_schemas() -> dict[str, Any]:
+    """Return the schemas that the bodies of requests refer to."""
+    schemas: dict[str, Any] = {}
+    for kind in (ChatRequest, CompletionRequest):
+        schemas |= _schema(kind).pop("$defs", {})
     return schemas
 
 
-def _chat_body() -> dict[str, Any]:
-    schema = {key: value for key, value in _chat_schema().items() if key != "$defs"}
+def _body(kind: type[SamplingFields]) -> dict[str, Any]:
+    schema = {key: value for key, value in _schema(kind).items() if key != "$defs"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _chat_schema() -> dict[str, Any]:
-    return ChatRequest.model_json_schema(ref_template=_REF_TEMPLATE)
+def _schema(kind: type[SamplingFields]) -> dict[str, Any]:
+    return kind.model_json_schema(ref_template=_REF_TEMPLATE)

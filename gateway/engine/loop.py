@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from gateway.engine.generation import Generation
-from gateway.engine.logprobs import token_logprob
+from gateway.engine.logprobs import prompt_logprobs, token_logprobs
 from gateway.engine.output import Output
-from gateway.engine.sampler import Sampler
+from gateway.engine.sampler import Sampler, sample
 from gateway.engine.scheduler import Scheduler, Work
-from gateway.engine.sequence import Delta, Sequence
+from gateway.engine.sequence import Delta, Sequence, TokenLogprob
 from gateway.errors import ApiError, InternalError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ class ModelRunner(Protocol):
     @property
     def max_model_len(self) -> int:
         """Return the most tokens, prompt and output, of a sequence."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the width of the logits."""
 
     def new_cache(self, max_tokens: int) -> Any:
         """Return an empty cache with room for that many tokens."""
@@ -42,6 +46,15 @@ class BrokenLogits(ApiError):
     """The model's logits are no numbers; anything sampled from them would be garbage."""
 
     code = "broken_logits"
+
+
+class NoTokenAllowed(ApiError):
+    """Bans and grammar together leave no token to choose."""
+
+    code = "no_token_allowed"
+
+
+Piece = tuple[Sequence, Delta | ApiError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +98,21 @@ class EngineLoop:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def submit(self, sequence: Sequence, output: Output, *, request_id: str = "-") -> Generation:
+    def submit(
+        self,
+        sequence: Sequence,
+        output: Output,
+        *,
+        sampler: Sampler | None = None,
+        request_id: str = "-",
+    ) -> Generation:
         """Queue a sequence and return its answer to come; the id is for the log."""
         generation = Generation(sequence)
         if not self._open:
             self._progress_at = time.monotonic()
         self._open.add(generation)
-        self._inbox.put(_Job(sequence, Sampler(sequence.params), output, generation, request_id))
+        sampler = sampler or Sampler(sequence.params)
+        self._inbox.put(_Job(sequence, sampler, output, generation, request_id))
         return generation
 
     @property
@@ -152,38 +173,56 @@ class EngineLoop:
         cancelled = [sequence for sequence in self._scheduler if sequence.is_cancelled]
         self._hand_over([(self._release(sequence), None) for sequence in cancelled])
 
-    def _sample(
-        self, work: list[Work], logits: torch.Tensor
-    ) -> list[tuple[Sequence, Delta | ApiError]]:
-        """Choose a token for each sequence whose prompt is read, and return what it adds."""
-        pieces: list[tuple[Sequence, Delta | ApiError]] = []
-        sampling = [item for item in work if item.samples]
-        if not sampling:
-            return pieces
-        peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
-        for row, item in enumerate(sampling):
-            # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
-            if not abs(peaks[row]) < float("inf"):
-                request_id = self._jobs[item.sequence].request_id
-                logger.error("request %s: logits whose maximum is %s", request_id, peaks[row])
-                pieces.append((item.sequence, _broken(peaks[row])))
-                continue
-            piece = self._choose(item.sequence, logits[row], peaks[row], peak_ids[row])
-            if piece is not None:
-                pieces.append((item.sequence, piece))
+    def _sample(self, work: list[Work], logits: torch.Tensor) -> list[Piece]:
+        """Choose a token for each sequence whose prompt is read, and return what it adds.
+
+        ``logits`` has the rows that ``work`` wanted, in its order.
+        """
+        pieces: list[Piece] = []
+        jobs: list[_Job] = []
+        rows: list[int] = []
+        stop = 0
+        for item in work:
+            start, stop = stop, stop + item.wanted
+            job = self._jobs[item.sequence]
+            if item.sequence.logits_from is not None:
+                _score_prompt(item, logits[start:stop])
+            if item.samples and not item.sequence.params.max_tokens:
+                pieces.append((item.sequence, job.output.nothing()))
+            elif item.samples:
+                jobs.append(job)
+                rows.append(stop - 1)
+        if jobs:
+            pieces += self._choose(jobs, logits if len(rows) == stop else logits[rows])
         return pieces
 
-    def _choose(
-        self, sequence: Sequence, logits: torch.Tensor, peak: float, peak_id: int
-    ) -> Delta | None:
-        job = self._jobs[sequence]
-        token_id = job.sampler.sample(logits, peak=peak, peak_id=peak_id)
-        sequence.output_ids.append(token_id)
-        num_top = sequence.params.top_logprobs
-        logprob = None if num_top is None else token_logprob(logits, token_id, num_top)
-        return job.output.push(token_id, logprob)
+    def _choose(self, jobs: list[_Job], logits: torch.Tensor) -> list[Piece]:
+        """Choose the next token of each job from its row of ``logits``."""
+        pieces: list[Piece] = []
+        peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
+        # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
+        sound = [row for row, peak in enumerate(peaks) if abs(peak) < float("inf")]
+        if len(sound) < len(jobs):
+            for job, peak in zip(jobs, peaks, strict=True):
+                if not abs(peak) < float("inf"):
+                    logger.error("request %s: logits whose maximum is %s", job.request_id, peak)
+                    pieces.append((job.sequence, _broken(peak)))
+            jobs, logits = [jobs[row] for row in sound], logits[sound]
+            peaks, peak_ids = [peaks[row] for row in sound], [peak_ids[row] for row in sound]
+        token_ids = sample([job.sampler for job in jobs], logits, peaks, peak_ids)
+        logprobs = _chosen_logprobs(jobs, logits, token_ids)
+        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True)):
+            if token_id is None:
+                pieces.append((job.sequence, _no_token()))
+                continue
+            job.sequence.output_ids.append(token_id)
+            job.sampler.push(token_id)
+            piece = job.output.push(token_id, logprobs.get(row))
+            if piece is not None:
+                pieces.append((job.sequence, piece))
+        return pieces
 
-    def _emit(self, pieces: list[tuple[Sequence, Delta | ApiError]]) -> None:
+    def _emit(self, pieces: list[Piece]) -> None:
         """Hand the step's pieces over and forget the sequences that they end."""
         batch: list[tuple[Generation, Delta | ApiError | None]] = []
         for sequence, piece in pieces:
@@ -220,3 +259,40 @@ def _broken(peak: float) -> BrokenLogits:
         f"the model returned logits whose maximum is {peak}: the weights are damaged or overflow "
         "in this data type; build the variant again or use a safer recipe"
     )
+
+
+def _no_token() -> NoTokenAllowed:
+    return NoTokenAllowed(
+        "no token is left that the request allows: its form is too complex to go on with, or its "
+        "bans exclude what the form needs; simplify the schema or leave out 'logit_bias'"
+    )
+
+
+def _score_prompt(item: Work, logits: torch.Tensor) -> None:
+    """Keep the log-probabilities of the prompt tokens that follow those of ``item``."""
+    sequence = item.sequence
+    # What was read again, after its cache had been given up, is known already.
+    stop = item.start + len(item.token_ids)
+    known = len(sequence.prompt_logprobs)
+    ids = sequence.prompt_ids[known + 1 : stop + 1]
+    if ids:
+        first = known - (stop - item.wanted)
+        rows = logits[first : first + len(ids)]
+        num_top = sequence.params.prompt_logprobs or 0
+        sequence.prompt_logprobs += prompt_logprobs(rows, ids, num_top)
+
+
+def _chosen_logprobs(
+    jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None]
+) -> dict[int, TokenLogprob]:
+    """Return the log-probabilities of the chosen tokens by row, where they were asked for."""
+    wanted = [
+        (row, token_id, job.sequence.params.top_logprobs)
+        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True))
+        if token_id is not None and job.sequence.params.top_logprobs is not None
+    ]
+    if not wanted:
+        return {}
+    rows, ids, num_top = ([entry[place] for entry in wanted] for place in range(3))
+    some = logits if len(rows) == len(jobs) else logits[rows]
+    return dict(zip(rows, token_logprobs(some, ids, num_top), strict=True))

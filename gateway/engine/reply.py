@@ -1,4 +1,4 @@
-"""The ASGI responses of a chat completion: they own the generation and cancel it on leaving."""
+"""The ASGI responses of the engine: they own the answers and cancel them on leaving."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive, Scope, Send
 
 from gateway.engine.frames import DONE, ReplyFrames
-from gateway.engine.generation import Generation
+from gateway.engine.generation import Choices
 from gateway.engine.sequence import Delta
 from gateway.errors import ApiError, render, sse_event
 
@@ -19,89 +19,92 @@ STREAM_HEADERS = [
 
 
 class PlainReply:
-    """The whole answer as one JSON object."""
+    """All answers as one JSON object."""
 
-    def __init__(self, generation: Generation, frames: ReplyFrames) -> None:
-        self._generation = generation
+    def __init__(self, choices: Choices, frames: ReplyFrames) -> None:
+        self._choices = choices
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        generation = self._generation
-        deltas: list[Delta] = []
-        async with _cancelled_with_client(generation, receive):
+        choices = self._choices
+        deltas: list[list[Delta]] = [[] for _ in choices.generations]
+        async with _cancelled_with_client(choices, receive):
             try:
-                async for arrived in generation:
-                    deltas.extend(arrived)
+                async for arrived in choices:
+                    for index, delta in arrived:
+                        deltas[index].append(delta)
             except ApiError as error:
                 await _send_error(error, send)
                 return
-            if not deltas or deltas[-1].finish_reason is None:
+            if any(not given or given[-1].finish_reason is None for given in deltas):
                 return  # cancelled: nobody reads a reply
-            body = self._frames.whole(
-                deltas, generation.num_prompt_tokens, generation.num_output_tokens
-            )
+            body = self._frames.whole(deltas, choices)
             await _send(send, 200, [(b"content-type", b"application/json")], body)
 
 
 class StreamedReply:
-    """The answer as server-sent events, a chunk per token.
+    """The answers as server-sent events, a chunk per token.
 
     The status waits for the first token, so that a failure until then is an HTTP error.
     """
 
-    def __init__(
-        self, generation: Generation, frames: ReplyFrames, *, includes_usage: bool
-    ) -> None:
-        self._generation = generation
+    def __init__(self, choices: Choices, frames: ReplyFrames, *, includes_usage: bool) -> None:
+        self._choices = choices
         self._frames = frames
         self._includes_usage = includes_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        generation, content = self._generation, self._frames.content
-        has_started = False
-        finish_reason = None
-        async with _cancelled_with_client(generation, receive):
+        choices = self._choices
+        unfinished = len(choices)
+        begun: set[int] = set()
+        async with _cancelled_with_client(choices, receive):
             try:
-                async for arrived in generation:
-                    body = b"".join(map(content, arrived))
-                    finish_reason = arrived[-1].finish_reason
-                    if not has_started:
-                        has_started = True
+                async for arrived in choices:
+                    if not begun:
                         await send(_start(200, STREAM_HEADERS))
-                        body = self._frames.role() + body
-                    if finish_reason is not None:
+                    body = self._render(arrived, begun)
+                    unfinished -= sum(delta.finish_reason is not None for _, delta in arrived)
+                    if not unfinished:
                         break
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             except ApiError as error:
-                if not has_started:
+                if not begun:
                     await _send_error(error, send)
                     return
                 await send({"type": "http.response.body", "body": sse_event(error) + DONE})
                 return
-            if finish_reason is None:
+            if unfinished:
                 return  # cancelled: nobody reads the stream
-            body += self._frames.finish(finish_reason)
             if self._includes_usage:
-                body += self._frames.usage(
-                    generation.num_prompt_tokens, generation.num_output_tokens
-                )
+                body += self._frames.usage(choices)
             await send({"type": "http.response.body", "body": body + DONE})
+
+    def _render(self, arrived: list[tuple[int, Delta]], begun: set[int]) -> bytes:
+        """Return the chunks of what arrived; ``begun`` holds the choices that had some before."""
+        frames = self._frames
+        parts: list[bytes] = []
+        for index, delta in arrived:
+            if index not in begun:
+                begun.add(index)
+                parts.append(frames.first(index, self._choices))
+            parts.append(frames.delta(index, delta))
+        return b"".join(parts)
 
 
 @asynccontextmanager
-async def _cancelled_with_client(generation: Generation, receive: Receive) -> AsyncIterator[None]:
-    """Cancel the generation when the client leaves, and in any case at the end."""
+async def _cancelled_with_client(choices: Choices, receive: Receive) -> AsyncIterator[None]:
+    """Cancel the answers when the client leaves, and in any case at the end."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        generation.cancel()
+        choices.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
-        generation.cancel()
+        choices.cancel()
         watcher.cancel()
 
 

@@ -1,67 +1,129 @@
-"""Logits → token: greedy, or drawn under temperature, top-k and top-p with a generator of its own.
+"""Logits → tokens for all sequences of a step: greedy rows together, the others drawn one by one.
 
 Every draw inverts the cumulative distribution with one 64-bit uniform number: a fraction of the
 cost of ``torch.multinomial`` on a large vocabulary, and exact for any seed and batch.
 """
 
-import numpy as np
+from collections.abc import Sequence as Items
+
 import torch
 
+from gateway.engine.candidates import Candidates
+from gateway.engine.constraint import Constraint
+from gateway.engine.penalties import Penalties
 from gateway.engine.sequence import SamplingParams
-
-SMALL_NUCLEUS = 256
-"""How many candidates to rank before ranking the whole vocabulary; most nuclei are smaller."""
 
 
 class Sampler:
-    """Chooses the tokens of one request."""
+    """What choosing the tokens of one sequence needs to remember."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
-
-    def sample(self, logits: torch.Tensor, *, peak: float, peak_id: int) -> int:
-        """Return a token id for finite ``logits`` [vocab], whose largest is ``peak``."""
-        params = self._params
-        if params.is_greedy:
-            return peak_id
-        if 0 < params.top_k < logits.shape[0]:
-            largest, ids = logits.topk(params.top_k)
-            ranked = self._probabilities(largest, peak)
-            return int(ids[self._draw(ranked.cumsum(0, dtype=torch.float64), params.top_p)])
-        probabilities = self._probabilities(logits, peak)
-        if params.top_p >= 1:
-            return self._draw(probabilities.cumsum(0, dtype=torch.float64), 1.0)
-        return self._draw_from_nucleus(probabilities)
-
-    def _probabilities(self, logits: torch.Tensor, peak: float) -> torch.Tensor:
-        # Shifted first, so that a tiny temperature cannot overflow.
-        return ((logits - peak) / self._params.temperature).softmax(0)
-
-    def _draw_from_nucleus(self, probabilities: torch.Tensor) -> int:
-        top_p = self._params.top_p
-        size = min(SMALL_NUCLEUS, probabilities.shape[0])
-        ranked, ids = probabilities.topk(size)
-        cumulative = ranked.cumsum(0, dtype=torch.float64)
-        if cumulative[-1] >= top_p or size == probabilities.shape[0]:
-            return int(ids[self._draw(cumulative, top_p)])
-        # numpy sorts bare values ten times as fast as torch sorts them with their ids; the value
-        # at the drawn rank leads back to its id, and equal ones count in the order of their ids.
-        values = np.sort(probabilities.numpy())[::-1]
-        rank = self._draw(torch.from_numpy(values.cumsum(dtype=np.float64)), top_p)
-        num_above = int(np.count_nonzero(values > values[rank]))
-        return int(np.flatnonzero(probabilities.numpy() == values[rank])[rank - num_above])
-
-    def _draw(self, cumulative: torch.Tensor, top_p: float) -> int:
-        """Return an index drawn from the smallest prefix that holds ``top_p`` of the mass."""
-        last = cumulative.shape[0] - 1
-        if top_p < 1:
-            last = min(last, int(torch.searchsorted(cumulative, top_p)))
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generator)
-        return min(
-            last, int(torch.searchsorted(cumulative, uniform * cumulative[last], right=True))
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        prompt_ids: Items[int] = (),
+        eos_ids: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.params = params
+        self.candidates = Candidates(params)
+        self._constraint = constraint
+        self._penalties = (
+            Penalties(params, prompt_ids=prompt_ids, eos_ids=eos_ids)
+            if Penalties.are_wanted(params)
+            else None
         )
+        self.edits_logits = self._penalties is not None or constraint is not None
+
+    def edit(self, row: torch.Tensor) -> None:
+        """Change the logits ``row`` [vocab] in place, as the request asks."""
+        if self._penalties is not None:
+            self._penalties.apply(row)
+        if self._constraint is not None:
+            self._constraint.apply(row)
+
+    def push(self, token_id: int) -> None:
+        """Remember the token that was chosen."""
+        if self._penalties is not None:
+            self._penalties.push(token_id)
+        if self._constraint is not None:
+            self._constraint.push(token_id)
+
+
+def sample(
+    samplers: Items[Sampler], logits: torch.Tensor, peaks: Items[float], peak_ids: Items[int]
+) -> list[int | None]:
+    """Return a token for each row of finite ``logits`` [rows, vocab], which stay as they are.
+
+    Args:
+        samplers: one for each row.
+        logits: float32.
+        peaks: the largest value of each row.
+        peak_ids: where it is.
+
+    Returns:
+        A token id for each row, None where the request allows no token at all.
+    """
+    token_ids: list[int | None] = list(peak_ids)
+    plain: list[int] = []
+    edited: list[int] = []
+    for row, sampler in enumerate(samplers):
+        if sampler.edits_logits:
+            edited.append(row)
+        elif not sampler.params.is_greedy:
+            plain.append(row)
+    if plain:
+        rows = logits if len(plain) == len(samplers) else logits[plain]
+        drawn = _draw([samplers[row] for row in plain], rows, [peaks[row] for row in plain])
+        for row, token_id in zip(plain, drawn, strict=True):
+            token_ids[row] = token_id
+    if edited:
+        found = _sample_edited([samplers[row] for row in edited], logits[edited])
+        for row, choice in zip(edited, found, strict=True):
+            token_ids[row] = choice
+    return token_ids
+
+
+def _sample_edited(samplers: Items[Sampler], logits: torch.Tensor) -> list[int | None]:
+    """Edit the rows of ``logits`` in place and sample them."""
+    for sampler, row in zip(samplers, logits, strict=True):
+        sampler.edit(row)
+    columns = logits.max(dim=1)
+    peaks: list[float] = columns.values.tolist()
+    found: list[int | None] = list(columns.indices.tolist())
+    drawn: list[int] = []
+    for row, sampler in enumerate(samplers):
+        if peaks[row] == float("-inf"):
+            found[row] = None
+        elif not sampler.params.is_greedy:
+            drawn.append(row)
+    if drawn:
+        chosen = _draw([samplers[r] for r in drawn], logits[drawn], [peaks[r] for r in drawn])
+        for row, token_id in zip(drawn, chosen, strict=True):
+            found[row] = token_id
+    return found
+
+
+def _draw(samplers: Items[Sampler], logits: torch.Tensor, peaks: Items[float]) -> list[int]:
+    """Return a token for each row, drawn under its temperature from its candidates."""
+    temperatures = torch.tensor([[sampler.params.temperature] for sampler in samplers])
+    # Shifted first, so that a tiny temperature cannot overflow.
+    shifted = (logits - torch.tensor(peaks).unsqueeze(1)).div_(temperatures)
+    probabilities = shifted.softmax(1)
+    chosen = [0] * len(samplers)
+    by_size: dict[int, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        size = sampler.candidates.num_ranked(probabilities.shape[1])
+        by_size.setdefault(size, []).append(row)
+    for size, rows in by_size.items():
+        if not size:
+            for row in rows:
+                chosen[row] = samplers[row].candidates.draw_any(probabilities[row])
+            continue
+        some = probabilities if len(rows) == len(samplers) else probabilities[rows]
+        ranked, ids = some.topk(size)
+        for place, row in enumerate(rows):
+            chosen[row] = samplers[row].candidates.draw(
+                ranked[place], ids[place], probabilities[row]
+            )
+    return chosen

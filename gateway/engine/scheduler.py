@@ -10,8 +10,9 @@ from gateway.engine.sequence import Sequence
 
 MAX_NUM_SEQUENCES = 16
 TOKEN_BUDGET = 512
-_BESIDE_DECODING = 128
-"""Prompt tokens that a step reads while others decode, so that their tokens keep coming."""
+_SMALL_CHUNK = 128
+"""Prompt tokens that a step reads while others decode, so that their tokens keep coming, and of a
+prompt whose logits are wanted, because each token of it costs a row of them."""
 _UNBOUNDED = PageSizes(1 << 40)
 
 
@@ -123,7 +124,7 @@ class Scheduler:
         work = self._decode()
         budget = self._token_budget - len(work)
         if work:
-            budget = min(budget, _BESIDE_DECODING)
+            budget = min(budget, _SMALL_CHUNK)
         self._admit(budget)
         read = self._read(budget)
         while not work and not read and len(self._running) > 1:
@@ -189,6 +190,8 @@ class Scheduler:
         reading.sort(key=lambda each: each.num_pending)  # stable: first come, first served
         for index, sequence in enumerate(reading):
             count = min(sequence.num_pending, -(-budget // (len(reading) - index)))
+            if sequence.logits_from is not None:
+                count = min(count, _SMALL_CHUNK)
             if count and self._reserve(sequence, count):
                 budget -= count
                 work.append(_feed(sequence, count))
@@ -217,7 +220,7 @@ class Scheduler:
         if not self._background:
             return []
         sequence = self._background[0]
-        count = min(sequence.num_pending, _BESIDE_DECODING)
+        count = min(sequence.num_pending, _SMALL_CHUNK)
         return [_feed(sequence, count)] if self._reserve(sequence, count) else []
 
     def _stop_background(self, claimant: Sequence) -> bool:

@@ -13,22 +13,39 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """How one request wants its tokens chosen and its text ended.
 
-    ``max_tokens`` is at least 1 and already fits into the context. ``top_k`` 0 means no limit.
-    ``top_logprobs`` None asks for no log-probabilities, 0 for those of the chosen tokens alone.
+    ``max_tokens`` already fits into the context; 0 only reads the prompt. ``top_k`` 0 means no
+    limit. ``top_logprobs`` None asks for no log-probabilities, 0 for those of the chosen tokens
+    alone; ``prompt_logprobs`` is the same for the prompt.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    returns_token_ids: bool = False
+    keeps_end_logprob: bool = False
+    """Whether the token that ends the answer has a log-probability in the reply, too."""
 
     @property
     def is_greedy(self) -> bool:
         """Return whether the most probable token is always taken."""
         return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+    def end_ids(self, eos_ids: frozenset[int]) -> frozenset[int]:
+        """Return the ids that end the answer of a model with these end tokens."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | eos_ids
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +62,12 @@ class Sequence:
     shared: Any = None  # the prefix that the cache will begin with; the scheduler's
     cache: Any = None  # the runner's own; set by the engine loop at the first chunk
     is_cancelled: bool = False  # set by the event loop, read once per step
+    # One entry for each prompt token but the first; appended by the engine loop.
+    prompt_logprobs: list["TokenLogprob"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.params.prompt_logprobs is not None:
+            self.logits_from = 0
 
     @property
     def max_length(self) -> int:
@@ -82,11 +105,15 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural log-probability of a chosen token, and the most probable ids with theirs."""
+    """Natural log-probability of a token, and the most probable ids with theirs.
+
+    ``rank`` is 1 for the most probable token; 0 where nobody asked.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +123,4 @@ class Delta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    token_ids: tuple[int, ...] = ()  # only where the request asked for them

@@ -17,6 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.completion import parse_completion
+from gateway.engine.frames import ReplyFrames
+from gateway.engine.generation import Choices
 from gateway.engine.reply import PlainReply, StreamedReply
 from gateway.engine.service import EngineService
 from gateway.errors import (
@@ -28,6 +31,7 @@ from gateway.errors import (
     render,
 )
 from gateway.protocol import parse_chat, parse_object
+from gateway.wire import SamplingFields
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 KEEP_ALIVE_S = 75
@@ -35,6 +39,8 @@ KEEP_ALIVE_S = 75
 
 DRAIN_POLL_S = 0.02
 AT_ONCE_EXIT_CODE = 128 + signal.SIGTERM
+
+Reply = PlainReply | StreamedReply
 
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -44,19 +50,19 @@ logger = logging.getLogger(__name__)
 def create_app(service: EngineService) -> Starlette:
     """Return the ASGI application of one engine."""
 
-    async def chat_completions(request: Request) -> PlainReply | StreamedReply:
-        service.check_open()
-        service.num_preparing += 1
-        try:
+    async def chat_completions(request: Request) -> Reply:
+        with service.preparing():
             body = parse_chat(parse_object(await _read_body(request)))
             service.check_open(body.model)
-            frames = service.frames(body)
-            generation = await service.generate(body, request_id=_request_id(request))
-        finally:
-            service.num_preparing -= 1
-        if body.stream:
-            return StreamedReply(generation, frames, includes_usage=body.includes_usage)
-        return PlainReply(generation, frames)
+            answers = await service.chat(body, request_id=_request_id(request))
+        return _reply(body, *answers)
+
+    async def completions(request: Request) -> Reply:
+        with service.preparing():
+            body = parse_completion(parse_object(await _read_body(request)))
+            service.check_open(body.model)
+            answers = await service.complete(body, request_id=_request_id(request))
+        return _reply(body, *answers)
 
     async def models(request: Request) -> Response:
         return _json({"object": "list", "data": [service.model_card()]})
@@ -70,6 +76,7 @@ def create_app(service: EngineService) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/engine/info", info, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
@@ -83,6 +90,12 @@ def create_app(service: EngineService) -> Starlette:
     # A redirect would point wherever the client's Host header says.
     app.router.redirect_slashes = False
     return app
+
+
+def _reply(body: SamplingFields, choices: Choices, frames: ReplyFrames) -> Reply:
+    if body.stream:
+        return StreamedReply(choices, frames, includes_usage=body.includes_usage)
+    return PlainReply(choices, frames)
 
 
 def _request_id(request: Request) -> str:

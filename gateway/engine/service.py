@@ -3,19 +3,25 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
 
-from gateway.engine.chat import prompt_ids
-from gateway.engine.frames import ReplyFrames
-from gateway.engine.generation import Generation
+from gateway.completion import CompletionRequest
+from gateway.engine.chat_frames import ChatFrames
+from gateway.engine.completion_frames import CompletionFrames
+from gateway.engine.generation import Choices
+from gateway.engine.grammar import GrammarCompiler
 from gateway.engine.loop import EngineLoop, ModelRunner
 from gateway.engine.output import Output
-from gateway.engine.parameters import sampling_params
+from gateway.engine.parameters import ModelLimits, Request, sampling_params
+from gateway.engine.preparation import Preparation, Prepared
+from gateway.engine.sampler import Sampler
 from gateway.engine.sequence import Sequence
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import Draining, ModelNotFound
@@ -38,6 +44,7 @@ def describe(runner: DescribedRunner, *, served_model_name: str) -> dict[str, An
         **runner.info(),
         "served_model_name": served_model_name,
         "max_model_len": runner.max_model_len,
+        "vocab_size": runner.vocab_size,
         "threads": torch.get_num_threads(),
         "pid": os.getpid(),
     }
@@ -45,7 +52,11 @@ def describe(runner: DescribedRunner, *, served_model_name: str) -> dict[str, An
 
 @dataclass(slots=True)
 class EngineService:
-    """Turns chat requests into generations; owned by the event loop's thread."""
+    """Turns requests into answers to come; owned by the event loop's thread.
+
+    ``description`` is that of :func:`describe`; its key ``kv_tokens``, if there, bounds what
+    several answers of one request may need together.
+    """
 
     description: dict[str, Any]
     loop: EngineLoop
@@ -53,14 +64,23 @@ class EngineService:
     is_draining: bool = False
     num_preparing: int = 0  # requests between acceptance and the loop
     info: EngineInfo = field(init=False)
+    limits: ModelLimits = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
+    _preparation: Preparation = field(init=False)
+    _compiler: GrammarCompiler = field(init=False)
     # One thread: a huge prompt delays other prompts, but never the tokens of running requests.
     _reader: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="prompt-reader")
     )
 
     def __post_init__(self) -> None:
-        self.info = EngineInfo.model_validate(self.description)
+        described = self.description
+        self.info = EngineInfo.model_validate(described)
+        self.limits = ModelLimits(
+            self.info.max_model_len, described["vocab_size"], described.get("kv_tokens")
+        )
+        self._compiler = GrammarCompiler(self.tokenizer, self.limits.vocab_size)
+        self._preparation = Preparation(self.tokenizer, self.limits, self._compiler)
 
     @property
     def status(self) -> str:
@@ -97,41 +117,87 @@ class EngineService:
         if model is not None and model != served:
             raise ModelNotFound(f"The model {model[:100]!r} does not exist: this is {served!r}")
 
-    async def generate(self, request: ChatRequest, *, request_id: str) -> Generation:
-        """Read the prompt and queue the request; the id is for the log.
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request as being prepared, as long as the block runs.
 
         Raises:
-            ApiError: the request cannot be honoured; see ``chat`` and ``parameters``.
+            Draining: the process is about to stop.
         """
-        room = self.info.max_model_len
-        sampling_params(request, room=room)  # refused before the prompt is read
-        ids = await asyncio.get_running_loop().run_in_executor(
-            self._reader,
-            lambda: prompt_ids(request.messages, self.tokenizer, max_model_len=room),
-        )
-        params = sampling_params(request, room=room - len(ids))
-        output = Output(
-            params, vocabulary=self.tokenizer.vocabulary, eos_ids=self.tokenizer.eos_ids
-        )
-        return self.loop.submit(Sequence(ids, params), output, request_id=request_id)
+        self.check_open()
+        self.num_preparing += 1
+        try:
+            yield
+        finally:
+            self.num_preparing -= 1
 
-    def frames(self, request: ChatRequest) -> ReplyFrames:
-        """Return the renderer of the replies to ``request``."""
-        digest = self.info.recipe_digest
-        head = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "created": int(time.time()),
-            "model": self.info.served_model_name,
-            "system_fingerprint": f"narrowgate-{digest[:12] if digest else 'full'}",
-        }
-        return ReplyFrames(
-            head,
+    async def chat(self, request: ChatRequest, *, request_id: str) -> tuple[Choices, ChatFrames]:
+        """Queue a chat request; return its answers to come and their renderer.
+
+        Raises:
+            ApiError: the request cannot be honoured; see ``preparation``.
+        """
+        prepared = await self._prepare(request, lambda: self._preparation.chat(request))
+        tools = prepared.tools
+        frames = ChatFrames(
+            self._head("chatcmpl"),
             vocabulary=self.tokenizer.vocabulary,
             includes_usage=request.includes_usage,
             has_logprobs=bool(request.logprobs),
+            returns_token_ids=bool(request.return_token_ids),
+            reads_calls=tools is not None,
+            ends_with_stop=tools is not None and tools.is_named,
         )
+        return self._submit(prepared, request_id), frames
+
+    async def complete(
+        self, request: CompletionRequest, *, request_id: str
+    ) -> tuple[Choices, CompletionFrames]:
+        """Queue a completion request; return its answers to come and their renderer.
+
+        Raises:
+            ApiError: the request cannot be honoured; see ``preparation``.
+        """
+        prepared = await self._prepare(request, lambda: self._preparation.completion(request))
+        frames = CompletionFrames(
+            self._head("cmpl"),
+            vocabulary=self.tokenizer.vocabulary,
+            includes_usage=request.includes_usage,
+            num_top=request.logprobs,
+            prompts=prepared.prompts,
+            echoes=bool(request.echo),
+            returns_token_ids=bool(request.return_token_ids),
+        )
+        return self._submit(prepared, request_id), frames
 
     def close(self) -> None:
         """End the threads; running requests get nothing more."""
         self._reader.shutdown(wait=False, cancel_futures=True)
         self.loop.stop()
+        self._compiler.close()
+
+    async def _prepare(self, request: Request, read: Callable[[], Prepared]) -> Prepared:
+        sampling_params(request, limits=self.limits)  # refused before anything long is done
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+    def _submit(self, prepared: Prepared, request_id: str) -> Choices:
+        eos_ids, matcher = self.tokenizer.eos_ids, prepared.matcher
+        generations = []
+        for prompt, params in prepared.choices():
+            constraint = None if matcher is None else self._compiler.constrain(matcher)
+            sampler = Sampler(params, prompt_ids=prompt.ids, eos_ids=eos_ids, constraint=constraint)
+            output = Output(params, vocabulary=self.tokenizer.vocabulary, eos_ids=eos_ids)
+            sequence = Sequence(prompt.ids, params)
+            generations.append(
+                self.loop.submit(sequence, output, sampler=sampler, request_id=request_id)
+            )
+        return Choices(generations, num_per_prompt=prepared.num_per_prompt)
+
+    def _head(self, prefix: str) -> dict[str, Any]:
+        digest = self.info.recipe_digest
+        return {
+            "id": f"{prefix}-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": self.info.served_model_name,
+            "system_fingerprint": f"narrowgate-{digest[:12] if digest else 'full'}",
+        }

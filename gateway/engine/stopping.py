@@ -17,7 +17,7 @@ class StopStrings:
         if found:
             self._held = ""
             return text[: min(found)], True
-        num_held = max(_overlap(text, stop) for stop in self._stops)
+        num_held = max(overlap(text, stop) for stop in self._stops)
         safe = len(text) - num_held
         self._held = text[safe:]
         return text[:safe], False
@@ -28,7 +28,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of ``text`` that is a beginning of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

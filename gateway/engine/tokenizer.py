@@ -1,45 +1,73 @@
 """The tokenizer of a checkpoint: chat template, text → ids, and what ids mean as bytes."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from compression.errors import CorruptCheckpoint
 from gateway.engine.detokenizer import Vocabulary, from_byte_level, from_word_pieces
+from gateway.engine.tool_markup import CALL_END, CALL_START
 
 
 class Tokenizer:
     """A fast tokenizer of transformers, reduced to what serving needs."""
 
     def __init__(self, backend: Any, *, eos_ids: frozenset[int], source: Path) -> None:
-        self._backend = backend
+        self.backend = backend
         self._fast = backend.backend_tokenizer
         self.eos_ids = eos_ids
         self.vocabulary = _make_vocabulary(backend, source)
+        vocab = backend.get_vocab()
         # A text can be refused for its length without reading it all.
-        self.longest_token_bytes = max(map(len, backend.get_vocab()), default=1)
+        self.longest_token_bytes = max(map(len, vocab), default=1)
+        self.num_ids = max(vocab.values(), default=-1) + 1
+        """One more than the highest token id."""
 
     @property
     def has_chat_template(self) -> bool:
         """Return whether the checkpoint says how a conversation becomes a prompt."""
-        return bool(self._backend.chat_template)
+        return bool(self.backend.chat_template)
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Return whether the chat template can offer tools and show their calls."""
+        return "tools" in self._templates
+
+    @cached_property
+    def calls_are_marked_up(self) -> bool:
+        """Return whether the chat template teaches calls as ``<tool_call>`` and JSON."""
+        return CALL_START in self._templates
+
+    def is_special(self, content: str) -> bool:
+        """Return whether the text is one special token of this vocabulary."""
+        added = self.backend.added_tokens_decoder.values()
+        return any(token.special and token.content == content for token in added)
+
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> str:
         """Return the conversation as the chat template writes it, ready for the answer.
 
         Raises:
             jinja2.TemplateError: the template refuses the messages.
         """
-        text: str = self._backend.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+        text: str = self.backend.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
         )
         return text
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, with nothing added at its ends."""
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of ``text``; what the checkpoint adds at the ends only if asked to."""
         # The batch call is the one that lets other threads run meanwhile.
-        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        found = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = found[0].ids
         return ids
+
+    @property
+    def _templates(self) -> str:
+        template = self.backend.chat_template or ""
+        return template if isinstance(template, str) else json.dumps(template)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -104,5 +132,10 @@ def _make_vocabulary(backend: Any, source: Path) -> Vocabulary:
         backend.backend_tokenizer.id_to_token,
         decode=decode,
         added={token_id: token.content for token_id, token in added.items()},
-        special_ids=frozenset(token_id for token_id, token in added.items() if token.special),
+        # Calls of tools are part of an answer, whatever kind of token their marks are.
+        special_ids=frozenset(
+            token_id
+            for token_id, token in added.items()
+            if token.special and token.content not in (CALL_START, CALL_END)
+        ),
     )

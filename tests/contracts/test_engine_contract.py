@@ -178,9 +178,8 @@ def test_ignored_parameters(engine: Client) -> None:
 
 
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
-    ({"n": 2}, "n", "unsupported_parameter"),
-    ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
-    ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+    ({"n": 0}, "n", "invalid_value"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
     ({"temperature": 3}, "temperature", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
     (
@@ -202,6 +201,25 @@ def test_refusals(
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_completion(engine: Client, stream: bool) -> None:
+    """A prompt is written on, in OpenAI's form of text completions."""
+    fields = {"model": engine.name, "prompt": "one two", "max_tokens": 4, "temperature": 0}
+    reply = httpx.post(f"{engine.url}/v1/completions", json=fields | {"stream": stream}, timeout=60)
+    assert reply.status_code == 200
+    if not stream:
+        whole = reply.json()
+        assert whole["object"] == "text_completion"
+        assert whole["choices"][0]["finish_reason"] in {"stop", "length"}
+        assert 0 < whole["usage"]["completion_tokens"] <= 4
+        return
+    *frames, done, end = reply.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    events = [json.loads(frame.removeprefix("data: ")) for frame in frames]
+    assert all(isinstance(event["choices"][0]["text"], str) for event in events)
+    assert events[-1]["choices"][0]["finish_reason"] in {"stop", "length"}
 
 
 def test_body_that_is_no_json(engine: Client) -> None:

@@ -84,15 +84,16 @@ class FakeRunner:
             cache.ids.extend(ids)
             if len(cache.ids) > cache.max_tokens:
                 raise RuntimeError("the cache is full")
-            rows += [self._row(cache)] * wanted
+            length = len(cache.ids)
+            rows += [self._row(cache.ids[:end]) for end in range(length - wanted + 1, length + 1)]
         if self.fault == "raise":
             raise RuntimeError("secret detail of a broken step")
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
 
-    def _row(self, cache: FakeCache) -> torch.Tensor:
+    def _row(self, ids: list[int]) -> torch.Tensor:
         row = torch.linspace(0, 1, self.vocab_size)
-        row[self._next(cache.ids)] = PEAK
-        if self.fault == "nan" and (not self.faulty_ids or self.faulty_ids & set(cache.ids)):
+        row[self._next(ids)] = PEAK
+        if self.fault == "nan" and (not self.faulty_ids or self.faulty_ids & set(ids)):
             row[7] = float("nan")
         return row
 
@@ -175,9 +176,11 @@ def wait_until(condition: Any, *, timeout_s: float = 10.0) -> None:
 
 
 def post(engine: RunningEngine, body: bytes | dict[str, Any]) -> httpx.Response:
-    """Send a raw body to the chat route."""
+    """Send a raw body to the chat route, or to that for text if it has a prompt."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{engine.url}/v1/chat/completions", content=content, timeout=30)
+    is_text = isinstance(body, dict) and "prompt" in body
+    route = "completions" if is_text else "chat/completions"
+    return httpx.post(f"{engine.url}/v1/{route}", content=content, timeout=30)
 
 
 def body(**fields: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from compression.errors import CorruptCheckpoint
-from gateway.engine.chat import prompt_ids
-from gateway.engine.parameters import sampling_params
+from gateway.engine.chat import chat_prompt
+from gateway.engine.parameters import ModelLimits, sampling_params
 from gateway.engine.tokenizer import Tokenizer, load_tokenizer
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from gateway.protocol import parse_chat
@@ -30,14 +30,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def prompt(tokenizer: Tokenizer, *messages: dict[str, Any], room: int = 256) -> str:
     """Return the prompt text of a conversation, by way of its ids."""
     request = parse_chat({"model": "m", "messages": list(messages)})
-    ids = prompt_ids(request.messages, tokenizer, max_model_len=room)
+    ids = chat_prompt(request.messages, tokenizer, max_model_len=room).ids
     return b"".join(map(tokenizer.vocabulary.bytes_of, ids)).decode()
 
 
 def params(**fields: Any) -> Any:
     """Return the sampling parameters of a request with these fields."""
     request = parse_chat({"model": "m", "messages": [USER], **fields})
-    return sampling_params(request, room=50)
+    return sampling_params(request, limits=ModelLimits(50, 320))
 
 
 def test_a_conversation_is_written_as_the_template_says(tokenizer: Tokenizer) -> None:
@@ -63,9 +63,14 @@ def test_text_parts_are_joined_and_developer_means_system(tokenizer: Tokenizer) 
     [
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages.1.content.0.type"),
         (
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}],
+            },
             "messages.1.tool_calls",
         ),
+        ({"role": "tool", "content": "42", "tool_call_id": "1"}, "messages.1.role"),
     ],
 )
 def test_what_is_not_text_is_refused(
@@ -99,11 +104,11 @@ def test_without_a_template_chat_is_refused(tmp_path: Path) -> None:
 def test_a_prompt_must_leave_room_for_one_token(tokenizer: Tokenizer) -> None:
     """One token less than the context is accepted, a full context is not."""
     request = parse_chat({"model": "m", "messages": [USER]})
-    length = len(prompt_ids(request.messages, tokenizer, max_model_len=1000))
+    length = len(chat_prompt(request.messages, tokenizer, max_model_len=1000).ids)
 
-    assert len(prompt_ids(request.messages, tokenizer, max_model_len=length + 1)) == length
+    assert len(chat_prompt(request.messages, tokenizer, max_model_len=length + 1).ids) == length
     with pytest.raises(ContextLengthExceeded, match=f"resulted in {length} tokens") as caught:
-        prompt_ids(request.messages, tokenizer, max_model_len=length)
+        chat_prompt(request.messages, tokenizer, max_model_len=length)
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
 
@@ -113,7 +118,7 @@ def test_a_huge_prompt_is_refused_without_being_read(tokenizer: Tokenizer) -> No
     request = parse_chat({"model": "m", "messages": [{"role": "user", "content": "x" * 10**7}]})
 
     with pytest.raises(ContextLengthExceeded, match="at least"):
-        prompt_ids(request.messages, tokenizer, max_model_len=256)
+        chat_prompt(request.messages, tokenizer, max_model_len=256)
 
 
 def test_defaults_are_openais() -> None:
@@ -141,21 +146,38 @@ def test_the_token_limit_is_capped_to_the_room() -> None:
     """max_completion_tokens wins over max_tokens, and neither exceeds what is left."""
     assert params(max_tokens=10).max_tokens == 10
     assert params(max_tokens=10, max_completion_tokens=5).max_tokens == 5
-    assert params(max_tokens=10**9).max_tokens == 50
+    request = parse_chat({"model": "m", "messages": [USER], "max_tokens": 50})
+    limits = ModelLimits(max_model_len=50, vocab_size=320)
+    assert sampling_params(request, limits=limits, num_prompt_tokens=30).max_tokens == 20
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_token_limit_beyond_the_context_is_refused(name: str) -> None:
+    """What the model can never write is named, with what it can."""
+    with pytest.raises(InvalidRequest, match="holds 50 tokens") as caught:
+        params(**{name: 51})
+
+    assert (caught.value.param, caught.value.code) == (name, "invalid_value")
+
+
+def test_answers_that_never_fit_the_cache_together_are_refused() -> None:
+    """n times prompt and answer is held against the cache, where its size is known."""
+    fields = {"model": "m", "messages": [USER], "n": 4, "max_tokens": 20}
+    request = parse_chat(fields)
+
+    sampling_params(request, limits=ModelLimits(50, 320, kv_tokens=120), num_prompt_tokens=10)
+    with pytest.raises(ContextLengthExceeded, match="120 tokens of context") as caught:
+        sampling_params(request, limits=ModelLimits(50, 320, kv_tokens=119), num_prompt_tokens=10)
+    assert caught.value.param == "n"
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1.0),
-        ("logit_bias", {"5": 1.0}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
-        ("min_p", 0.1),
-        ("repetition_penalty", 1.1),
+        ("best_of", 2),
+        ("echo", True),
+        ("include_stop_str_in_output", True),
+        ("use_beam_search", True),
         ("anything_else", False),
     ],
 )
@@ -173,20 +195,68 @@ def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
         ("n", 1),
         ("presence_penalty", 0),
         ("frequency_penalty", 0.0),
+        ("repetition_penalty", 1.0),
+        ("min_p", 0),
         ("logit_bias", {}),
+        ("stop_token_ids", []),
+        ("ignore_eos", False),
         ("tools", []),
         ("tool_choice", "none"),
         ("response_format", {"type": "text"}),
         ("service_tier", "auto"),
+        ("echo", False),
+        ("skip_special_tokens", True),
         ("user", "me"),
         ("metadata", {"a": "b"}),
         ("store", True),
         ("anything_else", None),
     ],
 )
-def test_default_values_of_unsupported_parameters_are_fine(name: str, value: Any) -> None:
+def test_default_values_change_nothing(name: str, value: Any) -> None:
     """Clients that spell out the defaults are served."""
     assert params(**{name: value}) == params()
+
+
+def test_extensions_reach_the_sampler() -> None:
+    """vLLM's fields and the penalties have their place, too."""
+    found = params(
+        min_p=0.1,
+        presence_penalty=-1,
+        frequency_penalty=2,
+        repetition_penalty=1.5,
+        logit_bias={"5": -100, "319": 1.5},
+        stop_token_ids=[7],
+        ignore_eos=True,
+        min_tokens=3,
+        prompt_logprobs=2,
+        return_token_ids=True,
+    )
+
+    assert (found.min_p, found.presence_penalty, found.frequency_penalty) == (0.1, -1, 2)
+    assert (found.repetition_penalty, found.logit_bias) == (1.5, ((5, -100), (319, 1.5)))
+    assert (found.stop_token_ids, found.ignore_eos, found.min_tokens) == ({7}, True, 3)
+    assert (found.prompt_logprobs, found.returns_token_ids) == (2, True)
+    assert found.end_ids(frozenset({1, 2})) == {7}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {"320": 1}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"\u0663": 1}),
+        ("logit_bias", {"5": 100.5}),
+        ("stop_token_ids", [320]),
+        ("min_tokens", 11),
+    ],
+)
+def test_values_that_do_not_fit_the_model_are_refused(name: str, value: Any) -> None:
+    """Ids outside the vocabulary and contradictions are errors that name the field."""
+    with pytest.raises(InvalidRequest) as caught:
+        params(**{"max_tokens": 10, name: value})
+
+    assert (caught.value.param, caught.value.code) == (name, "invalid_value")
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"version": "1.0", "model": {}}'])

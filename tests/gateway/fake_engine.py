@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import uvloop
 
+from gateway.completion import CompletionRequest, parse_completion
 from gateway.errors import (
     ApiError,
     ContextLengthExceeded,
@@ -105,7 +107,9 @@ class FakeEngine:
         method, path, body = await wire.read_request()
         try:
             if path == "/v1/chat/completions" and method == "POST":
-                await self._chat(body, wire)
+                await self._answer_with(ChatAnswer, body, wire)
+            elif path == "/v1/completions" and method == "POST":
+                await self._answer_with(TextAnswer, body, wire)
             else:
                 status, reply = self._describe(path)
                 _write_json(wire.writer, status, reply)
@@ -145,16 +149,16 @@ class FakeEngine:
             pid=os.getpid(),
         )
 
-    async def _chat(self, body: bytes, wire: Wire) -> None:
+    async def _answer_with(self, kind: "type[Answer]", body: bytes, wire: Wire) -> None:
         if self.is_draining:
             raise Draining("the engine is stopping")
         fields = parse_object(body)
-        request = parse_chat(fields)
+        request = kind.parse(fields)
         script = Script(**fields.get("fake", {}))
         if script.status:
             _write(wire.writer, script.status, script.body.encode(), {"retry-after": "7"})
             return
-        answer = Answer(self.name, request, script)
+        answer = kind(self.name, request, script)
         self.counts.running += 1
         self.idle.clear()
         work = asyncio.ensure_future(self._generate(answer, wire.writer))
@@ -179,7 +183,7 @@ class FakeEngine:
         await asyncio.sleep(script.head_s)
         if is_stream:
             writer.write(_STREAM_HEAD)
-            writer.write(_chunk(answer.event({"role": "assistant", "content": ""})))
+            writer.write(_chunk(answer.event("")))
         await asyncio.sleep(script.first_s)
         for position, token in enumerate(answer.tokens):
             if script.fault and position == script.after:
@@ -187,24 +191,27 @@ class FakeEngine:
                 return
             self.counts.decoded += 1
             if is_stream:
-                writer.write(_chunk(answer.event({"content": token}, position)))
+                writer.write(_chunk(answer.event(token, position)))
             if not script.write_all_at_once:
                 await writer.drain()
                 await asyncio.sleep(script.pace_s)
         if not is_stream:
             _write_json(writer, 200, answer.whole())
             return
-        writer.write(_chunk(answer.event({}, finish=answer.finish_reason)))
+        writer.write(_chunk(answer.event("", finish=answer.finish_reason)))
         if answer.includes_usage:
             writer.write(_chunk(answer.event(None)))
         done = _chunk(b"data: [DONE]\n\n") if script.with_done else b""
         writer.write(done + b"0\r\n\r\n")
 
 
-class Answer:
+class Answer(ABC):
     """The text that a request gets: words of three letters, cut by its limits."""
 
-    def __init__(self, name: str, request: ChatRequest, script: Script) -> None:
+    kind: ClassVar[str]
+    chunk_suffix: ClassVar[str] = ""
+
+    def __init__(self, name: str, request: ChatRequest | CompletionRequest, script: Script) -> None:
         for field in ("presence_penalty", "frequency_penalty", "logit_bias"):
             if getattr(request, field):
                 raise UnsupportedParameter(f"{field!r} is not supported", param=field)
@@ -212,11 +219,11 @@ class Answer:
             raise UnsupportedParameter("'n' must be 1", param="n")
         if request.model != name:
             raise InvalidRequest(f"this engine serves {name!r}", param="model")
-        self.name, self.request, self.script = name, request, script
+        self.name, self.script = name, script
+        self.request: Any = request
         self.includes_usage = request.includes_usage and script.with_usage
-        texts = [str(message.content or "") for message in request.messages]
-        self.num_prompt_tokens = sum(len(text.split()) for text in texts)
-        limit = request.max_completion_tokens or request.max_tokens
+        self.num_prompt_tokens = sum(len(text.split()) for text in self.texts())
+        limit = getattr(request, "max_completion_tokens", None) or request.max_tokens
         if self.num_prompt_tokens + (limit or 1) > MAX_MODEL_LEN:
             raise ContextLengthExceeded(
                 f"the maximum context length is {MAX_MODEL_LEN} tokens, "
@@ -243,46 +250,101 @@ class Answer:
             "total_tokens": self.num_prompt_tokens + generated,
         }
 
+    @staticmethod
+    @abstractmethod
+    def parse(fields: dict[str, Any]) -> Any:
+        """Return the request."""
+
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """Return the texts of the prompt."""
+
+    @abstractmethod
+    def piece(self, text: str, position: int | None, finish: str | None) -> dict[str, Any]:
+        """Return a choice of a stream, without its index."""
+
+    @abstractmethod
+    def choice(self) -> dict[str, Any]:
+        """Return the choice of a plain reply."""
+
     def event(
-        self, delta: dict[str, str] | None, position: int | None = None, finish: str | None = None
+        self, text: str | None, position: int | None = None, finish: str | None = None
     ) -> bytes:
-        """Return one event; without a delta it is the usage report."""
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
-        choice["logprobs"] = None if position is None else self._logprobs(position, position + 1)
-        fields: dict[str, Any] = self._base("chat.completion.chunk")
-        fields["choices"] = [] if delta is None else [choice]
+        """Return one event; without a text it is the usage report."""
+        fields = self._base(self.chunk_suffix)
+        is_report = text is None
+        piece = {"index": 0} | self.piece(text or "", position, finish) | {"finish_reason": finish}
+        fields["choices"] = [] if is_report else [piece]
         if self.includes_usage:
-            fields["usage"] = self.usage if delta is None else None
+            fields["usage"] = self.usage if is_report else None
         return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
 
     def whole(self) -> dict[str, Any]:
         """Return the plain reply."""
-        message = {"role": "assistant", "content": "".join(self.tokens)}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": self._logprobs(0, len(self.tokens)),
-            "finish_reason": self.finish_reason,
-        }
-        fields = self._base("chat.completion") | {"choices": [choice]}
+        choice = {"index": 0} | self.choice() | {"finish_reason": self.finish_reason}
+        fields = self._base("") | {"choices": [choice]}
         return fields | ({"usage": self.usage} if self.script.with_usage else {})
 
-    def _base(self, kind: str) -> dict[str, Any]:
+    def _base(self, suffix: str) -> dict[str, Any]:
         name = self.name
         fingerprint = "narrowgate-full" if name.endswith("@full") else "narrowgate-" + "0" * 12
         return {
             "id": "chatcmpl-fake",
-            "object": kind,
+            "object": self.kind + suffix,
             "created": 1,
             "model": name,
             "system_fingerprint": fingerprint,
         }
+
+
+class ChatAnswer(Answer):
+    """An answer to a chat."""
+
+    kind = "chat.completion"
+    chunk_suffix = ".chunk"
+    parse = staticmethod(parse_chat)
+
+    def texts(self) -> list[str]:
+        """Return the texts of all messages."""
+        return [str(message.content or "") for message in self.request.messages]
+
+    def piece(self, text: str, position: int | None, finish: str | None) -> dict[str, Any]:
+        """Return a delta: the role first, then text, at the end nothing."""
+        delta = {"content": text}
+        if position is None:
+            delta = {} if finish else {"role": "assistant", "content": ""}
+        logprobs = None if position is None else self._logprobs(position, position + 1)
+        return {"delta": delta, "logprobs": logprobs}
+
+    def choice(self) -> dict[str, Any]:
+        """Return the message."""
+        message = {"role": "assistant", "content": "".join(self.tokens)}
+        return {"message": message, "logprobs": self._logprobs(0, len(self.tokens))}
 
     def _logprobs(self, start: int, stop: int) -> dict[str, Any] | None:
         if not self.request.logprobs:
             return None
         num_top = self.request.top_logprobs or 0
         return {"content": [_logprob(token, num_top) for token in self.tokens[start:stop]]}
+
+
+class TextAnswer(Answer):
+    """An answer to a prompt."""
+
+    kind = "text_completion"
+    parse = staticmethod(parse_completion)
+
+    def texts(self) -> list[str]:
+        """Return the prompt."""
+        return [str(prompt) for prompt in self.request.prompts]
+
+    def piece(self, text: str, position: int | None, finish: str | None) -> dict[str, Any]:
+        """Return a piece of the text."""
+        return {"text": text, "logprobs": None}
+
+    def choice(self) -> dict[str, Any]:
+        """Return the text."""
+        return {"text": "".join(self.tokens), "logprobs": None}
 
 
 _STREAM_HEAD = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.harness import CHAT, QUESTION, Gateway, body, resident_bytes
+from tests.gateway.harness import CHAT, QUESTION, Gateway, body, eventually, resident_bytes
 
 
 def test_plain_chat(gateway: Gateway) -> None:
@@ -152,3 +152,30 @@ def test_messages_of_many_kinds_are_accepted(gateway: Gateway) -> None:
         *QUESTION,
     ]
     assert gateway.http.post(CHAT, json=body() | {"messages": messages}).status_code == 200
+
+
+def test_text_completions_pass_through(gateway: Gateway) -> None:
+    """Plain and streamed text reaches the client, and is counted as an operation of its own."""
+    create = gateway.openai.completions.create
+    plain = create(model="tiny", prompt="one two", max_tokens=3)
+    chunks = list(create(model="tiny", prompt="one two", max_tokens=3, stream=True))
+
+    assert plain.choices[0].text == " aaa aab aac"
+    assert plain.usage is not None
+    assert plain.usage.prompt_tokens == 2
+    assert "".join(chunk.choices[0].text for chunk in chunks) == " aaa aab aac"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    done = eventually(lambda: gateway.metric("requests_total", operation="completion") == 2)
+    assert done
+    wrong = gateway.http.post("/v1/completions", json={"model": "tiny", "prompt": 5})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_text_completion_that_is_left_is_cancelled(gateway: Gateway) -> None:
+    """Leaving a stream stops the engine's decoding on this route, too."""
+    body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 1000}
+    fake = {"tokens": 1000, "pace_s": 0.05}
+    before = gateway.engine_state()["cancelled"]
+    with gateway.http.stream("POST", "/v1/completions", json=body | {"fake": fake}) as response:
+        next(response.iter_lines())
+    eventually(lambda: gateway.engine_state()["cancelled"] == before + 1)

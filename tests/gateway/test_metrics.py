@@ -168,7 +168,7 @@ def test_odd_finish_reasons_are_folded() -> None:
     """A finish reason outside the closed set becomes `_other`."""
     metrics = Metrics()
     for reason in [*FINISH_REASONS, "invented", ""]:
-        with traced(metrics) as trace:
+        with traced(metrics, "chat") as trace:
             trace.succeed(reason)
     text = metrics.render("")[0].decode()
     assert "invented" not in text
@@ -178,7 +178,7 @@ def test_odd_finish_reasons_are_folded() -> None:
 def test_a_crash_is_counted_as_an_error() -> None:
     """A defect inside the block counts as our error and goes on up."""
     metrics = Metrics()
-    with pytest.raises(ZeroDivisionError), traced(metrics):
+    with pytest.raises(ZeroDivisionError), traced(metrics, "chat"):
         _ = 1 / 0
     text = metrics.render("")[0].decode()
     assert 'error_type="internal_error",model="_other",status_class="5xx"} 1.0' in text

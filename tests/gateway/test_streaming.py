@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import ApiError, EngineDown, EngineFault
 from gateway.metrics import Metrics
-from gateway.streaming import DONE, MAX_FRAME_BYTES, ChatRelay, FrameSplitter
+from gateway.streaming import DONE, MAX_FRAME_BYTES, EventRelay, FrameSplitter
 from gateway.trace import RequestTrace
 
 
@@ -29,11 +29,11 @@ USAGE = event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 2, "to
 class Relayed:
     """What came out of a relay, and what it recorded."""
 
-    def __init__(self, *chunks: bytes, includes_usage: bool = False) -> None:
+    def __init__(self, *chunks: bytes, includes_usage: bool = False, num_choices: int = 1) -> None:
         self.metrics = Metrics()
         trace = RequestTrace(self.metrics)
         trace.route("m", "v", is_stream=True)
-        relay = ChatRelay(trace, includes_usage=includes_usage)
+        relay = EventRelay(trace, includes_usage=includes_usage, num_choices=num_choices)
         self.error: ApiError | None = None
         out = []
         try:
@@ -191,9 +191,38 @@ def test_nothing_follows_done() -> None:
         (event(choices=[{"delta": {"tool_calls": [{"index": 0}]}}]), 1),
         (b'data: {"choices": [{"delta": {"content": "spaced"}}]}\n\n', 1),
         (FINISH, 0),
+        (event(choices=[{"index": 0, "text": "a", "finish_reason": None}]), 1),
+        (event(choices=[{"index": 0, "text": "", "finish_reason": "stop"}]), 0),
     ],
 )
 def test_what_counts_as_text(frame: bytes, num_texts: int) -> None:
     """The first text starts the clock of tokens: roles, empty deltas and ends do not."""
     done = Relayed(frame, FINISH, DONE)
     assert done.count("time_to_first_token_seconds_count", model="m", variant="v") == num_texts
+
+
+def piece(index: int, content: str, finish: str | None = None) -> bytes:
+    """Return one event of one of several choices."""
+    return event(choices=[{"index": index, "text": content, "finish_reason": finish}])
+
+
+def test_choices_have_times_of_their_own() -> None:
+    """Two choices of two texts have two times between tokens, not three, and one first."""
+    frames = [piece(index, "a") for index in (0, 1, 0, 1)]
+    ends = [piece(index, "", "stop") for index in (0, 1)]
+    done = Relayed(*frames, *ends, DONE, num_choices=2)
+
+    assert done.out == b"".join([*frames, *ends, DONE])
+    assert done.count("inter_token_latency_seconds_count", model="m", variant="v") == 2
+    assert done.count("time_to_first_token_seconds_count", model="m", variant="v") == 1
+
+
+@pytest.mark.parametrize("end", [b"", b'data: {"choi'])
+def test_a_stream_ends_early_while_a_choice_is_open(end: bytes) -> None:
+    """One choice's end is not the answer's: the other one may have been cut off."""
+    frames = [piece(0, "a"), piece(1, "a"), piece(0, "", "stop"), end]
+
+    assert isinstance(Relayed(*frames, num_choices=2).error, EngineDown)
+    assert Relayed(*frames[:3], piece(1, "", "length"), num_choices=2).error is None
+    both = event(choices=[{"index": i, "text": "", "finish_reason": "stop"} for i in range(2)])
+    assert Relayed(both, num_choices=2).error is None
