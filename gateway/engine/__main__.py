@@ -85,6 +85,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     from gateway.engine.kv_memory import fit, free_bytes, page_sizes
     from gateway.engine.loop import EngineLoop
+    from gateway.engine.metrics import EngineMetrics
+    from gateway.engine.pages import PAGE_TOKENS
     from gateway.engine.scheduler import MAX_NUM_SEQUENCES, TOKEN_BUDGET, Scheduler
     from gateway.engine.server import serve
     from gateway.engine.service import EngineService, describe
@@ -98,9 +100,12 @@ def _serve(options: argparse.Namespace) -> int:
         sizes=sizes,
         shares_prefixes=options.shares_prefixes,
     )
+    metrics = EngineMetrics(scheduler, model=options.served_model_name)
+    description = describe(runner, served_model_name=options.served_model_name)
     service = EngineService(
-        description=describe(runner, served_model_name=options.served_model_name),
-        loop=EngineLoop(runner, scheduler),
+        description=description | {"kv_tokens": sizes.total * PAGE_TOKENS},
+        loop=EngineLoop(runner, scheduler, metrics),
+        metrics=metrics,
         tokenizer=tokenizer,
     )
     gc.collect()

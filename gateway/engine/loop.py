@@ -12,11 +12,13 @@ import torch
 
 from gateway.engine.generation import Generation
 from gateway.engine.logprobs import prompt_logprobs, token_logprobs
+from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.sampler import Sampler, sample
 from gateway.engine.scheduler import Scheduler, Work
+from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Delta, Sequence, TokenLogprob
-from gateway.errors import ApiError, InternalError
+from gateway.errors import ApiError, InternalError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +56,35 @@ class NoTokenAllowed(ApiError):
     code = "no_token_allowed"
 
 
+class TooManyTexts(Unavailable):
+    """The queue of texts to be scored is full."""
+
+    code = "too_many_texts"
+
+
+MAX_SCORINGS = 64
+"""Texts that may wait to be scored, the one in work included."""
+
 Piece = tuple[Sequence, Delta | ApiError]
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What the step thread needs of a request beside its sequence."""
+    """What the step thread needs of an answer beside its sequence."""
 
     sequence: Sequence
     sampler: Sampler
     output: Output
-    generation: Generation
+    receiver: Generation
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoringJob:
+    """What the step thread needs of a text that is scored."""
+
+    sequence: Sequence
+    receiver: Scoring
     request_id: str
 
 
@@ -75,12 +95,13 @@ class EngineLoop:
     ``call_soon_threadsafe``. A failing step fails the requests in it, and the loop lives on.
     """
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, metrics: EngineMetrics) -> None:
         self._runner = runner
         self._scheduler = scheduler  # step thread
-        self._jobs: dict[Sequence, _Job] = {}  # step thread
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._open: set[Generation] = set()  # event loop
+        self._metrics = metrics  # step thread
+        self._jobs: dict[Sequence, _Job | _ScoringJob] = {}  # step thread
+        self._inbox: queue.SimpleQueue[_Job | _ScoringJob | None] = queue.SimpleQueue()
+        self._open: set[Generation | Scoring] = set()  # event loop
         self._progress_at = time.monotonic()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -108,12 +129,25 @@ class EngineLoop:
     ) -> Generation:
         """Queue a sequence and return its answer to come; the id is for the log."""
         generation = Generation(sequence)
+        sampler = sampler or Sampler(sequence.params)
+        self._enqueue(_Job(sequence, sampler, output, generation, request_id))
+        return generation
+
+    def score(self, scoring: Scoring, *, request_id: str = "-") -> None:
+        """Queue a text to be scored in steps that nothing else needs.
+
+        Raises:
+            TooManyTexts: as many as may wait do so already.
+        """
+        if sum(isinstance(each, Scoring) for each in self._open) >= MAX_SCORINGS:
+            raise TooManyTexts(f"{MAX_SCORINGS} texts wait to be scored already: send it later")
+        self._enqueue(_ScoringJob(scoring.sequence, scoring, request_id))
+
+    def _enqueue(self, job: _Job | _ScoringJob) -> None:
         if not self._open:
             self._progress_at = time.monotonic()
-        self._open.add(generation)
-        sampler = sampler or Sampler(sequence.params)
-        self._inbox.put(_Job(sequence, sampler, output, generation, request_id))
-        return generation
+        self._open.add(job.receiver)
+        self._inbox.put(job)
 
     @property
     def num_unfinished(self) -> int:
@@ -141,12 +175,16 @@ class EngineLoop:
             if job is not None:
                 self._jobs[job.sequence] = job
                 self._scheduler.add(job.sequence)
+                if isinstance(job, _Job):
+                    self._metrics.arrived(job.sequence)
 
     def _step(self) -> None:
         self._drop_cancelled()
         work = self._scheduler.schedule()
         if not work:
             return
+        self._metrics.scheduled(work)
+        began = time.monotonic()
         try:
             for item in work:
                 if item.sequence.cache is None:
@@ -155,6 +193,7 @@ class EngineLoop:
                 [(item.sequence.cache, item.token_ids, item.wanted) for item in work]
             )
             pieces = self._sample(work, logits)
+            self._metrics.stepped(work, time.monotonic() - began)
         except Exception:
             # The border of the step thread: whatever went wrong must not end it.
             ids = ", ".join(self._jobs[item.sequence].request_id for item in work)
@@ -171,7 +210,7 @@ class EngineLoop:
 
     def _drop_cancelled(self) -> None:
         cancelled = [sequence for sequence in self._scheduler if sequence.is_cancelled]
-        self._hand_over([(self._release(sequence), None) for sequence in cancelled])
+        self._hand_over([(self._release(sequence, "abort"), None) for sequence in cancelled])
 
     def _sample(self, work: list[Work], logits: torch.Tensor) -> list[Piece]:
         """Choose a token for each sequence whose prompt is read, and return what it adds.
@@ -185,6 +224,11 @@ class EngineLoop:
         for item in work:
             start, stop = stop, stop + item.wanted
             job = self._jobs[item.sequence]
+            if isinstance(job, _ScoringJob):
+                job.receiver.take(item, logits[start:stop])
+                if not item.sequence.num_pending:
+                    pieces.append((item.sequence, Delta("", finish_reason="stop")))
+                continue
             if item.sequence.logits_from is not None:
                 _score_prompt(item, logits[start:stop])
             if item.samples and not item.sequence.params.max_tokens:
@@ -224,34 +268,32 @@ class EngineLoop:
 
     def _emit(self, pieces: list[Piece]) -> None:
         """Hand the step's pieces over and forget the sequences that they end."""
-        batch: list[tuple[Generation, Delta | ApiError | None]] = []
+        batch: list[tuple[Generation | Scoring, Delta | ApiError | None]] = []
         for sequence, piece in pieces:
-            is_last = not isinstance(piece, Delta) or piece.finish_reason is not None
-            # What a failed step left in a cache may be half a token.
-            keeps_prefix = isinstance(piece, Delta)
-            generation = (
-                self._release(sequence, keeps_prefix=keeps_prefix)
-                if is_last
-                else self._jobs[sequence].generation
-            )
-            batch.append((generation, piece))
+            reason = piece.finish_reason if isinstance(piece, Delta) else "error"
+            receiver = self._jobs[sequence].receiver
+            if reason is not None:
+                self._release(sequence, reason)
+            batch.append((receiver, piece))
         self._hand_over(batch)
 
-    def _release(self, sequence: Sequence, *, keeps_prefix: bool = True) -> Generation:
-        self._scheduler.remove(sequence, keeps_prefix=keeps_prefix)
-        return self._jobs.pop(sequence).generation
+    def _release(self, sequence: Sequence, reason: str) -> Generation | Scoring:
+        self._metrics.ended(sequence, reason)
+        # What a failed step left in a cache may be half a token.
+        self._scheduler.remove(sequence, keeps_prefix=reason != "error")
+        return self._jobs.pop(sequence).receiver
 
-    def _hand_over(self, batch: list[tuple[Generation, Delta | ApiError | None]]) -> None:
+    def _hand_over(self, batch: list[tuple[Generation | Scoring, Delta | ApiError | None]]) -> None:
         if batch and self._events is not None and not self._events.is_closed():
             self._events.call_soon_threadsafe(self._publish, batch)
 
-    def _publish(self, batch: list[tuple[Generation, Delta | ApiError | None]]) -> None:
+    def _publish(self, batch: list[tuple[Generation | Scoring, Delta | ApiError | None]]) -> None:
         """Runs on the event loop; None marks a cancelled request, which waits for nothing."""
-        for generation, piece in batch:
+        for receiver, piece in batch:
             if not isinstance(piece, Delta) or piece.finish_reason is not None:
-                self._open.discard(generation)
+                self._open.discard(receiver)
             if piece is not None:
-                generation.put(piece)
+                receiver.put(piece)
 
 
 def _broken(peak: float) -> BrokenLogits:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,6 +19,13 @@ STREAM_HEADERS = [
 ]
 
 
+class Cancellable(Protocol):
+    """What is stopped when the client leaves."""
+
+    def cancel(self) -> None:
+        """Stop at the next step; harmless at any time."""
+
+
 class PlainReply:
     """All answers as one JSON object."""
 
@@ -28,18 +36,18 @@ class PlainReply:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         choices = self._choices
         deltas: list[list[Delta]] = [[] for _ in choices.generations]
-        async with _cancelled_with_client(choices, receive):
+        async with cancelled_with_client(choices, receive):
             try:
                 async for arrived in choices:
                     for index, delta in arrived:
                         deltas[index].append(delta)
             except ApiError as error:
-                await _send_error(error, send)
+                await send_error(error, send)
                 return
             if any(not given or given[-1].finish_reason is None for given in deltas):
                 return  # cancelled: nobody reads a reply
             body = self._frames.whole(deltas, choices)
-            await _send(send, 200, [(b"content-type", b"application/json")], body)
+            await send_reply(send, 200, [(b"content-type", b"application/json")], body)
 
 
 class StreamedReply:
@@ -57,7 +65,7 @@ class StreamedReply:
         choices = self._choices
         unfinished = len(choices)
         begun: set[int] = set()
-        async with _cancelled_with_client(choices, receive):
+        async with cancelled_with_client(choices, receive):
             try:
                 async for arrived in choices:
                     if not begun:
@@ -69,7 +77,7 @@ class StreamedReply:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             except ApiError as error:
                 if not begun:
-                    await _send_error(error, send)
+                    await send_error(error, send)
                     return
                 await send({"type": "http.response.body", "body": sse_event(error) + DONE})
                 return
@@ -92,29 +100,33 @@ class StreamedReply:
 
 
 @asynccontextmanager
-async def _cancelled_with_client(choices: Choices, receive: Receive) -> AsyncIterator[None]:
+async def cancelled_with_client(asked: Cancellable, receive: Receive) -> AsyncIterator[None]:
     """Cancel the answers when the client leaves, and in any case at the end."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        choices.cancel()
+        asked.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
-        choices.cancel()
+        asked.cancel()
         watcher.cancel()
 
 
-async def _send_error(error: ApiError, send: Send) -> None:
+async def send_error(error: ApiError, send: Send) -> None:
+    """Send an error as a reply."""
     rendered = render(error)
     headers = [(name.encode(), value.encode()) for name, value in rendered.headers.items()]
-    await _send(send, rendered.status, headers, rendered.body)
+    await send_reply(send, rendered.status, headers, rendered.body)
 
 
-async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+async def send_reply(
+    send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """Send a whole reply."""
     length = (b"content-length", str(len(body)).encode())
     await send(_start(status, [*headers, length]))
     await send({"type": "http.response.body", "body": body})

@@ -20,7 +20,9 @@ from starlette.routing import Route
 from gateway.completion import parse_completion
 from gateway.engine.frames import ReplyFrames
 from gateway.engine.generation import Choices
+from gateway.engine.metrics import View
 from gateway.engine.reply import PlainReply, StreamedReply
+from gateway.engine.score_reply import ScoreReply
 from gateway.engine.service import EngineService
 from gateway.errors import (
     ApiError,
@@ -64,6 +66,16 @@ def create_app(service: EngineService) -> Starlette:
             answers = await service.complete(body, request_id=_request_id(request))
         return _reply(body, *answers)
 
+    async def score(request: Request) -> ScoreReply:
+        with service.preparing():
+            fields = parse_object(await _read_body(request))
+            return ScoreReply(*service.score(fields, request_id=_request_id(request)))
+
+    async def metrics(request: Request) -> Response:
+        view: View = "vllm" if request.url.path.endswith("/vllm") else "own"
+        body, content_type = service.metrics.render(request.headers.get("accept", ""), view)
+        return Response(body, headers={"content-type": content_type})
+
     async def models(request: Request) -> Response:
         return _json({"object": "list", "data": [service.model_card()]})
 
@@ -79,6 +91,9 @@ def create_app(service: EngineService) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/engine/info", info, methods=["GET"]),
+            Route("/engine/score", score, methods=["POST"]),
+            Route("/metrics", metrics, methods=["GET"]),
+            Route("/metrics/vllm", metrics, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
         ],
         exception_handlers={

@@ -18,14 +18,17 @@ from gateway.engine.completion_frames import CompletionFrames
 from gateway.engine.generation import Choices
 from gateway.engine.grammar import GrammarCompiler
 from gateway.engine.loop import EngineLoop, ModelRunner
+from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.parameters import ModelLimits, Request, sampling_params
 from gateway.engine.preparation import Preparation, Prepared
 from gateway.engine.sampler import Sampler
+from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Sequence
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import Draining, ModelNotFound
 from gateway.protocol import ChatRequest, EngineInfo
+from gateway.score import parse_score
 
 STALLED_AFTER_S = 60.0
 """The longest step of a slow machine is shorter by far."""
@@ -60,6 +63,7 @@ class EngineService:
 
     description: dict[str, Any]
     loop: EngineLoop
+    metrics: EngineMetrics
     tokenizer: Tokenizer
     is_draining: bool = False
     num_preparing: int = 0  # requests between acceptance and the loop
@@ -169,6 +173,22 @@ class EngineService:
             returns_token_ids=bool(request.return_token_ids),
         )
         return self._submit(prepared, request_id), frames
+
+    def score(self, fields: dict[str, Any], *, request_id: str) -> tuple[Scoring, dict[str, Any]]:
+        """Queue a text to be scored; return its scores to come and what stands beside them.
+
+        Raises:
+            ApiError: the request cannot be honoured, or too many texts wait already.
+        """
+        limits = self.limits
+        request = parse_score(
+            fields, max_model_len=limits.max_model_len, vocab_size=limits.vocab_size
+        )
+        self.check_open(request.model)
+        scoring = Scoring(request)
+        self.loop.score(scoring, request_id=request_id)
+        head = self._head("score") | {"recipe_digest": self.info.recipe_digest}
+        return scoring, head | {"object": "scores", "start": request.start}
 
     def close(self) -> None:
         """End the threads; running requests get nothing more."""

@@ -15,9 +15,10 @@ import httpx
 import torch
 
 from gateway.engine.loop import EngineLoop
+from gateway.engine.metrics import EngineMetrics
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.server import make_server
-from gateway.engine.service import EngineService, describe
+from gateway.engine.service import DescribedRunner, EngineService, describe
 from gateway.engine.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import make_tokenizer
 
@@ -130,19 +131,25 @@ class RunningEngine:
 
     url: str
     service: EngineService
-    runner: FakeRunner
+    runner: Any
     tokenizer: Tokenizer
 
 
 @contextmanager
 def running_engine(
-    runner: FakeRunner, tokenizer: Tokenizer, *, max_num_sequences: int = 4, token_budget: int = 64
+    runner: DescribedRunner,
+    tokenizer: Tokenizer,
+    *,
+    max_num_sequences: int = 4,
+    token_budget: int = 64,
 ) -> Iterator[RunningEngine]:
     """Serve the fake model on a free port, in a thread of its own."""
     scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
+    metrics = EngineMetrics(scheduler, model=MODEL)
     service = EngineService(
         description=describe(runner, served_model_name=MODEL),
-        loop=EngineLoop(runner, scheduler),
+        loop=EngineLoop(runner, scheduler, metrics),
+        metrics=metrics,
         tokenizer=tokenizer,
     )
     listener = socket.create_server(("127.0.0.1", 0))
@@ -160,7 +167,8 @@ def running_engine(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         yield RunningEngine(url, service, runner, tokenizer)
     finally:
-        runner.healed.set()
+        if isinstance(runner, FakeRunner):
+            runner.healed.set()
         server.should_exit = True
         thread.join(20)
         service.close()

@@ -12,6 +12,7 @@ import torch
 
 from gateway.engine.generation import Generation
 from gateway.engine.loop import BrokenLogits, EngineLoop
+from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Delta, SamplingParams, Sequence
@@ -42,7 +43,7 @@ async def running(
 ) -> AsyncIterator[EngineLoop]:
     """Run a loop around the model."""
     scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
-    loop = EngineLoop(runner, scheduler)
+    loop = EngineLoop(runner, scheduler, EngineMetrics(scheduler, model="toy"))
     loop.start(asyncio.get_running_loop())
     try:
         yield loop

@@ -1,0 +1,60 @@
+"""The wire of an engine's scoring route: a text, and candidates for some of its positions."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.errors import ContextLengthExceeded, InvalidRequest
+from gateway.wire import TokenId, Wire, validated
+
+MAX_CANDIDATES = 256
+"""Of one position."""
+
+Candidates = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_CANDIDATES)]
+
+
+class ScoreRequest(Wire):
+    """Body of ``POST /engine/score``.
+
+    Position ``start + i`` is scored for ``candidates[i]``, given all tokens before it; the first
+    token has nothing before it, so ``start`` is 1 at least.
+    """
+
+    model: str = Field(min_length=1)
+    token_ids: list[TokenId] = Field(min_length=1)
+    start: int = Field(ge=1)
+    candidates: list[Candidates] = Field(min_length=1)
+
+
+def parse_score(fields: dict[str, Any], *, max_model_len: int, vocab_size: int) -> ScoreRequest:
+    """Validate the fields of a scoring request.
+
+    Raises:
+        InvalidRequest: names the wrong field in ``param``.
+        ContextLengthExceeded: the text is longer than the model's context.
+    """
+    request = validated(ScoreRequest, fields)
+    read = request.start + len(request.candidates) - 1
+    if read > len(request.token_ids):
+        raise InvalidRequest(
+            f"'candidates' reach to position {read}, but position {len(request.token_ids)}, right "
+            "behind the last token, is the last that can be scored: send fewer, or more tokens",
+            param="candidates",
+        )
+    if read > max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens, and {read} are to be "
+            "read: send a shorter text",
+            param="token_ids",
+        )
+    largest = {
+        "token_ids": max(request.token_ids),
+        "candidates": max(map(max, request.candidates)),
+    }
+    for name, token_id in largest.items():
+        if token_id >= vocab_size:
+            raise InvalidRequest(
+                f"{name!r} holds the token id {token_id}: the vocabulary ends at {vocab_size - 1}",
+                param=name,
+            )
+    return request
