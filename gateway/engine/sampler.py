@@ -26,7 +26,7 @@ class Sampler:
         constraint: Constraint | None = None,
     ) -> None:
         self.params = params
-        self.candidates = Candidates(params)
+        self._candidates = Candidates(params)
         self._constraint = constraint
         self._penalties = (
             Penalties(params, prompt_ids=prompt_ids, eos_ids=eos_ids)
@@ -41,6 +41,11 @@ class Sampler:
             self._penalties.apply(row)
         if self._constraint is not None:
             self._constraint.apply(row)
+
+    def draw(self, row: torch.Tensor, peak: float) -> int:
+        """Return a token drawn from the logits ``row`` [vocab], whose largest is ``peak``."""
+        # Shifted first, so that a tiny temperature cannot overflow.
+        return self._candidates.draw(((row - peak) / self.params.temperature).softmax(0))
 
     def push(self, token_id: int) -> None:
         """Remember the token that was chosen."""
@@ -72,11 +77,8 @@ def sample(
             edited.append(row)
         elif not sampler.params.is_greedy:
             plain.append(row)
-    if plain:
-        rows = logits if len(plain) == len(samplers) else logits[plain]
-        drawn = _draw([samplers[row] for row in plain], rows, [peaks[row] for row in plain])
-        for row, token_id in zip(plain, drawn, strict=True):
-            token_ids[row] = token_id
+    for row in plain:
+        token_ids[row] = samplers[row].draw(logits[row], peaks[row])
     if edited:
         found = _sample_edited([samplers[row] for row in edited], logits[edited])
         for row, choice in zip(edited, found, strict=True):
@@ -91,39 +93,9 @@ def _sample_edited(samplers: Items[Sampler], logits: torch.Tensor) -> list[int |
     columns = logits.max(dim=1)
     peaks: list[float] = columns.values.tolist()
     found: list[int | None] = list(columns.indices.tolist())
-    drawn: list[int] = []
     for row, sampler in enumerate(samplers):
         if peaks[row] == float("-inf"):
             found[row] = None
         elif not sampler.params.is_greedy:
-            drawn.append(row)
-    if drawn:
-        chosen = _draw([samplers[r] for r in drawn], logits[drawn], [peaks[r] for r in drawn])
-        for row, token_id in zip(drawn, chosen, strict=True):
-            found[row] = token_id
+            found[row] = sampler.draw(logits[row], peaks[row])
     return found
-
-
-def _draw(samplers: Items[Sampler], logits: torch.Tensor, peaks: Items[float]) -> list[int]:
-    """Return a token for each row, drawn under its temperature from its candidates."""
-    temperatures = torch.tensor([[sampler.params.temperature] for sampler in samplers])
-    # Shifted first, so that a tiny temperature cannot overflow.
-    shifted = (logits - torch.tensor(peaks).unsqueeze(1)).div_(temperatures)
-    probabilities = shifted.softmax(1)
-    chosen = [0] * len(samplers)
-    by_size: dict[int, list[int]] = {}
-    for row, sampler in enumerate(samplers):
-        size = sampler.candidates.num_ranked(probabilities.shape[1])
-        by_size.setdefault(size, []).append(row)
-    for size, rows in by_size.items():
-        if not size:
-            for row in rows:
-                chosen[row] = samplers[row].candidates.draw_any(probabilities[row])
-            continue
-        some = probabilities if len(rows) == len(samplers) else probabilities[rows]
-        ranked, ids = some.topk(size)
-        for place, row in enumerate(rows):
-            chosen[row] = samplers[row].candidates.draw(
-                ranked[place], ids[place], probabilities[row]
-            )
-    return chosen

@@ -73,6 +73,21 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: set[int
     assert set(draw(LOGITS, 3000, top_p=top_p, seed=3)) == kept
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 8.0])
+@pytest.mark.parametrize("top_k", [2, 300, 5000, 30_000])
+def test_top_k_of_any_size_is_exact_in_a_large_vocabulary(spread: float, top_k: int) -> None:
+    """The k most probable are found whether they lie near the peak or far below it."""
+    logits = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * spread
+    ranked = logits.softmax(0).sort(descending=True).values
+
+    tokens = draw(logits, 100, top_k=top_k, temperature=2.0, seed=5)
+
+    lowest = float(ranked[min(top_k, 20_000) - 1])
+    probabilities = logits.softmax(0)
+    assert all(float(probabilities[token]) >= lowest for token in tokens)
+    assert len(set(tokens)) <= top_k
+
+
 def test_top_p_counts_within_top_k() -> None:
     """With both limits, p is a share of what top-k left."""
     logits = torch.zeros(10)
