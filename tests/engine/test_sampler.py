@@ -250,7 +250,7 @@ def test_a_batch_samples_each_row_as_if_it_were_alone() -> None:
     """Whatever stands beside it, a row gets the tokens of its own parameters and seed."""
     generator = torch.Generator().manual_seed(3)
     steps = [torch.randn(7, 5000, generator=generator) * 3 for _ in range(6)]
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"seed": 1},
         {"seed": 2, "top_p": 0.9, "temperature": 0.7},
