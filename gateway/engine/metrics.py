@@ -37,7 +37,7 @@ RUNNING = Series("sequences_running", "num_requests_running", "Sequences that ho
 WAITING = Series("sequences_waiting", "num_requests_waiting",
                  "Sequences that wait for pages or for others to end.")
 CACHE_USAGE = Series("kv_cache_usage_ratio", "kv_cache_usage_perc",
-                     "Share of the cache's pages that are taken, shared prefixes included, 0 to 1.")
+                     "Share of the cache's pages that sequences hold, 0 to 1.")
 PAGES = Series("kv_cache_pages", None, "Pages that the cache's memory holds.")
 PREFIX_QUERIES = Series("prefix_cache_queries_total", "prefix_cache_queries_total",
                         "Prompt tokens that were looked up among earlier ones.")
@@ -157,7 +157,7 @@ class _SchedulerView(Collector):
         gauges = {
             RUNNING: scheduler.num_running,
             WAITING: scheduler.num_waiting,
-            CACHE_USAGE: pages.used / pages.sizes.total,
+            CACHE_USAGE: scheduler.num_held_pages / pages.sizes.total,
             PAGES: pages.sizes.total,
         }
         for series, value in gauges.items():

@@ -32,17 +32,23 @@ class PrefixCache:
     def __init__(self) -> None:
         self._prefixes: OrderedDict[Prefix, tuple[int, ...]] = OrderedDict()
         self._by_hash: dict[int, dict[Prefix, None]] = {}
+        self.num_pages = 0
+        """Pages that can be had back by forgetting."""
 
     def add(self, prefix: Prefix) -> None:
         """Remember a prefix; one shorter than a page is never found."""
         chain = tuple(_chain(prefix.token_ids))
         self._prefixes[prefix] = chain
+        self.num_pages += prefix.num_pages
         for link in chain:
             self._by_hash.setdefault(link, {})[prefix] = None
 
     def discard(self, prefix: Prefix) -> None:
         """Forget a prefix; an unknown one is ignored."""
-        for link in self._prefixes.pop(prefix, ()):
+        if prefix not in self._prefixes:
+            return
+        self.num_pages -= prefix.num_pages
+        for link in self._prefixes.pop(prefix):
             sharers = self._by_hash[link]
             del sharers[prefix]
             if not sharers:

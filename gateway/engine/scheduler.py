@@ -100,6 +100,12 @@ class Scheduler:
         """Return how many sequences wait for pages or for one of the others to end."""
         return len(self._waiting)
 
+    @property
+    def num_held_pages(self) -> int:
+        """Return the pages of sequences; those of other prefixes are as good as free."""
+        kept = 0 if self._prefixes is None else self._prefixes.num_pages
+        return self.pages.used - kept
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind all others of its kind."""
         (self._background if sequence.is_background else self._waiting).append(sequence)

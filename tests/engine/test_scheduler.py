@@ -173,6 +173,17 @@ def test_pages_are_taken_as_tokens_come_and_all_given_back() -> None:
     assert scheduler.pages.used == 0
 
 
+def test_pages_of_prefixes_count_as_free() -> None:
+    """What nobody runs on is taken, but held by no sequence."""
+    scheduler = Scheduler(sizes=PageSizes(total=10))
+    sequence = make_sequence(3 * PAGE_TOKENS, max_tokens=1)
+    scheduler.add(sequence)
+    step(scheduler)
+    assert (scheduler.pages.used, scheduler.num_held_pages) == (3, 3)
+    scheduler.remove(sequence)
+    assert (scheduler.pages.used, scheduler.num_held_pages) == (3, 0)
+
+
 def test_a_sequence_waits_until_its_pages_are_free() -> None:
     """Admission is by pages, not by the count of sequences alone."""
     scheduler = Scheduler(sizes=PageSizes(total=4), shares_prefixes=False)
