@@ -14,7 +14,10 @@ from compression.packed import Bf16Linear, PackedLinear
 _PROBE_ROWS = 1024
 _FEW, _MANY = 16, 128
 NEVER = 1 << 30
-"""The row count to set where the dense product never wins."""
+"""The row count to set where the dense product shall not be taken."""
+_LATEST = 256
+"""Whatever is timed on a busy machine: so many rows are multiplied densely, and long texts are read by
+the same kernels at every start."""
 
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5
@@ -117,9 +120,9 @@ def _crossover(linear: PackedLinear) -> int:
     dense_many = _seconds(linear, _MANY, dense_from=1)
     dense_per_row = max(0.0, (dense_many - dense_few) / (_MANY - _FEW))
     if packed_per_row <= dense_per_row:
-        return NEVER
+        return _LATEST
     unpacking = dense_few - dense_per_row * _FEW
-    return max(2, round(unpacking / (packed_per_row - dense_per_row)))
+    return min(_LATEST, max(2, round(unpacking / (packed_per_row - dense_per_row))))
 
 
 def _seconds(linear: PackedLinear, count: int, *, dense_from: int) -> float:
