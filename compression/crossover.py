@@ -16,8 +16,8 @@ _FEW, _MANY = 16, 128
 NEVER = 1 << 30
 """The row count to set where the dense product shall not be taken."""
 _LATEST = 256
-"""Whatever is timed on a busy machine: so many rows are multiplied densely, and long texts are read by
-the same kernels at every start."""
+"""Whatever is timed on a busy machine: so many rows are multiplied densely, and long texts are
+read by the same kernels at every start."""
 
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5
