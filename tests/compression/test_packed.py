@@ -173,8 +173,9 @@ def test_speed_is_of_the_same_kernel_and_shape(name: str) -> None:
 
 
 def test_speed_follows_the_size() -> None:
-    """A weight of 1,500 times the size takes visibly longer, so something real was timed."""
+    """A weight of 8,000 times the size takes longer on any machine, so something real was timed."""
     small = measure_speed(make("int8", 16, 64)[0])
-    large = measure_speed(make("int8", 1024, 1536)[0])
-    assert large.microseconds > 2 * small.microseconds
-    assert large.bf16_microseconds > 2 * small.bf16_microseconds
+    large = measure_speed(make("int8", 64, 2048)[0], rows=4096)
+    assert large.shape == (4096, 2048)
+    assert large.microseconds > small.microseconds
+    assert large.bf16_microseconds > small.bf16_microseconds
