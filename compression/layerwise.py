@@ -126,9 +126,12 @@ class LayerStream:
         length = hidden.shape[1]
         places = torch.arange(length).unsqueeze(0)
         embeddings = self._rotary(hidden[:1], places)
+        windows = self._facts.architecture.windows
+        indices = [each.layer_idx for each in layer.modules() if hasattr(each, "layer_idx")]
+        mask = _window_mask(length, windows[int(indices[0])]) if indices else None
         for batch in torch.split(hidden, max(1, _BATCH_TOKENS // length)):
             with torch.no_grad():
-                output = layer(batch, attention_mask=None, position_embeddings=embeddings)
+                output = layer(batch, attention_mask=mask, position_embeddings=embeddings)
             yield output
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -151,3 +154,11 @@ class LayerStream:
             table = self._weights.rows(name, torch.arange(start, stop)).to(torch.float32)
             parts.append(normed @ table.T)
         return torch.cat(parts, dim=-1)
+
+
+def _window_mask(length: int, window: int | None) -> Tensor | None:
+    """Return ``[1, 1, length, length]`` of what a query may see; None where that is all before."""
+    if window is None or length <= window:
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool)
+    return seen.tril().triu(1 - window)[None, None]

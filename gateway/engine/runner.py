@@ -127,8 +127,7 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
     torch.set_num_threads(1)
     with torch.inference_mode(), Checkpoint(directory) as checkpoint:
         architecture = read_architecture(checkpoint)
-        context = architecture.max_position_embeddings
-        length = min(max_model_len or DEFAULT_MAX_MODEL_LEN, context)
+        length = min(max_model_len or DEFAULT_MAX_MODEL_LEN, architecture.context)
         decoder = assemble(checkpoint, architecture, length)
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         tune(linears(decoder))
