@@ -203,7 +203,11 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
         qk_norm=family.qk_norm,
         rope=rope,
         windows=parse_windows(
-            config, family.windows, num_layers=num_layers, context=rope.context(context), where=where
+            config,
+            family.windows,
+            num_layers=num_layers,
+            context=rope.context(context),
+            where=where,
         ),
     )
 

@@ -128,9 +128,7 @@ def _stretch(given: Mapping[str, Any], original: int, context: int, where: str) 
     return context / original if factor is None else read_number("factor", factor, where)
 
 
-def _yarn(
-    given: Mapping[str, Any], theta: float, original: int, context: int, where: str
-) -> Rope:
+def _yarn(given: Mapping[str, Any], theta: float, original: int, context: int, where: str) -> Rope:
     """YaRN, Peng et al. 2023 (arXiv 2309.00071)."""
 
     def optional(name: str) -> float | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from compression.architecture import Architecture
 from compression.kv.codec import KvCodec, Storage
 from compression.kv.plain import PlainCodec
+from compression.kv.shape import KvShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Cache:
     """Room for ``max_tokens`` positions; memory is touched only as they are filled."""
 
     def __init__(
-        self, architecture: Architecture, codecs: Sequence[LayerCodecs], max_tokens: int
+        self, architecture: KvShape, codecs: Sequence[LayerCodecs], max_tokens: int
     ) -> None:
         self.max_tokens = max_tokens
         self.length = 0

@@ -77,7 +77,30 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
+        self.max_tokens = max_tokens
         self._rotation = Rotation(architecture, max_tokens)
+
+    @property
+    def linears(self) -> list[PackedLinear]:
+        """Return every distinct linear layer, embedding and head included."""
+        inner = [
+            linear
+            for layer in self.layers
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        ]
+        tables: list[PackedLinear] = [self.embedding]
+        if self.head is not self.embedding:
+            tables.append(self.head)
+        return inner + tables
+
+    @property
+    def other_weights(self) -> tuple[int, int]:
+        """Return the bytes and the number of all weights outside :attr:`linears`."""
+        norms = [self.norm]
+        for layer in self.layers:
+            norms += [layer.input_norm, layer.post_norm]
+            norms += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
+        return sum(norm.weight_bytes for norm in norms), sum(norm.num_weights for norm in norms)
 
     def hidden(self, batch: Sequence[tuple[Cache, list[int]]]) -> Tensor:
         """Append token ids to caches and return the final hidden states ``[m, hidden]`` of all.

@@ -199,4 +199,6 @@ def test_absent_window_is_the_familys_default(tmp_path: Path) -> None:
     config = read_config(directory) | {"max_position_embeddings": 8192}
     del config["sliding_window"]
     assert parse_architecture(config, where="test").windows == (4096, 4096)
-    assert parse_architecture(config | {"sliding_window": None}, where="test").windows == (None,) * 2
+    assert (
+        parse_architecture(config | {"sliding_window": None}, where="test").windows == (None,) * 2
+    )

@@ -14,7 +14,6 @@ from compression.packed import Int8DynamicLinear, Int8Linear
 from compression.packed.int8_dynamic import round_tokens
 from compression.prepare import build_to
 from compression.weights.nf4 import Nf4Codes, quantize_nf4
-from gateway.engine.assembly import linears
 from gateway.engine.runner import Runner, load_runner
 from tests.checkpoints import make_tiny_checkpoint
 
@@ -77,7 +76,7 @@ def test_artifacts_are_served_as_what_they_are(tmp_path: Path, family: str, reci
         assert info["schemes"] == {"nf4-b64": 8, "int8-rows": 1}
         assert info["kernels"]["nf4-b64"].startswith("nf4-")
     else:
-        layers = linears(runner.decoder)
+        layers = runner.decoder.linears
         assert [type(layer) for layer in layers] == [Int8DynamicLinear] * 8 + [Int8Linear]
         assert info["schemes"] == {"int8-rows": 9}
         assert info["kernels"] == {"int8-rows": "int8pack, int8pack-a8"}
