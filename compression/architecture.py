@@ -164,8 +164,8 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
     if family is None:
         known = ", ".join(FAMILIES)
         raise UnsupportedArchitecture(
-            f"{where}: architecture {name!r} is not supported by the embedded engine: use a "
-            f"checkpoint of {known}, or `narrowgate build` it and serve that with vLLM"
+            f"{where}: architecture {name!r} is not known by heart, as this needs: use a "
+            f"checkpoint of {known}"
         )
     context = read_size(config, "max_position_embeddings", where)
     _refuse_features(config, where=where)

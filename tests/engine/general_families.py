@@ -1,8 +1,12 @@
 """Tiny configs of architectures that the engine runs through transformers' modelling."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+
+from tests.checkpoints import make_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -136,3 +140,22 @@ def make_config(family: str) -> Any:
     """Return a tiny config of one of :data:`FAMILIES`."""
     name, values = FAMILIES[family]
     return getattr(transformers, name)(**values)
+
+
+def save_model(family: str, directory: Path) -> Path:
+    """Save a checkpoint with random weights that all matter to the logits."""
+    model = transformers.AutoModelForCausalLM.from_config(make_config(family))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.dim() == 1:
+                    parameter.copy_(0.2 * noise + (name == "weight"))
+                elif isinstance(module, torch.nn.Embedding):
+                    parameter.copy_(0.3 * noise)
+                else:
+                    parameter.copy_(1.5 * noise / 64**0.5)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return directory

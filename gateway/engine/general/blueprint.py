@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import CONFIG_MAPPING, DynamicCache
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -73,7 +73,8 @@ def _refusal(raw: dict[str, Any]) -> str | None:
     """Return why a config.json is refused, if it is."""
     if raw.get("is_encoder_decoder"):
         return "it has an encoder, and only decoders are served: use a decoder-only checkpoint"
-    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}) and not raw.get("model_type"):
+    auto_map = raw.get("auto_map")
+    if auto_map and raw.get("model_type") not in CONFIG_MAPPING:
         return "it runs code from the checkpoint, which is never done here: serve it with vLLM"
     if raw.get("kv_lora_rank"):
         return "its attention caches latents (MLA), not keys and values: serve it with vLLM"
