@@ -43,9 +43,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 7,
             "query_pre_attn_scalar": 24,
             "attn_logit_softcapping": 2.0,
-            "final_logit_softcapping": 3.0,
+            "final_logit_softcapping": 8.0,
         },
     ),
+    "gemma2, wide heads": ("Gemma2Config", GROUPED | {"head_dim": 32, "sliding_window": 7}),
     "gemma3": (
         "Gemma3TextConfig",
         GROUPED

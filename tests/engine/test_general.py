@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+from transformers import AutoModelForCausalLM
 
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
 from compression.events import ignore
+from compression.loading import Checkpoint
 from compression.prepare import build_to
 from gateway.engine.general.decoder import GeneralDecoder
 from gateway.engine.runner import Runner, load_runner
@@ -21,11 +22,8 @@ from tests.engine.test_decoder import FLOOR, kld
 
 IDS = [(7 * i * i + 3 * i + 1) % 320 for i in range(40)]
 SIZES = [20, 7, *[1] * 13]
-MARGIN = 0.4
-"""Logits by which the first token leads the second where bf16 cannot turn them round."""
-
-# transformers warns of what is asked for here: another way of loading than the artifact's default.
-pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+MARGIN = 0.16
+"""By which the first token leads the second where bf16 cannot turn them round; in their spread."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +37,26 @@ def load(directory: Path) -> Runner:
     return load_runner(directory, threads=1, max_model_len=None)
 
 
-def reference(directory: Path, **options: Any) -> torch.Tensor:
+def reference(directory: Path) -> torch.Tensor:
     """Return transformers' float32 logits ``[40, vocab]`` of ``IDS``, with eager attention."""
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", **options
+        directory, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([IDS]), use_cache=False).logits[0]
+    return logits
+
+
+def dequantized(source: Path, artifact: Path, names: list[str]) -> torch.Tensor:
+    """Return the same of the source with what the artifact's codes stand for, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad(), Checkpoint(artifact) as checkpoint:
+        for name in names:
+            weight = checkpoint.weight(name)
+            dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+            model.get_parameter(name).copy_(dense)
         logits: torch.Tensor = model(torch.tensor([IDS]), use_cache=False).logits[0]
     return logits
 
@@ -68,7 +80,7 @@ def require_same(expected: torch.Tensor, result: torch.Tensor, *, num_flips: int
     expected, result = expected[best], result[best]
     assert kld(expected, result) < 2 * FLOOR
     top = expected.topk(2, dim=-1)
-    is_clear = top.values[:, 0] - top.values[:, 1] > MARGIN
+    is_clear = top.values[:, 0] - top.values[:, 1] > MARGIN * expected.std()
     assert is_clear.sum() > len(expected) / 8
     assert torch.equal(top.indices[is_clear, 0], result.argmax(-1)[is_clear])
 
@@ -95,6 +107,19 @@ def test_batch_equals_one_by_one(tmp_path: Path) -> None:
         assert kld(expected.unsqueeze(0), row.unsqueeze(0)) < FLOOR
 
 
+def test_dynamic_scaling_follows_one_text(tmp_path: Path) -> None:
+    """Beyond the original length a text is turned by its own length, whatever ran before it."""
+    directory = save_model("gemma", tmp_path / "model")
+    path = directory / "config.json"
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0}
+    changes = {"max_position_embeddings": 16, "rope_parameters": rope}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    runner = load(directory)
+    assert runner.max_model_len == 64
+    runner.score([5] * 60)
+    require_same(reference(directory), runner.score(IDS))
+
+
 @pytest.mark.parametrize(
     ("recipe", "label"), [("int8", "int8-rows"), ("int4-fast", "int4-g32-asym")]
 )
@@ -105,11 +130,12 @@ def test_artifacts_are_served_packed(tmp_path: Path, family: str, recipe: str, l
     built = build_to(str(source), recipe, None, tmp_path / "out", ignore)
     assert built.manifest is not None
     runner = load(tmp_path / "out")
-    dense = CompressedTensorsConfig(dequantize=True)
-    expected = reference(tmp_path / "out", quantization_config=dense)
-    assert kld(expected, stepwise(runner)) < 5 * FLOOR
-    assert kld(reference(source), expected) > 10 * kld(expected, runner.score(IDS))
-    quantized = [each for each in built.manifest.tensors if each.relative_error is not None]
+    quantized = [each.name for each in built.manifest.tensors if each.relative_error is not None]
+    expected = dequantized(source, tmp_path / "out", quantized)
+    num_flips = 4 if "experts" in str(FAMILIES[family][1]) else 0
+    require_same(expected, runner.score(IDS), num_flips=num_flips)
+    require_same(expected, stepwise(runner), num_flips=num_flips)
+    assert kld(reference(source), expected) > 5 * kld(expected, runner.score(IDS))
     info = runner.info()
     assert info["schemes"][label] == len(quantized)
     assert info["weights_bytes"] < info["weights_bytes_before"]
@@ -127,9 +153,9 @@ def test_nf4_artifact_is_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scheme", "low", "high"), [("int8", 1e-7, 0.01), ("int4", 1e-4, 0.5)])
 def test_quantized_cache_is_used(tmp_path: Path, scheme: str, low: float, high: float) -> None:
     """Keys and values are kept as the recipe asks, and the logits show it."""
-    source = save_model("gemma2", tmp_path / "source")
+    source = save_model("gemma2, wide heads", tmp_path / "source")
     recipe = tmp_path / "mine.yaml"
-    group = ", group_size: 16" if scheme == "int4" else ""
+    group = ", group_size: 32" if scheme == "int4" else ""
     kind = f"{{scheme: {scheme}{group}}}"
     recipe.write_text(f"weights: {{scheme: int8}}\nkv_cache: {{key: {kind}, value: {kind}}}\n")
     build_to(str(source), str(recipe), None, tmp_path / "out", ignore)
