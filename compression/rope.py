@@ -89,13 +89,20 @@ def parse_rope(config: Mapping[str, Any], *, head_dim: int, context: int, where:
     original = read_size(holder, "original_max_position_embeddings", where, default=context)
     match kind:
         case "dynamic":
-            return Rope(kind, theta, original_length=context, **numbers)
+            return Rope(kind, theta, numbers["factor"], original_length=context)
         case "yarn":
             return _yarn(given, theta, original, context, where)
         case "longrope":
             return _longrope(given, theta, original, context, head_dim // 2, where)
         case _:
-            return Rope(kind, theta, original_length=original, **numbers)
+            return Rope(
+                kind,
+                theta,
+                factor=numbers.get("factor", 1.0),
+                original_length=original,
+                low_freq_factor=numbers.get("low_freq_factor", 1.0),
+                high_freq_factor=numbers.get("high_freq_factor", 1.0),
+            )
 
 
 def _entry(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:

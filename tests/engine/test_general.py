@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,16 @@ def test_artifacts_are_served_packed(tmp_path: Path, family: str, recipe: str, l
     built = build_to(str(source), recipe, None, tmp_path / "out", ignore)
     assert built.manifest is not None
     runner = load(tmp_path / "out")
-    quantized = [each.name for each in built.manifest.tensors if each.relative_error is not None]
-    expected = dequantized(source, tmp_path / "out", quantized)
+    quantized = [each for each in built.manifest.tensors if each.relative_error is not None]
+    expected = dequantized(source, tmp_path / "out", [each.name for each in quantized])
     num_flips = 4 if "experts" in str(FAMILIES[family][1]) else 0
     require_same(expected, runner.score(IDS), num_flips=num_flips)
     require_same(expected, stepwise(runner), num_flips=num_flips)
     assert kld(reference(source), expected) > 5 * kld(expected, runner.score(IDS))
     info = runner.info()
-    assert info["schemes"][label] == len(quantized)
+    live = {scheme: count for scheme, count in info["schemes"].items() if scheme != "none"}
+    assert live == Counter(each.applied for each in quantized)
+    assert live[label] > 2 * 4
     assert info["weights_bytes"] < info["weights_bytes_before"]
 
 
