@@ -28,7 +28,7 @@ EXPERTS: dict[str, Any] = GROUPED | {
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 500.0,
-    "original_max_position_embeddings": 16,
+    "original_max_position_embeddings": 24,
     "short_factor": [1.0, 1.1, 1.2, 1.5, 1.5, 2.0, 2.0, 2.0],
     "long_factor": [1.0, 1.5, 2.0, 4.0, 6.0, 8.0, 9.0, 9.5],
 }
@@ -60,7 +60,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", GROUPED),
     "phi3, longrope": (
         "Phi3Config",
-        GROUPED | {"original_max_position_embeddings": 16, "rope_parameters": LONG},
+        GROUPED | {"original_max_position_embeddings": 24, "rope_parameters": LONG},
     ),
     "phi3, window": ("Phi3Config", GROUPED | {"sliding_window": 7}),
     "gpt_neox": ("GPTNeoXConfig", SIZES),
