@@ -31,7 +31,6 @@ from compression.kv.rotated import RotatedCodec
 from compression.recipe import Calibration, KvCache
 from compression.schemes import KvFp8, KvInt4, KvInt8
 from compression.tokenizer_file import load_tokenizer
-from gateway.engine.assembly import linears
 from gateway.engine.cache import LayerCodecs
 from gateway.engine.decode_speed import decode_ms
 from gateway.engine.kv_codecs import make_codecs
@@ -136,7 +135,7 @@ def unrotated(codec: KvCodec) -> KvCodec:
 @contextmanager
 def f32_arithmetic(runner: Runner) -> Iterator[None]:
     """Let every linear layer multiply in f32, so that nothing but the cache is rounded."""
-    before = [(each, each.dense_dtype, each.dense_from) for each in linears(runner.decoder)]
+    before = [(each, each.dense_dtype, each.dense_from) for each in runner.decoder.linears]
     for linear, _, _ in before:
         linear.dense_dtype, linear.dense_from = torch.float32, 1
     try:

@@ -1,14 +1,16 @@
 """What a checkpoint's config.json says about its shape: the decoder families this project knows."""
 
 import json
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from compression.config_values import read_flag, read_number, read_size, refusal
 from compression.errors import CorruptCheckpoint, SourceError, UnsupportedArchitecture
+from compression.rope import Rope, parse_rope
+from compression.windows import WindowRule, parse_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,49 +25,25 @@ class Family:
     """`attention_bias` alone is honoured."""
     qk_norm: bool = False
     """Queries and keys are RMS-normalized per head before the rotation."""
+    head_dim: int | None = None
+    """What an absent ``head_dim`` stands for; None for hidden size over heads."""
+    windows: WindowRule = "none"
+    """Which layers may have a sliding window."""
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "LlamaForCausalLM": Family(optional_bias=True),
-        "MistralForCausalLM": Family(),
-        "Qwen2ForCausalLM": Family(qkv_bias=True),
-        "Qwen3ForCausalLM": Family(attention_bias=True, qk_norm=True),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """The rotary position embedding: its base and how a longer context is reached."""
-
-    kind: str
-    """``default``, ``linear`` or ``llama3``."""
-    theta: float
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-    original_max_position_embeddings: float = 1.0
-
-
-_ROPE_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
+        "MistralForCausalLM": Family(windows="all"),
+        "Qwen2ForCausalLM": Family(qkv_bias=True, windows="listed"),
+        "Qwen3ForCausalLM": Family(
+            attention_bias=True, qk_norm=True, head_dim=128, windows="listed"
         ),
     }
 )
-"""What each kind needs besides ``rope_theta``, in the order of :class:`Rope`'s fields."""
 
 _MAX_LAYERS = 10_000
-_MAX_SIZE = 2**31
-_MAX_NUMBER = 1e30
-"""All far above any real model: a damaged count must not fill the memory with tensor names."""
+"""Far above any real model: a damaged count must not fill the memory with tensor names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +66,13 @@ class Architecture:
     mlp_bias: bool
     qk_norm: bool
     rope: Rope
+    windows: tuple[int | None, ...]
+    """How many positions each layer's queries see, their own included; None for all."""
+
+    @property
+    def context(self) -> int:
+        """Return how many positions the model can be used for, its scaling included."""
+        return self.rope.context(self.max_position_embeddings)
 
     def linears(self, layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield ``(module path, [rows, columns])`` of one layer's linear modules."""
@@ -179,14 +164,14 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
     if family is None:
         known = ", ".join(FAMILIES)
         raise UnsupportedArchitecture(
-            f"{where}: architecture {name!r} is not supported by the embedded engine: use a "
-            f"checkpoint of {known}, or `narrowgate build` it and serve that with vLLM"
+            f"{where}: architecture {name!r} is not known by heart, as this needs: use a "
+            f"checkpoint of {known}"
         )
-    context = _size(config, "max_position_embeddings", where)
-    _refuse_features(config, context=context, where=where)
-    heads = _size(config, "num_attention_heads", where)
-    hidden = _size(config, "hidden_size", where)
-    kv_heads = _size(config, "num_key_value_heads", where, default=heads)
+    context = read_size(config, "max_position_embeddings", where)
+    _refuse_features(config, where=where)
+    heads = read_size(config, "num_attention_heads", where)
+    hidden = read_size(config, "hidden_size", where)
+    kv_heads = read_size(config, "num_key_value_heads", where, default=heads)
     if heads % kv_heads:
         raise CorruptCheckpoint(
             f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
@@ -195,32 +180,35 @@ def parse_architecture(config: Mapping[str, Any], *, where: str) -> Architecture
         raise CorruptCheckpoint(
             f"{where}: num_attention_heads {heads} is more than hidden_size {hidden}"
         )
-    attention_bias = _flag(config, "attention_bias", where)
+    head_dim = read_size(config, "head_dim", where, default=family.head_dim or hidden // heads)
+    num_layers = read_size(config, "num_hidden_layers", where, limit=_MAX_LAYERS)
+    rope = parse_rope(config, head_dim=head_dim, context=context, where=where)
+    attention_bias = read_flag(config, "attention_bias", where)
     honoured = family.optional_bias or family.attention_bias
     return Architecture(
         name=name,
-        vocab_size=_size(config, "vocab_size", where),
+        vocab_size=read_size(config, "vocab_size", where),
         hidden_size=hidden,
-        intermediate_size=_size(config, "intermediate_size", where),
-        num_layers=_size(config, "num_hidden_layers", where, limit=_MAX_LAYERS),
+        intermediate_size=read_size(config, "intermediate_size", where),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=_size(config, "head_dim", where, default=hidden // heads),
+        head_dim=head_dim,
         max_position_embeddings=context,
-        rms_norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), where),
-        tied=_flag(config, "tie_word_embeddings", where),
+        rms_norm_eps=read_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), where),
+        tied=read_flag(config, "tie_word_embeddings", where),
         qkv_bias=family.qkv_bias or (honoured and attention_bias),
         output_bias=honoured and attention_bias,
-        mlp_bias=_flag(config, "mlp_bias", where) and family.optional_bias,
+        mlp_bias=read_flag(config, "mlp_bias", where) and family.optional_bias,
         qk_norm=family.qk_norm,
-        rope=_rope(config, where=where),
-    )
-
-
-def _refusal(key: str, value: object, where: str, wanted: str) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{where}: config.json has {key} = {reprlib.repr(value)}, not {wanted}: "
-        "fetch the checkpoint again"
+        rope=rope,
+        windows=parse_windows(
+            config,
+            family.windows,
+            num_layers=num_layers,
+            context=rope.context(context),
+            where=where,
+        ),
     )
 
 
@@ -229,82 +217,15 @@ def _name(config: Mapping[str, Any], where: str) -> str:
         case [str(name), *_]:
             return name
         case other:
-            raise _refusal("architectures", other, where, "a list such as ['LlamaForCausalLM']")
+            raise refusal("architectures", other, where, "a list such as ['LlamaForCausalLM']")
 
 
-def _size(
-    config: Mapping[str, Any],
-    key: str,
-    where: str,
-    *,
-    default: int | None = None,
-    limit: int = _MAX_SIZE,
-) -> int:
-    """Return a whole number in 1..limit; ``default`` stands in for an absent or null one."""
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if type(value) is int and 0 < value <= limit:
-        return value
-    raise _refusal(key, value, where, f"a whole number from 1 to {limit}")
-
-
-def _number(name: str, value: Any, where: str) -> float:
-    if type(value) in {int, float} and 0 < value <= _MAX_NUMBER:  # so not NaN
-        return float(value)
-    raise _refusal(name, value, where, "a number above 0")
-
-
-def _flag(config: Mapping[str, Any], key: str, where: str, *, default: bool = False) -> bool:
-    value = config.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise _refusal(key, value, where, "true or false")
-    return value
-
-
-def _refuse_features(config: Mapping[str, Any], *, context: int, where: str) -> None:
+def _refuse_features(config: Mapping[str, Any], *, where: str) -> None:
     require_unquantized(config, where=where)
     activation = config.get("hidden_act", "silu")
     if not isinstance(activation, str):
-        raise _refusal("hidden_act", activation, where, "the name of an activation")
+        raise refusal("hidden_act", activation, where, "the name of an activation")
     if activation not in {"silu", "swish"}:
         raise UnsupportedArchitecture(
             f"{where}: hidden_act {activation!r} is not supported: only 'silu' is"
         )
-    window = config.get("sliding_window") or 0
-    if type(window) is not int or window < 0:
-        raise _refusal("sliding_window", window, where, "a whole number or null")
-    is_used = _flag(config, "use_sliding_window", where, default="use_sliding_window" not in config)
-    if is_used and 0 < window < context:
-        raise UnsupportedArchitecture(
-            f"{where}: sliding_window {window} is not supported: use a model with full attention"
-        )
-
-
-def _rope(config: Mapping[str, Any], *, where: str) -> Rope:
-    given = _rope_entry(config, where)
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if not isinstance(kind, str):
-        raise _refusal("rope_type", kind, where, "the name of a kind")
-    names = _ROPE_NUMBERS.get(kind)
-    if names is None:
-        known = ", ".join(_ROPE_NUMBERS)
-        raise UnsupportedArchitecture(
-            f"{where}: rope_type {kind!r} is not supported: only {known} are"
-        )
-    theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
-    numbers = (_number(name, given.get(name), where) for name in names)
-    return Rope(kind, _number("rope_theta", theta, where), *numbers)
-
-
-def _rope_entry(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return ``rope_parameters``, else ``rope_scaling`` (its older name), else nothing."""
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise _refusal(key, value, where, "an object or null")
-        if value:
-            return value
-    return {}

@@ -21,8 +21,7 @@ Unit = tuple[str, ...]
 def time_kernels(plan: Plan, directory: Path) -> tuple[KernelRecord, ...]:
     """Time one layer of each scheme and shape with one row, from the artifact's own weights.
 
-    Layers that stay as they are, and families that the embedded engine does not serve, are left
-    out.
+    Layers that stay as they are, and families that are not known by heart, are left out.
     """
     if plan.facts.known is None:
         return ()

@@ -119,9 +119,14 @@ class LayerStream:
         length = hidden.shape[1]
         places = torch.arange(length).unsqueeze(0)
         embeddings = self._rotary(hidden[:1], places)
+        windows = self._facts.architecture.windows
+        # Only attention knows which layer it is of; the other half of a layer needs no mask.
+        indices = [getattr(each, "layer_idx", None) for each in layer.modules()]
+        index = next((each for each in indices if isinstance(each, int)), None)
+        mask = None if index is None else _window_mask(length, windows[index])
         for batch in batches(hidden):
             with torch.no_grad():
-                output = layer(batch, attention_mask=None, position_embeddings=embeddings)
+                output = layer(batch, attention_mask=mask, position_embeddings=embeddings)
             yield output
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -149,3 +154,11 @@ class LayerStream:
 def batches(hidden: Tensor) -> tuple[Tensor, ...]:
     """Split hidden states ``[B, T, hidden]`` into batches of some 4,096 tokens."""
     return torch.split(hidden, max(1, _BATCH_TOKENS // hidden.shape[1]))
+
+
+def _window_mask(length: int, window: int | None) -> Tensor | None:
+    """Return ``[1, 1, length, length]`` of what a query may see; None where that is all before."""
+    if window is None or length <= window:
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool)
+    return seen.tril().triu(1 - window)[None, None]

@@ -100,6 +100,11 @@ class Checkpoint:
         zero_point = self.tensor(zeros) if zeros in self._files else None
         return unpack_int4(self.tensor(f"{name}_packed"), self.tensor(scales), zero_point, columns)
 
+    def holds_codes(self, name: str) -> bool:
+        """Return whether a linear weight is held as codes of a scheme."""
+        beside = (f"{name}.quant_state.bitsandbytes__nf4", f"{name}_scale")
+        return any(each in self._files for each in beside)
+
     @property
     def activations(self) -> Activations:
         """Return how the recipe wants the inputs of int8 layers."""

@@ -109,7 +109,7 @@ class Manifest(_Record):
     processor: str = ""
     """What ``kernels`` were timed on."""
     kernels: tuple[KernelRecord, ...] = ()
-    """Empty where the embedded engine does not serve the family."""
+    """Empty where the family is not known by heart."""
     seconds: float
     peak_memory_bytes: int
     """Of the process, the interpreter and its libraries included."""

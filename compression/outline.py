@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,24 +23,35 @@ _BUILD_ERRORS = (
 """What transformers raises for a config it cannot build; code from the checkpoint never runs."""
 
 
-def read_outline(directory: Path) -> Outline:
-    """Build the model on the meta device, which takes no memory, and list its ``nn.Linear``.
-
-    The output head is left out: engines keep it as it is.
+def build_outline_model(directory: Path) -> Any:
+    """Return transformers' model of a config on the meta device, which takes no memory, in bf16.
 
     Raises:
-        UnsupportedArchitecture: transformers cannot build it, or it has no linear layer.
+        UnsupportedArchitecture: transformers cannot build it.
     """
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16, trust_remote_code=False
+            )
     except _BUILD_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnsupportedArchitecture(
             f"{str(directory)!r}: transformers builds no causal language model of this config "
             f"({reason})"
         ) from None
+
+
+def read_outline(directory: Path) -> Outline:
+    """Build the model without weights and list its ``nn.Linear``.
+
+    The output head is left out: engines keep it as it is.
+
+    Raises:
+        UnsupportedArchitecture: transformers cannot build it, or it has no linear layer.
+    """
+    model = build_outline_model(directory)
     head = model.get_output_embeddings()
     linears = {
         path: tuple(module.weight.shape)

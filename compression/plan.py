@@ -144,17 +144,11 @@ def _plan_tensor(
 
 
 def _refusals(facts: CheckpointFacts, recipe: Recipe) -> tuple[Refusal, ...]:
-    """Return what only the embedded engine does, where it does not serve the family."""
-    if facts.known is not None:
+    """Return what only the engine's lean decoder does, where it does not know the family."""
+    if facts.known is not None or isinstance(recipe.embeddings, Unquantized):
         return ()
-    reason = f"only the embedded engine does this, and it does not serve {facts.name}"
-    asked: list[tuple[str, str]] = []
-    if not isinstance(recipe.embeddings, Unquantized):
-        asked.append(("embeddings", recipe.embeddings.label))
-    if recipe.kv_cache.is_quantized:
-        key, value = recipe.kv_cache.key.scheme, recipe.kv_cache.value.scheme
-        asked.append(("kv_cache", f"key {key}, value {value}"))
-    return tuple(Refusal(subject, requested, reason) for subject, requested in asked)
+    reason = f"tables of {facts.name} are served as they are: its family is not known by heart"
+    return (Refusal("embeddings", recipe.embeddings.label, reason),)
 
 
 def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, ...]:

@@ -8,7 +8,13 @@ from pathlib import Path
 from compression.digest import source_digest, weight_digests
 from compression.errors import BuildError, RecipeError, UnsupportedArchitecture
 from compression.events import OnProgress
-from compression.facts import CheckpointFacts, read_facts, read_outlined_facts
+from compression.facts import (
+    CheckpointFacts,
+    checkpoint_files,
+    read_facts,
+    read_header,
+    read_outlined_facts,
+)
 from compression.hub import revision_of
 from compression.manifest import Manifest, SourceRecord, read_manifest
 from compression.paths import store_dir
@@ -36,17 +42,15 @@ class Prepared:
 def prepare(model: str, recipe: str, revision: str | None, on_progress: OnProgress) -> Prepared:
     """Return the full checkpoint, or the artifact of it in the store, made if need be.
 
-    It is for the embedded engine, so families that this engine does not serve are refused.
-
     Raises:
         CompressionError: the recipe, the model or the store refuses.
     """
     asked = None if recipe == FULL else load_recipe(recipe)
     directory = resolve_source(model, revision=revision, on_progress=on_progress)
-    facts = read_facts(directory)
     if asked is None:
+        _require_whole(directory)
         return Prepared(directory, None, cached=True)
-    return _prepare(model, facts, asked, on_progress)
+    return _prepare(model, read_any_facts(directory), asked, on_progress)
 
 
 def prepare_recipe(
@@ -70,6 +74,15 @@ def _prepare(
     write = partial(_write, plan, source, on_progress=on_progress)
     artifact, cached = ensure(store_dir(), key, write)
     return Prepared(artifact, read_manifest(artifact), cached)
+
+
+def _require_whole(directory: Path) -> None:
+    """Refuse a full checkpoint that is damaged; of other families the engine knows more."""
+    try:
+        read_facts(directory)
+    except UnsupportedArchitecture:
+        for file in checkpoint_files(directory):
+            read_header(directory / file)
 
 
 def build_to(

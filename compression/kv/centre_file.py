@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compression.architecture import Architecture
 from compression.errors import ArtifactError
+from compression.kv.shape import KvShape
 
 CENTRES_FILE = "kv_centres.tensors"
 """A safetensors file by another ending: vLLM reads every ``*.safetensors`` as weights."""
@@ -25,7 +25,7 @@ def write_centres(directory: Path, centres: Sequence[Tensor]) -> Path:
     return path
 
 
-def read_centres(directory: Path, architecture: Architecture) -> tuple[Tensor, ...] | None:
+def read_centres(directory: Path, architecture: KvShape) -> tuple[Tensor, ...] | None:
     """Return one ``[kv_heads, head_dim]`` f32 per layer, or None where the artifact has none.
 
     Raises:

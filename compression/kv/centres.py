@@ -60,7 +60,8 @@ def average_rotation(keys: Tensor, architecture: Architecture) -> Tensor:
     """Return the mean over positions of ``keys [kv_heads, head_dim]`` rotated to each of them."""
     positions = torch.arange(min(POSITIONS, architecture.max_position_embeddings))
     angles = torch.outer(positions.to(torch.float64), frequencies(architecture))
-    cos, sin = angles.cos().mean(dim=0), angles.sin().mean(dim=0)
+    size = architecture.rope.attention_factor
+    cos, sin = size * angles.cos().mean(dim=0), size * angles.sin().mean(dim=0)
     first, second = keys.to(torch.float64).chunk(2, dim=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return torch.cat(turned, dim=-1).to(torch.float32)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from compression.architecture import Architecture
 from compression.errors import RecipeError
+from compression.kv.shape import KvShape
 from compression.recipe import KvCache
 from compression.schemes import AnyKv, KvInt4, KvUnquantized
 
@@ -39,7 +39,7 @@ def layer_schemes(kv_cache: KvCache, num_layers: int) -> tuple[LayerKv, ...]:
     return tuple(quantized if layer in inner else plain for layer in range(num_layers))
 
 
-def bytes_per_token(kv_cache: KvCache, architecture: Architecture) -> int:
+def bytes_per_token(kv_cache: KvCache, architecture: KvShape) -> int:
     """Return the bytes of keys and values that one token takes in all layers."""
     schemes = layer_schemes(kv_cache, architecture.num_layers)
     heads, head_dim = architecture.num_kv_heads, architecture.head_dim

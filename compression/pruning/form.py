@@ -53,6 +53,12 @@ def choose_form(architecture: Architecture, heads: int) -> Form:
     divides = architecture.hidden_size % heads == 0
     if keeps_heads or name in {"MistralForCausalLM", "Qwen3ForCausalLM"}:
         return Form(name, output_bias, mlp_bias)
+    if any(architecture.windows):
+        raise RecipeError(
+            f"'prune' would leave {heads} query heads, for which {name!r} becomes another family, "
+            "and that one has no sliding_window as this model has: change prune.query_heads or "
+            "prune.kv_groups"
+        )
     if divides:
         return Form("LlamaForCausalLM", architecture.qkv_bias, mlp_bias)
     if architecture.qkv_bias or mlp_bias:
@@ -89,5 +95,6 @@ def emitted_config(
         case "MistralForCausalLM":
             for key in _LLAMA_ONLY:
                 emitted.pop(key, None)
-            emitted["sliding_window"] = None
+            if is_renamed:
+                emitted["sliding_window"] = None
     return emitted

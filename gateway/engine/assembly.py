@@ -41,28 +41,6 @@ def assemble(checkpoint: Checkpoint, architecture: Architecture, max_tokens: int
     )
 
 
-def linears(decoder: Decoder) -> list[PackedLinear]:
-    """Return every distinct linear layer of a decoder, embedding and head included."""
-    inner = [
-        linear
-        for layer in decoder.layers
-        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
-    ]
-    tables: list[PackedLinear] = [decoder.embedding]
-    if decoder.head is not decoder.embedding:
-        tables.append(decoder.head)
-    return inner + tables
-
-
-def norms(decoder: Decoder) -> list[RmsNorm]:
-    """Return every norm of a decoder."""
-    found = [decoder.norm]
-    for layer in decoder.layers:
-        found += [layer.input_norm, layer.post_norm]
-        found += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
-    return found
-
-
 def _layer(checkpoint: Checkpoint, architecture: Architecture, index: int) -> Layer:
     prefix = f"model.layers.{index}"
     query_rows = interleave(architecture.num_heads, architecture.head_dim)

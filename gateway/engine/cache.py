@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from compression.architecture import Architecture
 from compression.kv.codec import KvCodec, Storage
 from compression.kv.plain import PlainCodec
+from compression.kv.shape import KvShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ class LayerCache:
         """Keep the first ``count`` tokens of another cache, byte for byte."""
         self.write(0, tuple(part[:count] for part in other._parts))
 
-    def read(self, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return keys and values of positions ``0…stop``, each ``[1, kv_heads, stop, head_dim]``.
+    def read(self, stop: int, dtype: torch.dtype, *, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Return keys and values of positions ``first…stop``, each ``[1, kv_heads, n, head_dim]``.
 
         As their codecs decode them: rotated, where a codec rotates.
         """
         if self.codecs.is_plain:
-            seen = self._parts[0][:stop].to(dtype).transpose(0, 1).unsqueeze(0)
+            seen = self._parts[0][first:stop].to(dtype).transpose(0, 1).unsqueeze(0)
             keys, values = seen.chunk(2, dim=1)
             return keys, values
-        stored = tuple(part[:stop] for part in self._parts)
+        stored = tuple(part[first:stop] for part in self._parts)
         keys = self.codecs.key.decode(stored[: self._num_key_parts], dtype)
         values = self.codecs.value.decode(stored[self._num_key_parts :], dtype)
         return keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0)
@@ -91,7 +91,7 @@ class Cache:
     """Room for ``max_tokens`` positions; memory is touched only as they are filled."""
 
     def __init__(
-        self, architecture: Architecture, codecs: Sequence[LayerCodecs], max_tokens: int
+        self, architecture: KvShape, codecs: Sequence[LayerCodecs], max_tokens: int
     ) -> None:
         self.max_tokens = max_tokens
         self.length = 0

@@ -1,6 +1,7 @@
 """The forward pass of the Llama family over packed weights.
 
-Llama, Mistral, Qwen2 and Qwen3 differ here only in biases and in the norm of queries and keys.
+Llama, Mistral, Qwen2 and Qwen3 differ here only in biases, in the norm of queries and keys and in
+which layers see a sliding window.
 One token is decoded in bf16, many are read in the dtype that this processor multiplies fastest.
 """
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 from compression.architecture import Architecture
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
 from gateway.engine.cache import Cache
-from gateway.engine.rotary import spread, turns
+from gateway.engine.rotary import Rotation, spread
 
 
 class RmsNorm:
@@ -76,7 +77,30 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
-        self._turns = turns(architecture, max_tokens)
+        self.max_tokens = max_tokens
+        self._rotation = Rotation(architecture, max_tokens)
+
+    @property
+    def linears(self) -> list[PackedLinear]:
+        """Return every distinct linear layer, embedding and head included."""
+        inner = [
+            linear
+            for layer in self.layers
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        ]
+        tables: list[PackedLinear] = [self.embedding]
+        if self.head is not self.embedding:
+            tables.append(self.head)
+        return inner + tables
+
+    @property
+    def other_weights(self) -> tuple[int, int]:
+        """Return the bytes and the number of all weights outside :attr:`linears`."""
+        norms = [self.norm]
+        for layer in self.layers:
+            norms += [layer.input_norm, layer.post_norm]
+            norms += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
+        return sum(norm.weight_bytes for norm in norms), sum(norm.num_weights for norm in norms)
 
     def hidden(self, batch: Sequence[tuple[Cache, list[int]]]) -> Tensor:
         """Append token ids to caches and return the final hidden states ``[m, hidden]`` of all.
@@ -90,12 +114,13 @@ class Decoder:
         dtype = torch.bfloat16 if few else self.layers[0].qkv.dense_dtype
         x = self.embedding.embed(torch.tensor([id_ for _, ids in batch for id_ in ids]), dtype)
         num_kv = self.architecture.num_kv_heads
-        turns = torch.cat([self._turns[span.start : span.stop] for span in spans])
+        turns = torch.cat([self._rotation.factors(span.start, span.stop) for span in spans])
         factors = spread(turns, self.architecture.num_heads + num_kv, num_kv)
-        masks = [_causal_mask(span, dtype) for span in spans]
+        windows = self.architecture.windows
+        views = {each: [_view(span, each, dtype) for span in spans] for each in {*windows}}
         for index, layer in enumerate(self.layers):
             heads = self._heads(layer, layer.input_norm(x), factors)
-            attended = self._attend(index, heads, spans, masks, dtype)
+            attended = self._attend(index, heads, spans, views[windows[index]], dtype)
             x = x.add_(layer.output(attended))
             gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, dim=-1)
             x = x.add_(layer.down(functional.silu(gate).mul_(up)))
@@ -123,7 +148,7 @@ class Decoder:
         index: int,
         heads: Tensor,
         spans: list["_Span"],
-        masks: list[Tensor | None],
+        views: list["_View"],
         dtype: torch.dtype,
     ) -> Tensor:
         """Keep keys and values and return the attention output ``[m, heads * head_dim]``."""
@@ -132,11 +157,11 @@ class Decoder:
         encoded = codecs.encode(heads[:, num_heads:])
         queries = codecs.key.rotate(heads[:, :num_heads]).to(dtype)
         mixed = []
-        for span, mask in zip(spans, masks, strict=True):
+        for span, view in zip(spans, views, strict=True):
             kept = span.cache.layers[index]
             kept.write(span.start, tuple(part[span.rows] for part in encoded))
-            keys, values = kept.read(span.stop, dtype)
-            mixed.append(_attention(queries[span.rows], keys, values, mask))
+            keys, values = kept.read(span.stop, dtype, first=view.first)
+            mixed.append(_attention(queries[span.rows], keys, values, view.mask))
         together = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
         return codecs.value.rotate(together).flatten(1)
 
@@ -187,10 +212,24 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return mixed[0].transpose(0, 1)
 
 
-def _causal_mask(span: _Span, dtype: torch.dtype) -> Tensor | None:
-    """Return what new positions may see of ``0…stop``: 0, or -inf where not; None where plain."""
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the new positions of one sequence may see."""
+
+    first: int
+    """The earliest position that any of them sees."""
+    mask: Tensor | None
+    """``[new, stop - first]`` of 0, or -inf where not; None where plain."""
+
+
+def _view(span: _Span, window: int | None, dtype: torch.dtype) -> _View:
+    """Return what a span sees: all up to each position itself, or of those the last ``window``."""
+    first = 0 if window is None else max(0, span.start - window + 1)
     count = span.stop - span.start
-    if span.start == 0 or count == 1:
-        return None
-    hidden = torch.full((count, span.stop), float("-inf"), dtype=dtype)
-    return hidden.triu_(span.start + 1)
+    if count == 1 or (span.start == 0 and (window is None or count <= window)):
+        return _View(first, None)
+    hidden = torch.full((count, span.stop - first), float("-inf"), dtype=dtype)
+    mask = hidden.triu(span.start - first + 1)
+    if window is not None:
+        mask += hidden.tril(span.start - first - window)
+    return _View(first, mask)

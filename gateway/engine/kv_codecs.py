@@ -5,17 +5,17 @@ from typing import Any
 
 from torch import Tensor
 
-from compression.architecture import Architecture
 from compression.errors import ArtifactError
 from compression.kv.codecs import key_codec, value_codec
 from compression.kv.layers import bytes_per_token, layer_schemes
+from compression.kv.shape import KvShape
 from compression.recipe import KvCache
 from gateway.engine.cache import Cache, LayerCodecs
 from gateway.engine.rotary import interleave
 
 
 def make_codecs(
-    kv_cache: KvCache, architecture: Architecture, centres: Sequence[Tensor] | None
+    kv_cache: KvCache, architecture: KvShape, centres: Sequence[Tensor] | None
 ) -> tuple[LayerCodecs, ...]:
     """Return each layer's codecs.
 
@@ -62,7 +62,7 @@ def describe_cache(cache: Cache, kv_cache: KvCache) -> dict[str, Any]:
     }
 
 
-def require_applied(cache: Cache, kv_cache: KvCache, architecture: Architecture) -> None:
+def require_applied(cache: Cache, kv_cache: KvCache, architecture: KvShape) -> None:
     """Check that a live cache holds what the recipe asks for, bytes included.
 
     Raises:

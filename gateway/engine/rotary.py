@@ -18,10 +18,31 @@ def interleave(num_heads: int, head_dim: int) -> Tensor:
     return (heads + pairs).reshape(-1)
 
 
-def turns(architecture: Architecture, max_tokens: int) -> Tensor:
-    """Return the ``[max_tokens, 1, head_dim / 2]`` complex64 factors of every position."""
-    angles = torch.outer(torch.arange(max_tokens).to(torch.float64), frequencies(architecture))
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).unsqueeze(1)
+class Rotation:
+    """The complex factors of positions, for a model whose texts reach ``max_tokens``.
+
+    Longrope's factors are chosen once, by ``max_tokens``, so that a text is turned alike however
+    it is cut into steps. Dynamic scaling follows the length that a text has at its step.
+    """
+
+    def __init__(self, architecture: Architecture, max_tokens: int) -> None:
+        self._architecture = architecture
+        is_dynamic = architecture.rope.kind == "dynamic"
+        self._plain = architecture.rope.original_length if is_dynamic else max_tokens
+        count = min(self._plain, max_tokens)
+        self._turns = self._compute(0, count, length=count)
+
+    def factors(self, start: int, stop: int) -> Tensor:
+        """Return ``[stop - start, 1, head_dim / 2]`` complex64 for a text that ends at ``stop``."""
+        if stop <= self._plain:
+            return self._turns[start:stop]
+        return self._compute(start, stop, length=stop)
+
+    def _compute(self, start: int, stop: int, *, length: int) -> Tensor:
+        positions = torch.arange(start, stop).to(torch.float64)
+        angles = torch.outer(positions, frequencies(self._architecture, length))
+        size = torch.full_like(angles, self._architecture.rope.attention_factor)
+        return torch.polar(size, angles).to(torch.complex64).unsqueeze(1)
 
 
 def spread(turns: Tensor, num_turned: int, num_still: int) -> Tensor:

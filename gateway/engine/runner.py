@@ -14,20 +14,16 @@ from compression.loading import Checkpoint
 from compression.manifest import Manifest
 from compression.packed import PackedLinear
 from compression.recipe import FULL, KvCache
-from gateway.engine.assembly import assemble, linears, norms, read_architecture
 from gateway.engine.cache import Cache, LayerCodecs
-from gateway.engine.decoder import Decoder, RmsNorm
 from gateway.engine.kv_codecs import describe_cache, make_codecs, require_applied
-
-DEFAULT_MAX_MODEL_LEN = 8192
-"""Tokens of one sequence where neither the user nor the checkpoint sets fewer."""
+from gateway.engine.model import Model, load_model
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
     """A loaded model; to be called from one thread at a time."""
 
-    decoder: Decoder
+    decoder: Model
     codecs: tuple[LayerCodecs, ...]
     """How each layer's keys and values are kept."""
     manifest: Manifest | None
@@ -79,10 +75,10 @@ class Runner:
 
     def info(self) -> dict[str, Any]:
         """Return what is really held and run, read from the live tensors."""
-        held = linears(self.decoder)
-        parts: list[PackedLinear | RmsNorm] = [*held, *norms(self.decoder)]
-        weights_bytes = sum(part.weight_bytes for part in parts)
-        num_weights = sum(part.num_weights for part in parts)
+        held = self.decoder.linears
+        other_bytes, num_others = self.decoder.other_weights
+        weights_bytes = other_bytes + sum(linear.weight_bytes for linear in held)
+        num_weights = num_others + sum(linear.num_weights for linear in held)
         schemes: dict[str, int] = {}
         for linear in held:
             schemes[linear.scheme] = schemes.get(linear.scheme, 0) + 1
@@ -117,7 +113,8 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
     """Load a checkpoint or an artifact.
 
     ``threads`` defaults to the processors this process may use. ``max_model_len`` defaults to the
-    checkpoint's context, at most :data:`DEFAULT_MAX_MODEL_LEN`.
+    checkpoint's context, at most
+    :data:`gateway.engine.model.DEFAULT_MAX_MODEL_LEN`.
 
     Raises:
         CompressionError: the directory is no checkpoint or artifact this engine can serve, or its
@@ -126,19 +123,17 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
     # Packing is many small steps, which several threads only slow down on a busy machine.
     torch.set_num_threads(1)
     with torch.inference_mode(), Checkpoint(directory) as checkpoint:
-        architecture = read_architecture(checkpoint)
-        context = architecture.max_position_embeddings
-        length = min(max_model_len or DEFAULT_MAX_MODEL_LEN, context)
-        decoder = assemble(checkpoint, architecture, length)
+        decoder = load_model(checkpoint, max_model_len)
+        architecture = decoder.architecture
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        tune(linears(decoder))
+        tune(decoder.linears)
         kv_cache = kv_cache_of(checkpoint.manifest)
         codecs = make_codecs(kv_cache, architecture, read_centres(directory, architecture))
         runner = Runner(
             decoder=decoder,
             codecs=codecs,
             manifest=checkpoint.manifest,
-            max_model_len=length,
+            max_model_len=decoder.max_tokens,
         )
         require_applied(runner.new_cache(1), kv_cache, architecture)
         return runner

@@ -84,14 +84,30 @@ def test_config_and_weights_must_agree(checkpoint: Path) -> None:
         ({"hidden_act": "gelu"}, UnsupportedArchitecture, "hidden_act 'gelu'"),
         ({"sliding_window": 128}, UnsupportedArchitecture, "sliding_window 128"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            {"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}},
             UnsupportedArchitecture,
-            "rope_type 'yarn'",
+            "rope_type 'axial'",
         ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            UnsupportedArchitecture,
+            r"differ by layer \(full_attention\)",
+        ),
+        ({"partial_rotary_factor": 0.5}, UnsupportedArchitecture, "partial_rotary_factor 0.5"),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}},
             CorruptCheckpoint,
             "low_freq_factor = None",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
+            CorruptCheckpoint,
+            "factor = '4', not a number",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
+            CorruptCheckpoint,
+            r"short_factor = \[1.0\], not a list of 8 numbers",
         ),
         ({"quantization_config": {"quant_method": "gptq"}}, SourceError, "already quantized"),
         ({"hidden_size": "64"}, CorruptCheckpoint, "hidden_size = '64'"),

@@ -1,4 +1,4 @@
-"""Families that are known by their outline only: quantized without data, served elsewhere."""
+"""Families that are known by their outline only: quantized without data."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from transformers import (
 from compression.errors import CorruptCheckpoint, RecipeError, UnsupportedArchitecture
 from compression.events import ignore
 from compression.prepare import build_to, prepare
-from gateway.engine.runner import load_runner
 from tests.checkpoints import make_tokenizer, randomize
 
 SIZES: dict[str, Any] = {
@@ -84,8 +83,8 @@ def test_int8_loads_in_transformers(tmp_path: Path, family: str) -> None:
     assert 0 < float((result - full).norm() / full.norm()) < 0.1
 
 
-def test_what_only_our_engine_does_is_recorded_as_refused(tmp_path: Path) -> None:
-    """An int8 embedding and KV cache are in the manifest, with the reason."""
+def test_what_is_not_done_is_recorded_as_refused(tmp_path: Path) -> None:
+    """An int8 embedding is in the manifest, with the reason; an int8 cache is served."""
     source = save(OTHERS["phi"], tmp_path / "source")
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
@@ -95,8 +94,8 @@ def test_what_only_our_engine_does_is_recorded_as_refused(tmp_path: Path) -> Non
     built = build_to(str(source), str(recipe), None, tmp_path / "out", ignore)
     assert built.manifest is not None
     refused = {each.subject: each.reason for each in built.manifest.refusals}
-    assert set(refused) == {"embeddings", "kv_cache"}
-    assert "does not serve PhiForCausalLM" in refused["kv_cache"]
+    assert set(refused) == {"embeddings"}
+    assert "tables of PhiForCausalLM are served as they are" in refused["embeddings"]
 
 
 @pytest.mark.parametrize(
@@ -116,14 +115,17 @@ def test_what_needs_a_known_family_is_refused(tmp_path: Path, text: str, expecte
     assert not (tmp_path / "out").exists()
 
 
-def test_embedded_engine_points_to_vllm(tmp_path: Path) -> None:
-    """Neither preparing to serve nor loading an artifact works, and both say what does."""
+def test_prepare_makes_what_the_engine_serves(tmp_path: Path) -> None:
+    """A family without linear layers is served in full, any other under a recipe too."""
     source = save(OTHERS["gpt_neox"], tmp_path / "source")
-    with pytest.raises(UnsupportedArchitecture, match=r"GPTNeoXForCausalLM.*vLLM"):
-        prepare(str(source), "int8", None, ignore)
-    build_to(str(source), "int8", None, tmp_path / "out", ignore)
-    with pytest.raises(UnsupportedArchitecture, match=r"GPTNeoXForCausalLM.*vLLM"):
-        load_runner(tmp_path / "out", threads=1, max_model_len=None)
+    prepared = prepare(str(source), "int8", None, ignore)
+    assert prepared.manifest is not None
+    assert prepared.manifest.source.architecture == "GPTNeoXForCausalLM"
+    plain = save(GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=4), tmp_path / "plain")
+    assert prepare(str(plain), "full", None, ignore).directory == plain
+    (plain / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CorruptCheckpoint, match="truncated"):
+        prepare(str(plain), "full", None, ignore)
 
 
 def test_model_without_linear_layers_is_refused(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_pruned_computes_what_masked_computes(family: str, score: Any, tmp_path:
             Prune(query_heads=2, kv_groups=1, compensate=False),
             {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 8},
         ),
-        ("mistral", HEADS, {"architectures": ["MistralForCausalLM"], "sliding_window": None}),
+        ("mistral", HEADS, {"architectures": ["MistralForCausalLM"], "sliding_window": 4096}),
         ("qwen2", HEADS, {"architectures": ["LlamaForCausalLM"], "attention_bias": True}),
         ("qwen2", Prune(neurons=0.5), {"architectures": ["Qwen2ForCausalLM"]}),
         ("qwen3", HEADS, {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False}),

@@ -14,7 +14,6 @@ from compression.kv.layers import bytes_per_token
 from compression.prepare import build_to
 from compression.recipe import KvCache
 from compression.schemes import KvFp8, KvInt4, KvInt8, KvUnquantized
-from gateway.engine.assembly import linears
 from gateway.engine.cache import Cache
 from gateway.engine.kv_codecs import make_codecs, require_applied
 from gateway.engine.runner import Runner, load_runner
@@ -75,7 +74,7 @@ def test_one_pass_equals_decoding(
     """Every way to read a text sees the same quantized keys and values, the newest included."""
     source = make_tiny_checkpoint(tmp_path / "source", family=family)
     runner = load(build(source, tmp_path / "out", key, value))
-    for linear in linears(runner.decoder):
+    for linear in runner.decoder.linears:
         linear.dense_dtype, linear.dense_from = torch.float32, 1
     whole, full = runner.score(IDS), load(source).score(IDS)
     assert low < kld(full, whole) < high

@@ -14,7 +14,7 @@ from compression.packed import Int8DynamicLinear, Int8Linear
 from compression.packed.int8_dynamic import round_tokens
 from compression.prepare import build_to
 from compression.weights.nf4 import Nf4Codes, quantize_nf4
-from gateway.engine.assembly import linears
+from gateway.engine.decoder import Decoder
 from gateway.engine.runner import Runner, load_runner
 from tests.checkpoints import make_tiny_checkpoint
 
@@ -77,7 +77,7 @@ def test_artifacts_are_served_as_what_they_are(tmp_path: Path, family: str, reci
         assert info["schemes"] == {"nf4-b64": 8, "int8-rows": 1}
         assert info["kernels"]["nf4-b64"].startswith("nf4-")
     else:
-        layers = linears(runner.decoder)
+        layers = runner.decoder.linears
         assert [type(layer) for layer in layers] == [Int8DynamicLinear] * 8 + [Int8Linear]
         assert info["schemes"] == {"int8-rows": 9}
         assert info["kernels"] == {"int8-rows": "int8pack, int8pack-a8"}
@@ -95,6 +95,7 @@ def test_nf4_holds_the_bytes_it_declares(tmp_path: Path) -> None:
     assert torch.equal(stored.packed, codes.packed)
     assert torch.equal(stored.absmax, codes.absmax)
     runner = load_runner(built.directory, threads=1, max_model_len=None)
+    assert isinstance(runner.decoder, Decoder)
     down = runner.decoder.layers[1].down
     assert down.weight_bytes <= codes.packed.numel() + 4 * codes.absmax.numel()
 

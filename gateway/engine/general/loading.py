@@ -1,0 +1,161 @@
+"""From an open checkpoint or artifact to a model that transformers' modelling runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.masking_utils import sdpa_mask
+
+from compression.architecture import read_config, require_unquantized
+from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
+from compression.loading import Checkpoint, make_linear
+from compression.recipe import KvCache
+from gateway.engine.cache import Cache
+from gateway.engine.general.attention import NAME, attend
+from gateway.engine.general.blueprint import Blueprint, decoder_of, read_blueprint
+from gateway.engine.general.decoder import GeneralDecoder
+from gateway.engine.general.linears import PackedModule, Vacant, dense_layer, is_plain_linear
+from gateway.engine.general.precision import settle
+from gateway.engine.general.rotations import pin_longrope
+from gateway.engine.kv_codecs import make_codecs
+
+_LOAD_ERRORS = (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+
+
+def load_general(checkpoint: Checkpoint, wanted: int) -> GeneralDecoder:
+    """Load every weight and return the model, for sequences of ``wanted`` tokens or fewer.
+
+    Raises:
+        UnsupportedArchitecture: it cannot be served; nothing was read but its config.
+        CorruptCheckpoint: weights are missing or do not fit the config.
+    """
+    directory = checkpoint.directory
+    if checkpoint.manifest is None:
+        require_unquantized(read_config(directory), where=str(directory))
+    transformers.AttentionInterface.register(NAME, attend)
+    transformers.AttentionMaskInterface.register(NAME, sdpa_mask)
+    with _quiet():
+        blueprint = read_blueprint(directory)
+        coded = _coded(blueprint, checkpoint)
+        model = _load_dense(blueprint, checkpoint, coded)
+    _pack(model, checkpoint)
+    settle(model)
+    max_tokens = min(wanted, blueprint.shape.context or wanted)
+    pin_longrope(model, max_tokens)
+    decoder = GeneralDecoder(blueprint.shape, model, decoder_of(model), max_tokens)
+    _require_runs(decoder)
+    return decoder
+
+
+def _coded(blueprint: Blueprint, checkpoint: Checkpoint) -> frozenset[str]:
+    """Return the paths of the modules whose weights are held as codes."""
+    linears = {
+        path: module
+        for path, module in blueprint.model.named_modules()
+        if isinstance(module, nn.Linear) and checkpoint.holds_codes(f"{path}.weight")
+    }
+    for path, module in linears.items():
+        if not is_plain_linear(module):
+            raise UnsupportedArchitecture(
+                f"{str(checkpoint.directory)!r}: {path!r} is quantized, and as a "
+                f"{type(module).__name__!r} it is more than a linear layer: keep it in the recipe"
+            )
+    return frozenset(linears)
+
+
+def _load_dense(blueprint: Blueprint, checkpoint: Checkpoint, coded: frozenset[str]) -> Any:
+    """Return the model with all weights that are no codes, in bf16."""
+    config = blueprint.model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    try:
+        model, found = _with_vacancies(type(blueprint.model), coded).from_pretrained(
+            checkpoint.directory,
+            config=config,
+            dtype=torch.bfloat16,
+            attn_implementation=blueprint.attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CorruptCheckpoint(
+            f"{str(checkpoint.directory)!r}: the weights do not fit the config ({reason}): fetch "
+            "the checkpoint again"
+        ) from None
+    if found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"])[:3])
+        raise CorruptCheckpoint(
+            f"{str(checkpoint.directory)!r} lacks the tensors of {missing}: fetch the checkpoint "
+            "again"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _with_vacancies(model_class: Any, paths: frozenset[str]) -> Any:
+    """Return the class with nothing at ``paths``, so that no memory is taken for them."""
+
+    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        for path in paths:
+            self.set_submodule(path, Vacant())
+
+    body = {"__init__": build, "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), body) if paths else model_class
+
+
+def _pack(model: Any, checkpoint: Checkpoint) -> None:
+    """Put a packed layer in the place of every linear layer."""
+    made: dict[int, PackedModule] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) not in made:
+            if isinstance(module, Vacant):
+                weight, bias = (
+                    checkpoint.weight(f"{path}.weight"),
+                    checkpoint.vector(f"{path}.bias"),
+                )
+                packed = make_linear(weight, bias, activations=checkpoint.activations)
+            else:
+                dense = dense_layer(module)
+                if dense is None:
+                    continue
+                packed = dense
+            made[id(module)] = PackedModule(packed)
+        model.set_submodule(path, made[id(module)])
+
+
+def _require_runs(decoder: GeneralDecoder) -> None:
+    """Read two tokens, so that what does not fit is told now and not to the first client."""
+    shape = decoder.architecture
+    cache = Cache(shape, make_codecs(KvCache(), shape, None), 2)
+    try:
+        logits = decoder.logits(decoder.hidden([(cache, [0, 0])]))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnsupportedArchitecture(
+            f"architecture {shape.name!r} is not supported by the embedded engine: transformers' "
+            f"model does not run over its cache ({reason}): serve it with vLLM"
+        ) from None
+    if tuple(logits.shape) != (2, shape.vocab_size):
+        raise UnsupportedArchitecture(
+            f"architecture {shape.name!r} is not supported by the embedded engine: its logits have "
+            f"shape {list(logits.shape)}, not [2, {shape.vocab_size}]: serve it with vLLM"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and remarks out of the log."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
