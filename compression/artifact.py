@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from compression.errors import BuildError
 from compression.manifest import FILE_NAME, Manifest
 from compression.plan import Plan
 from compression.quantization_config import quantization_config
@@ -45,9 +48,23 @@ def write_companions(plan: Plan, directory: Path) -> list[Path]:
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
-    """Write the record of what was done; one that is there is replaced at once."""
+    """Write the record of what was done; one that is there is replaced at once.
+
+    Raises:
+        BuildError: it could not be read again, because a figure in it is infinite or no number.
+    """
+    body = manifest.model_dump_json(indent=1)
+    try:
+        is_same = Manifest.model_validate_json(body) == manifest
+    except ValidationError:
+        is_same = False
+    if not is_same:
+        raise BuildError(
+            f"recipe {manifest.recipe.name!r} gives figures that are infinite or no numbers: "
+            "choose a safer recipe or check the checkpoint"
+        )
     temporary = directory / f".{FILE_NAME}"
-    temporary.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    temporary.write_text(body, encoding="utf-8")
     temporary.replace(directory / FILE_NAME)
 
 

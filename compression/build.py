@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compression.artifact import write_companions, write_manifest
+from compression.calibration_documents import CalibrationText
 from compression.calibration_text import calibration_windows
 from compression.conversion import convert_linear, copy
 from compression.digest import hash_file
@@ -45,13 +46,15 @@ def build(
     directory: Path,
     on_progress: OnProgress,
     *,
+    text: CalibrationText | None = None,
     is_measured: bool = False,
 ) -> Manifest:
     """Write the artifact into ``directory``, which must exist and be empty.
 
     Memory stays below ``plan.peak_bytes``: one weight of the checkpoint is held at a time, and
-    with calibration one layer. ``is_measured`` puts the fidelity of every slice into the manifest;
-    a recipe with a budget is always measured.
+    with calibration one layer. ``text`` is what the recipe calibrates on; None where nothing does.
+    ``is_measured`` puts the fidelity of every slice into the manifest; a recipe with a budget is
+    always measured.
 
     Raises:
         BuildError: the disk is full or cannot be written, or the budget is not kept.
@@ -64,13 +67,13 @@ def build(
     with _disk_errors(directory, plan.bytes_stored), ExitStack() as stack:
         _require_space(directory, _space_needed(plan))
         # 1. what is taken out goes first: what stays is an ordinary checkpoint
-        full = plan.facts
-        plan, pruning = stack.enter_context(pruned_plan(plan, directory, on_progress))
+        full, windows = plan.facts, _windows(plan, text)
+        plan, pruning = stack.enter_context(pruned_plan(plan, windows, directory, on_progress))
         # 2. the weights, layer by layer
         with _one_torch_thread():
-            records, files = _convert(plan, directory, on_progress)
+            records, files = _convert(plan, windows, directory, on_progress)
         # 3. everything around them
-        for path in (*write_companions(plan, directory), *_centres(plan, directory)):
+        for path in (*write_companions(plan, directory), *_centres(plan, windows, directory)):
             files[path.name] = hash_file(path)
         kernels = time_kernels(plan, directory)
         peak, grown = memory.total_bytes, memory.grown_bytes
@@ -83,6 +86,7 @@ def build(
         manifest = Manifest(
             recipe=plan.recipe,
             recipe_digest=plan.recipe.digest,
+            calibration_digest=None if text is None else text.digest,
             source=source,
             tensors=records,
             refusals=tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
@@ -103,8 +107,16 @@ def build(
     return manifest
 
 
+def _windows(plan: Plan, text: CalibrationText | None) -> Tensor | None:
+    if text is None:
+        return None
+    context = plan.facts.architecture.max_position_embeddings
+    tokenizer = load_tokenizer(plan.facts.directory)
+    return calibration_windows(plan.recipe.calibration, tokenizer, context, text)
+
+
 def _convert(
-    plan: Plan, directory: Path, on_progress: OnProgress
+    plan: Plan, windows: Tensor | None, directory: Path, on_progress: OnProgress
 ) -> tuple[tuple[TensorRecord, ...], dict[str, str]]:
     """Write every weight file; return the records in the checkpoint's order, and the digests."""
     records: dict[str, TensorRecord] = {}
@@ -114,7 +126,7 @@ def _convert(
             file: stack.enter_context(TensorFileWriter(directory / file, _declared(plan, file)))
             for file in plan.facts.files
         }
-        calibrator = _calibrator(plan)
+        calibrator = _calibrator(plan, windows)
         if calibrator is not None:
             stack.enter_context(calibrator)
         for layer, tensors in _by_layer(plan):
@@ -140,25 +152,22 @@ def _convert(
     return tuple(records[tensor.fact.name] for tensor in plan.tensors), files
 
 
-def _calibrator(plan: Plan) -> "Calibrator | None":
+def _calibrator(plan: Plan, windows: Tensor | None) -> "Calibrator | None":
     methods = {method_of(tensor.scheme) for tensor in plan.linears}
-    if not methods & CALIBRATED:
+    if windows is None or not methods & CALIBRATED:
         return None
     # It runs transformers' layers, which take seconds to import.
     from compression.calibration import Calibrator
 
-    context = plan.facts.architecture.max_position_embeddings
-    tokenizer = load_tokenizer(plan.facts.directory)
-    windows = calibration_windows(plan.recipe.calibration, tokenizer, context)
     return Calibrator(plan.facts, windows, feedback=bool(methods & FEEDBACK))
 
 
-def _centres(plan: Plan, directory: Path) -> list[Path]:
-    if not needs_centres(plan.recipe.kv_cache):
+def _centres(plan: Plan, windows: Tensor | None, directory: Path) -> list[Path]:
+    if windows is None or not needs_centres(plan.recipe.kv_cache):
         return []
     from compression.kv.centres import add_centres
 
-    return add_centres(plan.facts, plan.recipe, directory)
+    return [add_centres(plan.facts, windows, directory)]
 
 
 def _by_layer(plan: Plan) -> Iterator[tuple[int | None, list[TensorPlan]]]:

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+from compression.artifact import write_manifest
 from compression.errors import BuildError
 from compression.evaluation import WINDOW_TOKENS, builtin_slices, cut
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts
-from compression.fidelity import summarize
 from compression.fidelity_record import SliceFidelity
+from compression.manifest import Manifest
+from compression.plan import Plan
+from compression.pruning.forecast import pruned_facts
+from compression.pruning.shape import pruned_shape
 from compression.recipe import Recipe
 from compression.search.budget import violations
 
@@ -31,7 +35,8 @@ def measure_build(
         directory: of the artifact.
         on_progress: is told of layers.
     """
-    # Only a build that is measured needs transformers, which takes seconds to import.
+    # Only a build that is measured needs torch and transformers, which take seconds to import.
+    from compression.fidelity import summarize
     from compression.measurement import measure
     from compression.served import ServedWeights
     from compression.tokenizer_file import load_tokenizer
@@ -46,6 +51,22 @@ def measure_build(
     scores = measure(full, served, weights, slices, on_progress)
     records = (summarize(each).record(name) for name, each in scores.items())
     return tuple(sorted(records, key=lambda each: -each.kld_mean))
+
+
+def add_fidelity(
+    plan: Plan, artifact: Path, manifest: Manifest, on_progress: OnProgress
+) -> Manifest:
+    """Return the manifest with the artifact's fidelity, measured now if it never was."""
+    if manifest.fidelity is not None:
+        return manifest
+    served = plan.facts
+    if plan.recipe.prune.is_active:
+        shape = pruned_shape(plan.recipe.prune, served.architecture)
+        served = pruned_facts(served, shape)
+    fidelity = measure_build(plan.facts, served, plan.recipe, artifact, on_progress)
+    measured = manifest.model_copy(update={"fidelity": fidelity})
+    write_manifest(measured, artifact)
+    return measured
 
 
 def require_budget(recipe: Recipe, slices: tuple[SliceFidelity, ...]) -> None:

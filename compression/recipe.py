@@ -201,8 +201,10 @@ class Recipe(_Part):
     def digest(self) -> str:
         """Return the SHA-256 (hex) of everything in the recipe that changes the result.
 
-        The name is left out: two recipes that do the same share their artifacts.
+        The name is left out, so that two recipes that do the same share their artifacts; so are
+        the budget, which only refuses, and a calibration that nothing asks for.
         """
-        body = self.model_dump(mode="json", exclude={"name"})
+        unused = set() if self.needs_calibration else {"calibration"}
+        body = self.model_dump(mode="json", exclude={"name", "budget", *unused})
         canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from compression.calibration_text import calibration_windows
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
 from compression.pruning.cost import mean_kld
@@ -17,33 +15,9 @@ from compression.pruning.leave_one_out import leave_one_out
 from compression.pruning.record import LayerRecord, PruneRecord
 from compression.pruning.rewrite import Rewriter
 from compression.pruning.shape import Shape, pruned_shape
-from compression.recipe import Calibration, Prune
+from compression.recipe import Prune
 
 _COST_WINDOWS = 2
-
-
-def prune(
-    directory: Path,
-    recipe: Prune,
-    calibration: Calibration,
-    out_directory: Path,
-    on_progress: OnProgress,
-) -> PruneRecord:
-    """Write the pruned checkpoint of ``directory`` into ``out_directory``, which must be empty.
-
-    Raises:
-        RecipeError: this checkpoint cannot be pruned so.
-        CalibrationError: the text cannot be used.
-        SourceError: the checkpoint cannot be used.
-    """
-    facts = read_facts(directory)
-    pruned_shape(recipe, facts.architecture)
-    windows = None
-    if recipe.score != "magnitude" or recipe.compensate:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        context = facts.architecture.max_position_embeddings
-        windows = calibration_windows(calibration, tokenizer, context)
-    return prune_on(facts, recipe, windows, out_directory, on_progress)
 
 
 def prune_on(
@@ -53,7 +27,10 @@ def prune_on(
     out_directory: Path,
     on_progress: OnProgress,
 ) -> PruneRecord:
-    """Do the same with given token ids [B, T]; None where neither score nor refit needs them.
+    """Write the pruned checkpoint into ``out_directory``, which must be empty.
+
+    ``windows`` are the token ids [B, T] of the calibration text; None where neither score nor
+    refit needs them.
 
     Raises:
         RecipeError: this checkpoint cannot be pruned so.

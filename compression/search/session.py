@@ -6,11 +6,8 @@ from torch import Tensor
 
 from compression.calibration_text import calibration_windows
 from compression.errors import SearchError
-from compression.evaluation import WINDOW_TOKENS, Window, builtin_slices, cut
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
-from compression.fidelity import summarize
-from compression.measurement import measure
 from compression.plan import make_plan
 from compression.prepare import prepare_recipe
 from compression.recipe import Budget, Calibration, Recipe
@@ -19,13 +16,11 @@ from compression.search.allocation import Allocation, frontier
 from compression.search.choice import recipe_of
 from compression.search.search import Found, Trial, cost_table, within_budget
 from compression.search.sensitivity import Sensitivity, UnitErrors, unit_errors
-from compression.served import ServedWeights
 from compression.source import resolve_source
 from compression.tokenizer_file import load_tokenizer
 
 PROBE_WINDOWS = 5
 PROBE_TOKENS = 256
-_SLICE_TOKENS = 512
 
 
 class Session:
@@ -53,7 +48,6 @@ class Session:
         self._facts = read_facts(directory)
         self._menu = _menu(self._facts)
         self._tokenizer = load_tokenizer(directory)
-        self._slices = self._cut()
         self._errors = self._unit_errors()
         self.points = frontier(cost_table(self._errors, self._divergences(), self._menu))
         self.trials: list[Trial] = []
@@ -86,18 +80,19 @@ class Session:
     def attempt(self, allocation: Allocation) -> Trial:
         """Build the artifact of an allocation (or find it in the store) and measure it."""
         recipe = self._recipe(allocation)
-        prepared = prepare_recipe(self._model, recipe, self._revision, self._on_progress)
-        if prepared.manifest is None:
-            raise SearchError(f"{str(prepared.directory)!r} has no manifest: build it again")
-        weights = ServedWeights(prepared.directory, recipe)
-        scores = measure(self._facts, self._facts, weights, self._slices, self._on_progress)
+        prepared = prepare_recipe(
+            self._model, recipe, self._revision, self._on_progress, is_measured=True
+        )
+        manifest = prepared.manifest
+        if manifest is None or manifest.fidelity is None:
+            raise SearchError(f"{str(prepared.directory)!r} was not measured: build it again")
         trial = Trial(
             recipe=recipe,
-            bytes_in_memory=prepared.manifest.bytes_in_memory,
+            bytes_in_memory=manifest.bytes_in_memory,
             linear_bytes=allocation.num_bytes,
-            bytes_stored=prepared.manifest.bytes_stored,
-            linear_bits_stored=prepared.manifest.linear_bits_stored,
-            slices=tuple(summarize(each).record(name) for name, each in scores.items()),
+            bytes_stored=manifest.bytes_stored,
+            linear_bits_stored=manifest.linear_bits_stored,
+            slices=manifest.fidelity,
         )
         self.trials.append(trial)
         return trial
@@ -109,13 +104,6 @@ class Session:
 
     def _bytes(self, recipe: Recipe) -> int:
         return make_plan(self._facts, recipe).bytes_in_memory
-
-    def _cut(self) -> dict[str, list[Window]]:
-        width = min(WINDOW_TOKENS, self._facts.architecture.max_position_embeddings)
-        return {
-            name: cut(name, body, self._tokenizer, window_tokens=width, max_tokens=_SLICE_TOKENS)
-            for name, body in builtin_slices().items()
-        }
 
     def _unit_errors(self) -> list[UnitErrors]:
         context = self._facts.architecture.max_position_embeddings
