@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compression.distortion import Distortion, block_rows, relative_error
-from compression.errors import CorruptCheckpoint
+from compression.errors import BuildError, CorruptCheckpoint
 from compression.footprint import PIECE_BYTES
 from compression.manifest import TensorRecord
 from compression.packing import pack_int4, pack_int8, pack_nf4
@@ -45,10 +45,12 @@ def convert_linear(
 
     Raises:
         CorruptCheckpoint: the weight holds NaN or infinite values, or cannot be read.
+        BuildError: its values are too large for the scheme.
     """
     weight = source.read(tensor.fact.name)
     _require_finite(tensor.fact.name, weight)
     made = _quantize(tensor, weight, statistics)
+    _require_finite_scales(tensor, made.codes)
     for name, value in _packed(tensor, made.codes).items():
         writer.write(name, value)
     record = _record(
@@ -66,6 +68,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
 
     Raises:
         CorruptCheckpoint: the tensor holds NaN or infinite values, or cannot be read.
+        BuildError: its values are too large for the scheme.
     """
     distortion = Distortion()
     applied = Unquantized().label
@@ -76,6 +79,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
             _require_finite(tensor.fact.name, piece)
             if isinstance(tensor.scheme, Int8):  # by rows, so pieces give the codes of the whole
                 codes = quantize(piece, tensor.scheme)
+                _require_finite_scales(tensor, codes)
                 distortion.add(piece, codes.dequantize())
                 applied = codes.label
             yield piece
@@ -95,6 +99,15 @@ def _require_finite(name: str, values: Tensor) -> None:
     if values.is_floating_point() and not torch.isfinite(values).all():
         raise CorruptCheckpoint(
             f"{name!r} holds NaN or infinite values: fetch the checkpoint again"
+        )
+
+
+def _require_finite_scales(tensor: TensorPlan, codes: Codes | Nf4Codes) -> None:
+    scales = codes.absmax if isinstance(codes, Nf4Codes) else codes.scales
+    if not torch.isfinite(scales).all():
+        raise BuildError(
+            f"{tensor.fact.name!r} holds values too large for {tensor.scheme.label}, whose scale "
+            "becomes infinite: name it in 'keep', or check the checkpoint"
         )
 
 
