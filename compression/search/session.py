@@ -1,10 +1,11 @@
 """One search from start to end: table, frontier, trials."""
 
 import os
+from dataclasses import replace
 
 from torch import Tensor
 
-from compression.calibration_text import calibration_windows
+from compression.calibration_text import WINDOW_TOKENS, calibration_windows
 from compression.errors import SearchError
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
@@ -48,6 +49,9 @@ class Session:
         self._facts = read_facts(directory)
         self._menu = _menu(self._facts)
         self._tokenizer = load_tokenizer(directory)
+        # Both are cut at once: too short a text is told before anything long begins.
+        self._windows = self._cut(self._calibration, WINDOW_TOKENS)
+        self._probe = self._cut(self._probe_calibration(), PROBE_TOKENS)[:PROBE_WINDOWS]
         self._errors = self._unit_errors()
         self.points = frontier(cost_table(self._errors, self._divergences(), self._menu))
         self.trials: list[Trial] = []
@@ -58,7 +62,10 @@ class Session:
         Raises:
             SearchError: nothing keeps it.
         """
-        return self._found(within_budget(self.points, budget, self.attempt))
+        best = within_budget(self.points, budget, self.attempt)
+        # Later builds of what was found are held to what it was found for.
+        recipe = best.recipe.model_copy(update={"budget": budget})
+        return self._found(replace(best, recipe=recipe))
 
     def fit(self, max_bytes: int) -> Found:
         """Return the most faithful recipe whose weights take at most ``max_bytes`` in memory.
@@ -106,31 +113,31 @@ class Session:
         return make_plan(self._facts, recipe).bytes_in_memory
 
     def _unit_errors(self) -> list[UnitErrors]:
-        context = self._facts.architecture.max_position_embeddings
-        windows = calibration_windows(self._calibration, self._tokenizer, context)
         workers = len(os.sched_getaffinity(0))
         menu = list(self._menu.values())
-        return unit_errors(self._facts, windows, menu, workers, self._on_progress)
+        return unit_errors(self._facts, self._windows, menu, workers, self._on_progress)
 
     def _divergences(self) -> dict[str, float]:
         """Return each unit's measured KL divergence under the first scheme of the menu."""
         found = {}
-        with Sensitivity(self._facts, self._probe()) as sensitivity:
+        with Sensitivity(self._facts, self._probe) as sensitivity:
             for done, each in enumerate(self._errors):
                 self._on_progress(Progress("search", done, len(self._errors), "units"))
                 found[each.unit.name] = sensitivity.divergence(each.unit.layer, each.probe)
         return found
 
-    def _probe(self) -> Tensor:
-        """Return a few windows of the calibration text that it is probed with."""
-        width = min(PROBE_TOKENS, self._facts.architecture.max_position_embeddings)
-        probe = Calibration(
+    def _cut(self, calibration: Calibration, width: int) -> Tensor:
+        context = min(width, self._facts.architecture.max_position_embeddings)
+        return calibration_windows(calibration, self._tokenizer, context)
+
+    def _probe_calibration(self) -> Calibration:
+        """Return the few windows of the same text that units are probed with."""
+        tokens = max(512, PROBE_WINDOWS * PROBE_TOKENS)
+        return Calibration(
             text=self._calibration.text,
-            tokens=max(512, PROBE_WINDOWS * width),
+            tokens=min(self._calibration.tokens, tokens),
             seed=self._calibration.seed + 1,
         )
-        windows = calibration_windows(probe, self._tokenizer, width)
-        return windows[:PROBE_WINDOWS]
 
     def _found(self, best: Trial) -> Found:
         return Found(
