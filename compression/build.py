@@ -4,9 +4,9 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,23 +84,18 @@ def build(
             require_budget(plan.recipe, fidelity)
         # 5. the record, last: a directory without it is no artifact
         manifest = Manifest(
-            recipe=plan.recipe,
-            recipe_digest=plan.recipe.digest,
-            calibration_digest=None if text is None else text.digest,
+            **_asked(plan, text),
             source=source,
             tensors=records,
-            refusals=tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
             bytes_before=full.num_bytes,
             **_sizes(plan),
             prune=pruning,
             fidelity=fidelity,
-            processor=processor(),
             kernels=kernels,
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak,
             peak_build_bytes=grown,
             peak_declared_bytes=declared,
-            versions={library: version(library) for library in _LIBRARIES},
             files=files,
         )
         write_manifest(manifest, directory)
@@ -189,6 +184,18 @@ def _declared(plan: Plan, file: str) -> list[StoredTensor]:
     return [stored for each in plan.tensors if each.fact.file == file for stored in each.stored]
 
 
+def _asked(plan: Plan, text: CalibrationText | None) -> dict[str, Any]:
+    """Return what the manifest says of the recipe, and of what carries it out."""
+    return {
+        "recipe": plan.recipe,
+        "recipe_digest": plan.recipe.digest,
+        "calibration_digest": None if text is None else text.digest,
+        "refusals": tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
+        "processor": processor(),
+        "versions": _versions(),
+    }
+
+
 def _sizes(plan: Plan) -> dict[str, Any]:
     """Return the manifest's bytes and bits per weight."""
 
@@ -204,6 +211,15 @@ def _sizes(plan: Plan) -> dict[str, Any]:
         "linear_bits": bits(sum(each.bytes_in_memory for each in linears), linears),
         "linear_bits_stored": bits(sum(each.bytes_stored for each in linears), linears),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the libraries that are installed."""
+    found = {}
+    for library in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
 
 
 def _space_needed(plan: Plan) -> int:
@@ -238,6 +254,9 @@ def _disk_errors(directory: Path, needed: int) -> Iterator[None]:
                 f"the disk of {place!r} is full: the artifact needs {needed / 1e6:.0f} MB there; "
                 "free some space or set NARROWGATE_HOME to another disk"
             ) from None
+        file = error.filename
+        is_ours = file is None or Path(str(file)).is_relative_to(directory.parent)
+        what = f"write the artifact to {place!r}" if is_ours else f"read {str(file)!r}"
         raise BuildError(
-            f"cannot write the artifact to {place!r}: {error.strerror or error}"
+            f"cannot {what}: {error.strerror or error}; check path and permissions"
         ) from None

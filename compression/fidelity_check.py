@@ -1,8 +1,10 @@
 """The fidelity of a finished build, for its manifest and against its recipe's budget."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from compression.artifact import write_manifest
+from compression.checked_plan import plan_once_pruned
 from compression.errors import BuildError
 from compression.evaluation import WINDOW_TOKENS, builtin_slices, cut
 from compression.events import OnProgress
@@ -10,8 +12,6 @@ from compression.facts import CheckpointFacts
 from compression.fidelity_record import SliceFidelity
 from compression.manifest import Manifest
 from compression.plan import Plan
-from compression.pruning.forecast import pruned_facts
-from compression.pruning.shape import pruned_shape
 from compression.recipe import Recipe
 from compression.search.budget import violations
 
@@ -48,7 +48,7 @@ def measure_build(
         for name, body in builtin_slices().items()
     }
     weights = ServedWeights(directory, recipe)
-    scores = measure(full, served, weights, slices, on_progress)
+    scores = measure(full, served, weights, slices, on_progress, recipe=recipe.name)
     records = (summarize(each).record(name) for name, each in scores.items())
     return tuple(sorted(records, key=lambda each: -each.kld_mean))
 
@@ -60,9 +60,8 @@ def add_fidelity(
     if manifest.fidelity is not None:
         return manifest
     served = plan.facts
-    if plan.recipe.prune.is_active:
-        shape = pruned_shape(plan.recipe.prune, served.architecture)
-        served = pruned_facts(served, shape)
+    if plan.recipe.prune.is_active:  # its config lies with the artifact, not with the source
+        served = replace(plan_once_pruned(plan).facts, directory=artifact)
     fidelity = measure_build(plan.facts, served, plan.recipe, artifact, on_progress)
     measured = manifest.model_copy(update={"fidelity": fidelity})
     write_manifest(measured, artifact)

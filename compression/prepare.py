@@ -6,19 +6,19 @@ from functools import partial
 from pathlib import Path
 
 from compression.calibration_documents import CalibrationText, read_calibration_text
+from compression.checked_plan import plan_checked
 from compression.digest import source_digest, weight_digests
 from compression.errors import RecipeError, UnsupportedArchitecture
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts, read_facts, read_outlined_facts
 from compression.fidelity_check import add_fidelity, require_budget
 from compression.hub import revision_of
+from compression.machine import require_machine
 from compression.manifest import Manifest, SourceRecord, read_manifest
 from compression.out_directory import out_directory, require_new
 from compression.paths import store_dir
-from compression.plan import Plan, make_plan
+from compression.plan import Plan
 from compression.presets import load_recipe
-from compression.pruning.forecast import pruned_facts
-from compression.pruning.shape import pruned_shape
 from compression.recipe import FULL, Recipe
 from compression.source import resolve_source
 from compression.store import ensure
@@ -86,7 +86,7 @@ def _prepare(
     read = "" if text is None else text.digest
     key = hashlib.sha256(f"{_LAYOUT}:{source.digest}:{asked.digest}:{read}".encode())
     write = partial(_write, plan, text, source, on_progress=on_progress, is_measured=is_measured)
-    artifact, cached = ensure(store_dir(), key.hexdigest()[:32], write)
+    artifact, cached = ensure(store_dir(), key.hexdigest()[:32], write, on_progress)
     manifest = read_manifest(artifact)
     # A hit may come from a recipe that had no budget, or another one.
     if cached and manifest is not None and (is_measured or asked.budget is not None):
@@ -141,20 +141,6 @@ def read_any_facts(directory: Path) -> CheckpointFacts:
         return read_outlined_facts(directory, read_outline(directory))
 
 
-def plan_checked(facts: CheckpointFacts, recipe: Recipe) -> Plan:
-    """Return the plan, once pruning has agreed too.
-
-    Raises:
-        RecipeError: the recipe cannot be carried out on this checkpoint.
-    """
-    plan = make_plan(facts, recipe)
-    if recipe.prune.is_active:
-        # What stays must fit the recipe too: groups, units, targets.
-        shape = pruned_shape(recipe.prune, facts.architecture)
-        make_plan(pruned_facts(facts, shape), recipe)
-    return plan
-
-
 def _source_record(model: str, facts: CheckpointFacts, on_progress: OnProgress) -> SourceRecord:
     return SourceRecord(
         model=model,
@@ -180,6 +166,7 @@ def _write(
     on_progress: OnProgress,
     is_measured: bool = False,
 ) -> Manifest:
+    require_machine(plan)
     # A hit in the store needs no torch, which takes seconds to import.
     from compression.build import build
 

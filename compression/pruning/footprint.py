@@ -8,7 +8,8 @@ _MOMENTS = 6
 _HIDDEN_COPIES = 3
 """float32 copies of all hidden states."""
 _BATCH_TOKENS = 4096
-_STARTS = 2048
+STARTS = 2048
+"""Tokens of the text that are also read as texts of their own."""
 _LOGIT_ROWS = 256
 
 
@@ -21,7 +22,7 @@ def prune_bytes(facts: CheckpointFacts, prune: Prune, calibration: Calibration) 
     hidden, neurons = architecture.hidden_size, architecture.intermediate_size
     per_layer = sum(rows * columns for _, (rows, columns) in architecture.linears(0))
     widest = neurons if prune.neurons else architecture.num_heads * architecture.head_dim
-    tokens = calibration.tokens + _STARTS
+    tokens = calibration.tokens + STARTS
     needed = (
         facts.num_bytes
         + 2 * 4 * per_layer

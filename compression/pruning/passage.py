@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.layerwise import LayerStream
+from compression.pruning.footprint import STARTS
 from compression.pruning.halves import Half
-
-_STARTS = 2048
 
 
 class Passage:
@@ -50,5 +49,5 @@ class Passage:
 def first_tokens(windows: Tensor) -> Tensor:
     """Return tokens [n, 1] taken at even distances from all of ``windows`` [B, T]."""
     ids = windows.flatten()
-    distance = max(1, len(ids) // _STARTS)
-    return ids[torch.arange(0, len(ids), distance)[:_STARTS]].unsqueeze(1)
+    distance = max(1, len(ids) // STARTS)
+    return ids[torch.arange(0, len(ids), distance)[:STARTS]].unsqueeze(1)

@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from compression.evaluation import Window
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
-from compression.pruning.cost import mean_kld
+from compression.measurement import measure
 from compression.pruning.cut import LayerCut
 from compression.pruning.cutter import Cutter
 from compression.pruning.leave_one_out import leave_one_out
@@ -65,10 +66,19 @@ def prune_on(
         layers=tuple(records),
         bytes_before=facts.num_bytes,
         bytes_after=bytes_after,
-        kld=None if some is None else mean_kld(facts, read_facts(out_directory), some),
+        kld=None if some is None else _mean_kld(facts, out_directory, some, on_progress),
         kld_tokens=0 if some is None else some[:, 1:].numel(),
         seconds=time.perf_counter() - start,
     )
+
+
+def _mean_kld(
+    full: CheckpointFacts, pruned: Path, windows: Tensor, on_progress: OnProgress
+) -> float:
+    """Return the mean divergence of the written checkpoint from its source, nats a token."""
+    text = [Window(tuple(row), first=1) for row in windows.tolist()]
+    scores = measure(full, read_facts(pruned), None, {"calibration": text}, on_progress)
+    return float(scores["calibration"].kld.mean())
 
 
 def _cuts_heads(recipe: Prune) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from compression.calibration_documents import read_calibration_text
 from compression.errors import BuildError, CalibrationError
 from compression.events import ignore
-from compression.prepare import Prepared, prepare
+from compression.prepare import Prepared, build_to, prepare
 from tests.checkpoints import make_tiny_checkpoint
 
 SENTENCE = "The quick brown fox jumps over the lazy dog. "
@@ -66,6 +66,19 @@ def test_another_budget_is_no_other_artifact(model: str, tmp_path: Path) -> None
     with pytest.raises(BuildError, match=r"'mine' breaks its budget \(kld .* > 1e-06\)"):
         prepared(model, tmp_path, fields + "budget: {kld: 0.000001}\n")
     assert prepared(model, tmp_path, fields).directory == first.directory
+
+
+def test_pruned_artifact_is_measured_later(model: str, tmp_path: Path) -> None:
+    """As it would have been at the end of its build."""
+    fields = "weights: {scheme: int8}\nprune: {query_heads: 1, compensate: false}\n"
+    fields += "calibration: {tokens: 512}\n"
+    assert prepared(model, tmp_path, fields).manifest is not None
+    later = prepared(model, tmp_path, fields + "budget: {kld: 100}\n")
+    at_once = build_to(model, str(tmp_path / "mine.yaml"), None, tmp_path / "out", ignore)
+    assert later.cached
+    assert later.manifest is not None
+    assert at_once.manifest is not None
+    assert later.manifest.fidelity == at_once.manifest.fidelity
 
 
 def test_documents_come_alike_from_every_kind_of_file(tmp_path: Path) -> None:
