@@ -84,7 +84,7 @@ def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
         "max_bytes": options.max_bytes,
         "best": _row(found.best),
         "trials": [_row(trial) for trial in found.trials],
-        "frontier": [{"linear_bytes": size, "expected_kld": cost} for size, cost in found.expected],
+        "frontier": [{"matrix_bytes": size, "expected_kld": cost} for size, cost in found.expected],
     }
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compression.errors import SearchError
+from compression.facts import ITEMSIZE, CheckpointFacts
 from compression.fidelity_record import SliceFidelity
+from compression.plan import EMBEDDINGS
 from compression.recipe import Budget, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, Option
@@ -25,8 +27,8 @@ class Trial:
 
     recipe: Recipe
     bytes_in_memory: int
-    linear_bytes: int
-    """Bytes in memory of the linear weights alone, which the frontier is made of."""
+    matrix_bytes: int
+    """Bytes in memory of linear weights, embedding and head, which the frontier is made of."""
     bytes_stored: int
     linear_bits_stored: float | None
     slices: tuple[SliceFidelity, ...]
@@ -39,7 +41,7 @@ class Found:
     best: Trial
     trials: tuple[Trial, ...]
     expected: tuple[tuple[int, float], ...]
-    """``(bytes of the linear weights in memory, expected KL divergence)``, smallest first."""
+    """``(bytes of all matrices in memory, expected KL divergence)``, smallest first."""
 
 
 def cost_table(
@@ -62,6 +64,22 @@ def cost_table(
             options.append(Option(label, _bytes(each.unit, scheme), measured * share))
         table[each.unit.name] = options
     return table
+
+
+def tables_options(facts: CheckpointFacts, divergence: float) -> list[Option]:
+    """Return the options of embedding and output head: int8 rows, or as they are.
+
+    ``divergence`` is the measured KL divergence of the model with both in int8.
+    """
+    tables = [facts.tensors[name] for name in sorted(EMBEDDINGS) if name in facts.tensors]
+
+    def num_bytes(scheme: Int8 | Unquantized) -> int:
+        return sum(scheme.memory_bytes(*each.shape, ITEMSIZE[each.dtype]) for each in tables)
+
+    return [
+        Option(Unquantized().label, num_bytes(Unquantized()), 0.0),
+        Option(Int8().label, num_bytes(Int8()), divergence),
+    ]
 
 
 def _bytes(unit: Unit, scheme: Int4 | Int8 | Unquantized) -> int:

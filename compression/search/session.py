@@ -14,8 +14,14 @@ from compression.prepare import prepare_recipe
 from compression.recipe import Budget, Calibration, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, frontier
-from compression.search.choice import recipe_of
-from compression.search.search import Found, Trial, cost_table, within_budget
+from compression.search.choice import TABLES, recipe_of
+from compression.search.search import (
+    Found,
+    Trial,
+    cost_table,
+    tables_options,
+    within_budget,
+)
 from compression.search.sensitivity import Sensitivity, UnitErrors, unit_errors
 from compression.source import resolve_source
 from compression.tokenizer_file import load_tokenizer
@@ -53,7 +59,10 @@ class Session:
         self._windows = self._cut(self._calibration, WINDOW_TOKENS)
         self._probe = self._cut(self._probe_calibration(), PROBE_TOKENS)[:PROBE_WINDOWS]
         self._errors = self._unit_errors()
-        self.points = frontier(cost_table(self._errors, self._divergences(), self._menu))
+        divergences = self._divergences()
+        table = cost_table(self._errors, divergences, self._menu)
+        table[TABLES] = tables_options(self._facts, divergences[TABLES])
+        self.points = frontier(table)
         self.trials: list[Trial] = []
 
     def find(self, budget: Budget) -> Found:
@@ -96,7 +105,7 @@ class Session:
         trial = Trial(
             recipe=recipe,
             bytes_in_memory=manifest.bytes_in_memory,
-            linear_bytes=allocation.num_bytes,
+            matrix_bytes=allocation.num_bytes,
             bytes_stored=manifest.bytes_stored,
             linear_bits_stored=manifest.linear_bits_stored,
             slices=manifest.fidelity,
@@ -118,12 +127,16 @@ class Session:
         return unit_errors(self._facts, self._windows, menu, workers, self._on_progress)
 
     def _divergences(self) -> dict[str, float]:
-        """Return each unit's measured KL divergence under the first scheme of the menu."""
+        """Return each unit's measured KL divergence under the first scheme of the menu.
+
+        That of the embedding and the output head is under int8.
+        """
         found = {}
         with Sensitivity(self._facts, self._probe) as sensitivity:
             for done, each in enumerate(self._errors):
                 self._on_progress(Progress("search", done, len(self._errors), "units"))
                 found[each.unit.name] = sensitivity.divergence(each.unit.layer, each.probe)
+            found[TABLES] = sensitivity.tables_divergence()
         return found
 
     def _cut(self, calibration: Calibration, width: int) -> Tensor:

@@ -15,6 +15,7 @@ from compression.facts import read_facts
 from compression.fidelity_record import SliceFidelity
 from compression.presets import load_recipe
 from compression.recipe import Budget, Calibration
+from compression.schemes import Unquantized
 from compression.search.__main__ import write_recipe
 from compression.search.allocation import Allocation, Option, frontier
 from compression.search.budget import parse_budget, violations
@@ -192,11 +193,15 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     small, large = session.points[0], session.points[-1]
     assert large.cost == 0
+    assert (small.choices["embeddings"].scheme, large.choices["embeddings"].scheme) == (
+        "int8-rows",
+        "none",
+    )
     smallest = session.attempt(small)
     kld = sum(each.kld_mean for each in smallest.slices) / len(smallest.slices)
     found = session.find(Budget(kld=kld / 3))
     assert not violations(Budget(kld=kld / 3), found.best.slices)
-    assert small.num_bytes < found.best.linear_bytes < large.num_bytes
+    assert small.num_bytes < found.best.matrix_bytes < large.num_bytes
     write_recipe(found.best.recipe, tmp_path / "mine.yaml")
     assert load_recipe(str(tmp_path / "mine.yaml")) == found.best.recipe
     fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
@@ -204,6 +209,9 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     plot(found, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert {"search", "quantize", "measure"} <= {progress.stage for progress in seen}
+    full = session.attempt(large)
+    assert full.recipe.embeddings == Unquantized()
+    assert all(each.kld_mean < 1e-9 for each in full.slices)
     fitting = session.fit(found.best.bytes_in_memory + 1)
     assert fitting.best.bytes_in_memory <= found.best.bytes_in_memory + 1
     with pytest.raises(SearchError, match=r"--max-bytes 1000 is less than the smallest artifact"):
@@ -222,6 +230,7 @@ def test_sensitivity_does_not_depend_on_what_was_asked_before(tmp_path: Path) ->
             sensitivity.divergence(layer, {module.format(layer): zeros}) for layer in (0, 1, 0)
         ]
         assert sensitivity.divergence(1, {}) == 0
+        assert 0 < sensitivity.tables_divergence() < 0.1
     assert asked[0] == asked[2] > 1e-3
     assert asked[1] > 1e-3
 
