@@ -121,7 +121,10 @@ class Checkpoint:
         # By rows, so pieces give the codes of the whole; float32 copies of all would fill memory.
         rows = max(1, _PIECE_BYTES // (4 * weight.shape[1]))
         return stack_rows(
-            [quantize(piece, self.manifest.recipe.embeddings) for piece in weight.split(rows)]
+            [
+                quantize(piece, self.manifest.recipe.embeddings)
+                for piece in torch.split(weight, rows)
+            ]
         )
 
 

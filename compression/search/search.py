@@ -74,7 +74,11 @@ def tables_options(facts: CheckpointFacts, divergence: float) -> list[Option]:
     tables = [facts.tensors[name] for name in sorted(EMBEDDINGS) if name in facts.tensors]
 
     def num_bytes(scheme: Int8 | Unquantized) -> int:
-        return sum(scheme.memory_bytes(*each.shape, ITEMSIZE[each.dtype]) for each in tables)
+        total = 0
+        for each in tables:
+            rows, columns = each.shape
+            total += scheme.memory_bytes(rows, columns, ITEMSIZE[each.dtype])
+        return total
 
     return [
         Option(Unquantized().label, num_bytes(Unquantized()), 0.0),
