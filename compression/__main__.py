@@ -1,7 +1,7 @@
 """The child process that compresses: a verb in, JSON lines out (see :mod:`compression.child`).
 
 The last line is ``ready`` with the directory and its manifest, ``recipes`` with the presets and
-their sizes for the model, or ``error``.
+their sizes for the model (of the one recipe, where a build is only tried), or ``error``.
 """
 
 import argparse
@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compression.catalog import describe_presets
+from compression.catalog import describe_presets, describe_recipe
 from compression.child import report_progress, run_child
+from compression.errors import BuildError
 from compression.prepare import build_to, prepare, read_any_facts
+from compression.presets import load_recipe
 from compression.source import resolve_source
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     options = _parser().parse_args(arguments)
-    if options.verb == "recipes":
+    if options.verb == "recipes" or (options.verb == "build" and options.dry_run):
         return run_child(lambda: ("recipes", _recipes(options)))
     return run_child(lambda: ("ready", _run(options)))
 
@@ -27,10 +29,15 @@ def _recipes(options: argparse.Namespace) -> dict[str, Any]:
     directory = resolve_source(
         options.model, revision=options.revision, on_progress=report_progress
     )
-    return {"recipes": describe_presets(read_any_facts(directory))}
+    facts = read_any_facts(directory)
+    if options.verb == "build":
+        return {"recipes": [describe_recipe(load_recipe(options.recipe), facts)]}
+    return {"recipes": describe_presets(facts)}
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.verb == "build" and options.out is None:
+        raise BuildError("build needs --out, a new directory, or --dry-run")
     asked = (options.model, options.recipe, options.revision)
     if options.verb == "prepare":
         prepared = prepare(*asked, report_progress)
@@ -54,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         if verb != "recipes":
             command.add_argument("--recipe", required=True)
         if verb == "build":
-            command.add_argument("--out", type=Path, required=True)
+            command.add_argument("--out", type=Path)
+            command.add_argument("--dry-run", action="store_true")
             command.add_argument("--fidelity", action="store_true")
     return parser
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from compression.errors import BuildError
 from compression.manifest import FILE_NAME, Manifest
 from compression.plan import Plan
 from compression.quantization_config import quantization_config
@@ -35,29 +38,46 @@ def write_companions(plan: Plan, directory: Path) -> list[Path]:
     entry = quantization_config(plan)
     if entry is not None:
         config["quantization_config"] = entry
-    written = [_write_json(directory / "config.json", config)]
+    written = [write_json(directory / "config.json", config)]
     for path in companions(plan.facts.directory):
         shutil.copyfile(path, directory / path.name)
         written.append(directory / path.name)
     if plan.facts.files != ("model.safetensors",):
-        written.append(_write_json(directory / "model.safetensors.index.json", _index(plan)))
+        weight_map = {
+            stored.name: tensor.fact.file for tensor in plan.tensors for stored in tensor.stored
+        }
+        written.append(write_index(directory, weight_map, total_bytes=plan.bytes_stored))
     return written
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
-    """Write the record of what was done; one that is there is replaced at once."""
+    """Write the record of what was done; one that is there is replaced at once.
+
+    Raises:
+        BuildError: it could not be read again, because a figure in it is infinite or no number.
+    """
+    body = manifest.model_dump_json(indent=1)
+    try:
+        is_same = Manifest.model_validate_json(body) == manifest
+    except ValidationError:
+        is_same = False
+    if not is_same:
+        raise BuildError(
+            f"recipe {manifest.recipe.name!r} gives figures that are infinite or no numbers: "
+            "choose a safer recipe or check the checkpoint"
+        )
     temporary = directory / f".{FILE_NAME}"
-    temporary.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    temporary.write_text(body, encoding="utf-8")
     temporary.replace(directory / FILE_NAME)
 
 
-def _index(plan: Plan) -> dict[str, Any]:
-    weight_map = {
-        stored.name: tensor.fact.file for tensor in plan.tensors for stored in tensor.stored
-    }
-    return {"metadata": {"total_size": plan.bytes_stored}, "weight_map": weight_map}
+def write_index(directory: Path, weight_map: Mapping[str, str], *, total_bytes: int) -> Path:
+    """Write which shard holds each tensor; return the file."""
+    body = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+    return write_json(directory / "model.safetensors.index.json", body)
 
 
-def _write_json(path: Path, body: Mapping[str, Any]) -> Path:
-    path.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, body: Mapping[str, Any]) -> Path:
+    """Write a JSON file as checkpoints have them; return it."""
+    path.write_text(json.dumps(dict(body), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -4,9 +4,9 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compression.artifact import write_companions, write_manifest
+from compression.calibration_documents import CalibrationText
 from compression.calibration_text import calibration_windows
 from compression.conversion import convert_linear, copy
 from compression.digest import hash_file
@@ -46,13 +47,15 @@ def build(
     directory: Path,
     on_progress: OnProgress,
     *,
+    text: CalibrationText | None = None,
     is_measured: bool = False,
 ) -> Manifest:
     """Write the artifact into ``directory``, which must exist and be empty.
 
     Memory stays below ``plan.peak_bytes``: one weight of the checkpoint is held at a time, and
-    with calibration one layer. ``is_measured`` puts the fidelity of every slice into the manifest;
-    a recipe with a budget is always measured.
+    with calibration one layer. ``text`` is what the recipe calibrates on; None where nothing does.
+    ``is_measured`` puts the fidelity of every slice into the manifest; a recipe with a budget is
+    always measured.
 
     Raises:
         BuildError: the disk is full or cannot be written, or the budget is not kept.
@@ -65,13 +68,13 @@ def build(
     with _disk_errors(directory, plan.bytes_stored), ExitStack() as stack:
         _require_space(directory, _space_needed(plan))
         # 1. what is taken out goes first: what stays is an ordinary checkpoint
-        full = plan.facts
-        plan, pruning = stack.enter_context(pruned_plan(plan, directory, on_progress))
+        full, windows = plan.facts, _windows(plan, text)
+        plan, pruning = stack.enter_context(pruned_plan(plan, windows, directory, on_progress))
         # 2. the weights, layer by layer
         with _one_torch_thread():
-            records, files = _convert(plan, directory, on_progress)
+            records, files = _convert(plan, windows, directory, on_progress)
         # 3. everything around them
-        for path in (*write_companions(plan, directory), *_centres(plan, directory)):
+        for path in (*write_companions(plan, directory), *_centres(plan, windows, directory)):
             files[path.name] = hash_file(path)
         kernels = time_kernels(plan, directory)
         peak, grown = memory.total_bytes, memory.grown_bytes
@@ -82,30 +85,34 @@ def build(
             require_budget(plan.recipe, fidelity)
         # 5. the record, last: a directory without it is no artifact
         manifest = Manifest(
-            recipe=plan.recipe,
-            recipe_digest=plan.recipe.digest,
+            **_asked(plan, text),
             source=source,
             tensors=records,
-            refusals=tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
             bytes_before=full.num_bytes,
             **_sizes(plan),
             prune=pruning,
             fidelity=fidelity,
-            processor=processor(),
             kernels=kernels,
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak,
             peak_build_bytes=grown,
             peak_declared_bytes=declared,
-            versions={library: version(library) for library in _LIBRARIES},
             files=files,
         )
         write_manifest(manifest, directory)
     return manifest
 
 
+def _windows(plan: Plan, text: CalibrationText | None) -> Tensor | None:
+    if text is None:
+        return None
+    context = plan.facts.architecture.max_position_embeddings
+    tokenizer = load_tokenizer(plan.facts.directory)
+    return calibration_windows(plan.recipe.calibration, tokenizer, context, text)
+
+
 def _convert(
-    plan: Plan, directory: Path, on_progress: OnProgress
+    plan: Plan, windows: Tensor | None, directory: Path, on_progress: OnProgress
 ) -> tuple[tuple[TensorRecord, ...], dict[str, str]]:
     """Write every weight file; return the records in the checkpoint's order, and the digests."""
     records: dict[str, TensorRecord] = {}
@@ -115,7 +122,7 @@ def _convert(
             file: stack.enter_context(TensorFileWriter(directory / file, _declared(plan, file)))
             for file in plan.facts.files
         }
-        calibrator = _calibrator(plan)
+        calibrator = _calibrator(plan, windows)
         if calibrator is not None:
             stack.enter_context(calibrator)
         for layer, tensors in _by_layer(plan):
@@ -155,28 +162,25 @@ def _stages(
     yield {}, left
 
 
-def _calibrator(plan: Plan) -> "Calibrating | None":
+def _calibrator(plan: Plan, windows: Tensor | None) -> "Calibrating | None":
     methods = {method_of(tensor.scheme) for tensor in plan.linears}
-    if not methods & CALIBRATED:
+    if windows is None or not methods & CALIBRATED:
         return None
     # It runs transformers' layers, which take seconds to import.
     from compression.calibration import Calibrator
     from compression.propagation import PropagatingCalibrator
 
-    context = plan.facts.architecture.max_position_embeddings
-    tokenizer = load_tokenizer(plan.facts.directory)
-    windows = calibration_windows(plan.recipe.calibration, tokenizer, context)
     if methods & FEEDBACK:
         return PropagatingCalibrator(plan.facts, windows, plan.recipe.embeddings)
     return Calibrator(plan.facts, windows, whole=False)
 
 
-def _centres(plan: Plan, directory: Path) -> list[Path]:
-    if not needs_centres(plan.recipe.kv_cache):
+def _centres(plan: Plan, windows: Tensor | None, directory: Path) -> list[Path]:
+    if windows is None or not needs_centres(plan.recipe.kv_cache):
         return []
     from compression.kv.centres import add_centres
 
-    return add_centres(plan.facts, plan.recipe, directory)
+    return [add_centres(plan.facts, windows, directory)]
 
 
 def _by_layer(plan: Plan) -> Iterator[tuple[int | None, list[TensorPlan]]]:
@@ -198,6 +202,18 @@ def _declared(plan: Plan, file: str) -> list[StoredTensor]:
     return [stored for each in plan.tensors if each.fact.file == file for stored in each.stored]
 
 
+def _asked(plan: Plan, text: CalibrationText | None) -> dict[str, Any]:
+    """Return what the manifest says of the recipe, and of what carries it out."""
+    return {
+        "recipe": plan.recipe,
+        "recipe_digest": plan.recipe.digest,
+        "calibration_digest": None if text is None else text.digest,
+        "refusals": tuple(RefusalRecord(**asdict(refusal)) for refusal in plan.refusals),
+        "processor": processor(),
+        "versions": _versions(),
+    }
+
+
 def _sizes(plan: Plan) -> dict[str, Any]:
     """Return the manifest's bytes and bits per weight."""
 
@@ -213,6 +229,15 @@ def _sizes(plan: Plan) -> dict[str, Any]:
         "linear_bits": bits(sum(each.bytes_in_memory for each in linears), linears),
         "linear_bits_stored": bits(sum(each.bytes_stored for each in linears), linears),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the libraries that are installed."""
+    found = {}
+    for library in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
 
 
 def _space_needed(plan: Plan) -> int:
@@ -247,6 +272,9 @@ def _disk_errors(directory: Path, needed: int) -> Iterator[None]:
                 f"the disk of {place!r} is full: the artifact needs {needed / 1e6:.0f} MB there; "
                 "free some space or set NARROWGATE_HOME to another disk"
             ) from None
+        file = error.filename
+        is_ours = file is None or Path(str(file)).is_relative_to(directory.parent)
+        what = f"write the artifact to {place!r}" if is_ours else f"read {str(file)!r}"
         raise BuildError(
-            f"cannot write the artifact to {place!r}: {error.strerror or error}"
+            f"cannot {what}: {error.strerror or error}; check path and permissions"
         ) from None

@@ -7,9 +7,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from compression.checked_plan import plan_checked, plan_once_pruned
 from compression.errors import CompressionError
 from compression.facts import CheckpointFacts
-from compression.plan import make_plan
+from compression.kv.layers import bytes_per_token
 from compression.presets import PRESETS
 from compression.recipe import Recipe
 from compression.schemes import Int4, Int8, Nf4, Unquantized
@@ -17,6 +18,7 @@ from compression.schemes import Int4, Int8, Nf4, Unquantized
 _SIDE = 4096
 """Rows and columns of the weight for which bits are told where no model is given."""
 
+_SIZES = ("MB in\nmemory", "MB in\nfiles", "of\nfull", "MB to\nbuild", "KV kB\na token")
 Row = Mapping[str, Any]
 
 
@@ -24,10 +26,34 @@ def describe_presets(facts: CheckpointFacts | None) -> list[dict[str, Any]]:
     """Return one JSON-ready row a preset.
 
     ``bits`` are those of the linear layers in memory; with ``facts`` they are the model's, and
-    ``bytes_in_memory``, ``bytes_stored``, ``bytes_before`` and ``refused`` (None, or the reason)
-    are there too. Sizes of recipes that prune are of the whole model: what goes is known later.
+    ``bytes_in_memory``, ``bytes_stored``, ``bytes_before``, ``peak_bytes`` (the bound for the
+    build's memory), ``kv_bytes_per_token`` (None for families that only other engines serve) and
+    ``refused`` (None, or the reason) are there too; sizes are those of what pruning leaves.
     """
     return [_row(recipe, facts) for recipe in PRESETS.values()]
+
+
+def describe_recipe(recipe: Recipe, facts: CheckpointFacts) -> dict[str, Any]:
+    """Return the row of one recipe for a model.
+
+    Raises:
+        CompressionError: the recipe cannot be carried out on this checkpoint.
+    """
+    asked = plan_checked(facts, recipe)
+    plan = plan_once_pruned(asked)
+    weights = sum(tensor.num_weights for tensor in plan.linears)
+    known = plan.facts.known
+    return {
+        "name": recipe.name,
+        "deed": deed(recipe),
+        "refused": None,
+        "bits": 8 * sum(tensor.bytes_in_memory for tensor in plan.linears) / weights,
+        "bytes_before": facts.num_bytes,
+        "bytes_in_memory": plan.bytes_in_memory,
+        "bytes_stored": plan.bytes_stored,
+        "peak_bytes": asked.peak_bytes,
+        "kv_bytes_per_token": known and bytes_per_token(recipe.kv_cache, known),
+    }
 
 
 def render_presets(rows: Sequence[Row], model: str | None) -> list[Table]:
@@ -38,7 +64,7 @@ def render_presets(rows: Sequence[Row], model: str | None) -> list[Table]:
     table.add_column("what it does", overflow="fold")
     table.add_column("linear\nbits", justify="right", no_wrap=True)
     if model is not None:
-        for header in ("MB in\nmemory", "MB in\nfiles", "of\nfull"):
+        for header in _SIZES:
             table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["name"], escape(_what(row)), _bits(row), *_sizes(row, model))
@@ -51,17 +77,9 @@ def _row(recipe: Recipe, facts: CheckpointFacts | None) -> dict[str, Any]:
     if facts is None:
         return row | {"bits": 8 * recipe.weights.memory_bytes(_SIDE, _SIDE, 2) / _SIDE**2}
     try:
-        plan = make_plan(facts, recipe)
+        return describe_recipe(recipe, facts)
     except CompressionError as error:
         return row | {"refused": str(error), "bits": None}
-    weights = sum(tensor.num_weights for tensor in plan.linears)
-    return row | {
-        "refused": None,
-        "bits": 8 * sum(tensor.bytes_in_memory for tensor in plan.linears) / weights,
-        "bytes_before": facts.num_bytes,
-        "bytes_in_memory": plan.bytes_in_memory,
-        "bytes_stored": plan.bytes_stored,
-    }
 
 
 def deed(recipe: Recipe) -> str:
@@ -109,6 +127,13 @@ def _sizes(row: Row, model: str | None) -> list[str]:
     if model is None:
         return []
     if row["refused"]:
-        return ["", "", ""]
+        return [""] * len(_SIZES)
     memory, stored, before = (row[f"bytes_{kind}"] for kind in ("in_memory", "stored", "before"))
-    return [f"{memory / 1e6:.1f}", f"{stored / 1e6:.1f}", f"{100 * memory / before:.0f} %"]
+    kv_bytes = row["kv_bytes_per_token"]
+    return [
+        f"{memory / 1e6:.1f}",
+        f"{stored / 1e6:.1f}",
+        f"{100 * memory / before:.0f} %",
+        f"{row['peak_bytes'] / 1e6:.0f}",
+        "" if kv_bytes is None else f"{kv_bytes / 1e3:.1f}",
+    ]

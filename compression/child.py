@@ -18,11 +18,23 @@ EXIT_REFUSED = 2
 
 def run_child(work: Callable[[], tuple[str, dict[str, Any]]]) -> int:
     """Run ``work``, emit the event that it returns as (kind, fields), and return the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    caught: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        """Unwind, so that every ``finally`` on the way removes what is half-written."""
+        caught.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         kind, fields = work()
-    except CompressionError as error:
+    except Exception as error:
+        # A library may take the exit in its midst for a failure of its own.
+        if caught:
+            return 128 + caught[0]
+        if not isinstance(error, CompressionError):
+            raise
         _emit(encode("error", {"kind": type(error).__name__, "message": str(error)}))
         return EXIT_REFUSED
     _emit(encode(kind, fields))
@@ -36,8 +48,3 @@ def report_progress(progress: Progress) -> None:
 
 def _emit(line: str) -> None:
     print(line, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that every ``finally`` on the way removes what is half-written."""
-    sys.exit(128 + number)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compression.distortion import Distortion, block_rows, relative_error
+from compression.errors import BuildError
 from compression.footprint import PIECE_BYTES
 from compression.manifest import TensorRecord
 from compression.packing import pack_int4, pack_int8, pack_nf4
@@ -44,10 +45,12 @@ def convert_linear(
 
     Raises:
         CorruptCheckpoint: the weight holds NaN or infinite values, or cannot be read.
+        BuildError: its values are too large for the scheme.
     """
     weight = source.read(tensor.fact.name)
     require_finite(tensor.fact.name, weight)
     made = _quantize(tensor, weight, statistics)
+    _require_finite_scales(tensor, made.codes)
     for name, value in _packed(tensor, made.codes).items():
         writer.write(name, value)
     record = _record(
@@ -65,6 +68,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
 
     Raises:
         CorruptCheckpoint: the tensor holds NaN or infinite values, or cannot be read.
+        BuildError: its values are too large for the scheme.
     """
     distortion = Distortion()
     applied = Unquantized().label
@@ -75,6 +79,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
             require_finite(tensor.fact.name, piece)
             if isinstance(tensor.scheme, Int8):  # by rows, so pieces give the codes of the whole
                 codes = quantize(piece, tensor.scheme)
+                _require_finite_scales(tensor, codes)
                 distortion.add(piece, codes.dequantize())
                 applied = codes.label
             yield piece
@@ -88,6 +93,15 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
         relative_error=distortion.relative if is_quantized else None,
         output_error=None,
     )
+
+
+def _require_finite_scales(tensor: TensorPlan, codes: Codes | Nf4Codes) -> None:
+    scales = codes.absmax if isinstance(codes, Nf4Codes) else codes.scales
+    if not torch.isfinite(scales).all():
+        raise BuildError(
+            f"{tensor.fact.name!r} holds values too large for {tensor.scheme.label}, whose scale "
+            "becomes infinite: name it in 'keep', or check the checkpoint"
+        )
 
 
 @dataclass(frozen=True, slots=True)

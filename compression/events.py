@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Stage = Literal[
-    "fetch", "convert", "hash", "prune", "quantize", "measure", "search", "start", "compare"
+    "fetch",
+    "convert",
+    "hash",
+    "wait",
+    "prune",
+    "quantize",
+    "measure",
+    "search",
+    "start",
+    "compare",
 ]
 
 

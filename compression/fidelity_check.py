@@ -1,13 +1,17 @@
 """The fidelity of a finished build, for its manifest and against its recipe's budget."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from compression.artifact import write_manifest
+from compression.checked_plan import plan_once_pruned
 from compression.errors import BuildError
 from compression.evaluation import WINDOW_TOKENS, builtin_slices, cut
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts
-from compression.fidelity import summarize
 from compression.fidelity_record import SliceFidelity
+from compression.manifest import Manifest
+from compression.plan import Plan
 from compression.recipe import Recipe
 from compression.search.budget import violations
 
@@ -31,7 +35,8 @@ def measure_build(
         directory: of the artifact.
         on_progress: is told of layers.
     """
-    # Only a build that is measured needs transformers, which takes seconds to import.
+    # Only a build that is measured needs torch and transformers, which take seconds to import.
+    from compression.fidelity import summarize
     from compression.measurement import measure
     from compression.served import ServedWeights
     from compression.tokenizer_file import load_tokenizer
@@ -43,9 +48,24 @@ def measure_build(
         for name, body in builtin_slices().items()
     }
     weights = ServedWeights(directory, recipe)
-    scores = measure(full, served, weights, slices, on_progress)
+    scores = measure(full, served, weights, slices, on_progress, recipe=recipe.name)
     records = (summarize(each).record(name) for name, each in scores.items())
     return tuple(sorted(records, key=lambda each: -each.kld_mean))
+
+
+def add_fidelity(
+    plan: Plan, artifact: Path, manifest: Manifest, on_progress: OnProgress
+) -> Manifest:
+    """Return the manifest with the artifact's fidelity, measured now if it never was."""
+    if manifest.fidelity is not None:
+        return manifest
+    served = plan.facts
+    if plan.recipe.prune.is_active:  # its config lies with the artifact, not with the source
+        served = replace(plan_once_pruned(plan).facts, directory=artifact)
+    fidelity = measure_build(plan.facts, served, plan.recipe, artifact, on_progress)
+    measured = manifest.model_copy(update={"fidelity": fidelity})
+    write_manifest(measured, artifact)
+    return measured
 
 
 def require_budget(recipe: Recipe, slices: tuple[SliceFidelity, ...]) -> None:

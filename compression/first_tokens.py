@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_COUNT = 2048
+from compression.recipe import FIRST_TOKENS
 
 
 def first_tokens(windows: Tensor) -> Tensor:
@@ -15,5 +15,5 @@ def first_tokens(windows: Tensor) -> Tensor:
     otherwise; so each of these is read as a text of its own.
     """
     ids = windows.flatten()
-    distance = max(1, len(ids) // _COUNT)
-    return ids[torch.arange(0, len(ids), distance)[:_COUNT]].unsqueeze(1)
+    distance = max(1, len(ids) // FIRST_TOKENS)
+    return ids[torch.arange(0, len(ids), distance)[:FIRST_TOKENS]].unsqueeze(1)

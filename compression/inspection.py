@@ -11,12 +11,23 @@ from rich.table import Table
 from compression.manifest import KernelRecord, Manifest, TensorRecord
 from compression.recipe import KvCache
 
+_WIDE = 130
+"""Columns from which on the table of tensors has one for every figure."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
+_ERRORS = (
+    "error: norm of the change over that of the weight; output error: the same of the layer's "
+    "output on the calibration text"
+)
 
-def render_manifest(manifest: Manifest) -> list[Table]:
-    """Return what was asked for, what was done, what it runs on and how far it is off."""
-    tables = [_overview(manifest), _tensors(manifest)]
+
+def render_manifest(manifest: Manifest, *, width: int = 200) -> list[Table]:
+    """Return what was asked for, what was done, what it runs on and how far it is off.
+
+    ``width`` is the terminal's, in columns: a narrow one gets fewer columns with the same facts.
+    """
+    is_narrow = width < _WIDE
+    tables = [_overview(manifest), _narrow_tensors(manifest) if is_narrow else _tensors(manifest)]
     if manifest.refusals:
         tables.append(_refusals(manifest))
     if manifest.kernels:
@@ -84,12 +95,7 @@ def _tensors(manifest: Manifest) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("output\nerror", justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
-    kinds: dict[tuple[str, str, str, str, str], list[TensorRecord]] = {}
-    for record in manifest.tensors:
-        what = _LAYER.sub(".*.", record.name, count=1)
-        key = (what, record.requested, record.applied, record.method or "", record.reason)
-        kinds.setdefault(key, []).append(record)
-    for (*words, reason), records in kinds.items():
+    for (*words, reason), records in _kinds(manifest).items():
         errors = [each.relative_error for each in records if each.relative_error is not None]
         outputs = [each.output_error for each in records if each.output_error is not None]
         table.add_row(
@@ -102,11 +108,42 @@ def _tensors(manifest: Manifest) -> Table:
             _mean(outputs),
             escape(reason),
         )
-    table.caption = (
-        "error: norm of the change over that of the weight; output error: the same of the layer's "
-        "output on the calibration text"
-    )
+    table.caption = _ERRORS
     return table
+
+
+def _narrow_tensors(manifest: Manifest) -> Table:
+    """Return the same in fewer columns: scheme and method in one, the note below the name."""
+    table = _table("tensors")
+    table.add_column("what", overflow="fold", min_width=26)
+    table.add_column("scheme", overflow="fold", min_width=14)
+    for header in ("count", "MB in\nmemory", "error\nmean", "output\nerror"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for (what, requested, applied, method, reason), records in _kinds(manifest).items():
+        scheme = applied if applied == requested else f"{applied}, not {requested}"
+        errors = [each.relative_error for each in records if each.relative_error is not None]
+        outputs = [each.output_error for each in records if each.output_error is not None]
+        table.add_row(
+            escape(what.removeprefix("model.").removesuffix(".weight"))
+            + (f"\n[dim]{escape(reason)}[/]" if reason not in {"", "no matrix"} else ""),
+            escape(f"{scheme} {method}".strip()),
+            str(len(records)),
+            f"{sum(each.bytes_in_memory for each in records) / 1e6:.1f}",
+            _mean(errors),
+            _mean(outputs),
+        )
+    table.caption = _ERRORS
+    return table
+
+
+def _kinds(manifest: Manifest) -> dict[tuple[str, str, str, str, str], list[TensorRecord]]:
+    """Return the tensors by what, requested, applied, method and reason, over all layers."""
+    kinds: dict[tuple[str, str, str, str, str], list[TensorRecord]] = {}
+    for record in manifest.tensors:
+        what = _LAYER.sub(".*.", record.name, count=1)
+        key = (what, record.requested, record.applied, record.method or "", record.reason)
+        kinds.setdefault(key, []).append(record)
+    return kinds
 
 
 def _refusals(manifest: Manifest) -> Table:

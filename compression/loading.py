@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compression.errors import ArtifactError, CorruptCheckpoint
 from compression.facts import checkpoint_files
-from compression.manifest import Manifest, read_manifest
+from compression.manifest import Manifest, read_manifest, weight_files
 from compression.packed import (
     Bf16Linear,
     Int4Linear,
@@ -29,6 +29,8 @@ from compression.weights.nf4 import Nf4Codes, stack_nf4
 from compression.weights.quantizer import quantize
 
 Weight = Tensor | Codes | Nf4Codes
+_PIECE_BYTES = 8 << 20
+"""Of a table in float32 that are quantized at once."""
 
 
 class Checkpoint:
@@ -49,7 +51,7 @@ class Checkpoint:
         if self.manifest is not None:
             require_unchanged(self.directory, self.manifest)
         with ExitStack() as stack:
-            for file in checkpoint_files(self.directory):
+            for file in self._weight_files():
                 try:
                     opened = stack.enter_context(safe_open(self.directory / file, framework="pt"))
                 except (SafetensorError, OSError) as error:
@@ -57,6 +59,12 @@ class Checkpoint:
                 self._files |= dict.fromkeys(opened.keys(), opened)
             self._stack = stack.pop_all()
         return self
+
+    def _weight_files(self) -> tuple[str, ...]:
+        """Return the files to open: of an artifact those that its manifest names, and no other."""
+        if self.manifest is not None:
+            return weight_files(self.manifest)
+        return checkpoint_files(self.directory)
 
     def __exit__(
         self,
@@ -115,7 +123,14 @@ class Checkpoint:
         weight = self.tensor(name)
         if self.manifest is None or isinstance(self.manifest.recipe.embeddings, Unquantized):
             return weight
-        return quantize(weight, self.manifest.recipe.embeddings)
+        # By rows, so pieces give the codes of the whole; float32 copies of all would fill memory.
+        rows = max(1, _PIECE_BYTES // (4 * weight.shape[1]))
+        return stack_rows(
+            [
+                quantize(piece, self.manifest.recipe.embeddings)
+                for piece in torch.split(weight, rows)
+            ]
+        )
 
 
 def make_linear(

@@ -88,6 +88,8 @@ class Manifest(_Record):
     format_version: Literal[2] = 2
     recipe: Recipe
     recipe_digest: str
+    calibration_digest: str | None = None
+    """SHA-256 (hex) of the calibration text's documents; None where none was read."""
     source: SourceRecord
     tensors: tuple[TensorRecord, ...]
     refusals: tuple[RefusalRecord, ...] = ()

@@ -5,6 +5,7 @@ serving kernels add is in ``narrowgate compare``.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch import Tensor
 from compression.evaluation import Window
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts
-from compression.fidelity import TokenScores, pool, score_tokens
+from compression.fidelity import TokenScores, pool, require_finite, score_tokens
 from compression.layerwise import LayerStream, Weights
+from compression.recipe import FULL
 
 _LOGIT_BYTES = 64 << 20
 """Of the logits of each model that are held at once."""
@@ -23,18 +25,24 @@ _LOGIT_BYTES = 64 << 20
 def measure(
     full: CheckpointFacts,
     served: CheckpointFacts,
-    weights: Weights,
+    weights: Weights | None,
     slices: Mapping[str, Sequence[Window]],
     on_progress: OnProgress,
+    *,
+    recipe: str = "compressed",
 ) -> dict[str, TokenScores]:
     """Return the scores of every slice.
 
     Args:
         full: the source.
         served: what the artifact was made from: ``full``, or what pruning left of it.
-        weights: the artifact's.
+        weights: the artifact's; None for those of ``served`` itself.
         slices: windows of token ids.
         on_progress: is told of layers.
+        recipe: what errors call the artifact.
+
+    Raises:
+        FidelityError: one of the models gives logits that are infinite or no numbers.
     """
     windows = [window for parts in slices.values() for window in parts]
     ids = [torch.tensor([window.token_ids]) for window in windows]
@@ -47,9 +55,14 @@ def measure(
                 (compressed, served, full.architecture.num_layers),
             )
         ]
+        names = [name for name, parts in slices.items() for _ in parts]
         scores = [
-            _score(exact, compressed, wanted[window.rows], given[window.rows], window.targets)
-            for window, wanted, given in zip(windows, *states, strict=True)
+            _score(
+                _Logits(exact, wanted[window.rows], FULL, name),
+                _Logits(compressed, given[window.rows], recipe, name),
+                window.targets,
+            )
+            for name, window, wanted, given in zip(names, windows, *states, strict=True)
         ]
     remaining = iter(scores)
     return {name: pool([next(remaining) for _ in parts]) for name, parts in slices.items()}
@@ -73,17 +86,28 @@ def _final(
     return [stream.final_norm(window)[0] for window in hidden]
 
 
-def _score(
-    exact: LayerStream,
-    compressed: LayerStream,
-    wanted: Tensor,
-    given: Tensor,
-    targets: Sequence[int],
-) -> TokenScores:
-    step = max(1, _LOGIT_BYTES // (4 * exact.vocab_size))
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """The logits of one model over one window, made a few rows at a time."""
+
+    stream: LayerStream
+    hidden: Tensor
+    """Normalized final hidden states ``[T, hidden]``."""
+    recipe: str
+    slice_name: str
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return some rows ``[n, vocabulary]``; they must be finite."""
+        logits = self.stream.logits(self.hidden[rows])
+        require_finite(logits, recipe=self.recipe, slice_name=self.slice_name)
+        return logits
+
+
+def _score(wanted: _Logits, given: _Logits, targets: Sequence[int]) -> TokenScores:
+    step = max(1, _LOGIT_BYTES // (4 * wanted.stream.vocab_size))
     return pool(
         [
-            score_tokens(exact.logits(wanted[rows]), compressed.logits(given[rows]), targets[rows])
+            score_tokens(wanted.rows(rows), given.rows(rows), targets[rows])
             for rows in (slice(at, at + step) for at in range(0, len(targets), step))
         ]
     )

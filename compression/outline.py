@@ -49,19 +49,31 @@ def read_outline(directory: Path) -> Outline:
     The output head is left out: engines keep it as it is.
 
     Raises:
-        UnsupportedArchitecture: transformers cannot build it, or it has no linear layer.
+        UnsupportedArchitecture: transformers cannot build it, it has no linear layer, or most of
+            what it computes with are experts stacked in one tensor, which are none.
     """
     model = build_outline_model(directory)
+    name = type(model).__name__
+    _require_no_stacked_experts(model, name, directory)
     head = model.get_output_embeddings()
     linears = {
         path: tuple(module.weight.shape)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    name = type(model).__name__
     if not linears:
         raise UnsupportedArchitecture(
             f"{str(directory)!r}: {name!r} has no linear layer (torch.nn.Linear) to quantize: "
             "serve it as it is"
         )
     return Outline(name=name, linears=MappingProxyType(linears))
+
+
+def _require_no_stacked_experts(model: nn.Module, name: str, directory: Path) -> None:
+    for path, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "experts" in path:
+            raise UnsupportedArchitecture(
+                f"{str(directory)!r}: {name!r} is a mixture of experts, whose experts are one "
+                f"tensor ({path!r}) and no linear layers: it would stay as it is, so serve it as "
+                "it is, or give a dense model"
+            )

@@ -110,14 +110,9 @@ def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
     """
     require_possible(facts, recipe)
     linears = frozenset(facts.linears)
-    return Plan(
-        facts=facts,
-        recipe=recipe,
-        tensors=tuple(
-            _plan_tensor(fact, facts, recipe, linears) for fact in facts.tensors.values()
-        ),
-        refusals=_refusals(facts, recipe),
-    )
+    tensors = tuple(_plan_tensor(fact, facts, recipe, linears) for fact in facts.tensors.values())
+    refusals = (*_refusals(facts, recipe), *_mostly_untouched(facts, recipe, tensors))
+    return Plan(facts=facts, recipe=recipe, tensors=tensors, refusals=refusals)
 
 
 def module_of(tensor: str) -> str:
@@ -149,6 +144,23 @@ def _refusals(facts: CheckpointFacts, recipe: Recipe) -> tuple[Refusal, ...]:
         return ()
     reason = f"tables of {facts.name} are served as they are: its family is not known by heart"
     return (Refusal("embeddings", recipe.embeddings.label, reason),)
+
+
+def _mostly_untouched(
+    facts: CheckpointFacts, recipe: Recipe, tensors: tuple[TensorPlan, ...]
+) -> tuple[Refusal, ...]:
+    """Return that most of the matrices are no linear layers, where that is so."""
+    if facts.known is not None:
+        return ()
+    linear = sum(each.fact.num_bytes for each in tensors if each.is_linear)
+    others = sum(
+        each.fact.num_bytes for each in tensors if not each.is_linear and len(each.fact.shape) > 1
+    )
+    if linear >= others:
+        return ()
+    share = 100 * linear / (linear + others)
+    reason = f"only {share:.0f} % of the bytes of {facts.name}'s matrices are linear layers"
+    return (Refusal("weights", recipe.weights.label, reason),)
 
 
 def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, ...]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from compression.calibration_documents import CalibrationText, read_calibration_text
+from compression.checked_plan import plan_checked
 from compression.digest import source_digest, weight_digests
-from compression.errors import BuildError, RecipeError, UnsupportedArchitecture
+from compression.errors import RecipeError, UnsupportedArchitecture
 from compression.events import OnProgress
 from compression.facts import (
     CheckpointFacts,
@@ -15,18 +17,19 @@ from compression.facts import (
     read_header,
     read_outlined_facts,
 )
+from compression.fidelity_check import add_fidelity, require_budget
 from compression.hub import revision_of
+from compression.machine import require_machine
 from compression.manifest import Manifest, SourceRecord, read_manifest
+from compression.out_directory import out_directory, require_new
 from compression.paths import store_dir
-from compression.plan import Plan, make_plan
+from compression.plan import Plan
 from compression.presets import load_recipe
-from compression.pruning.forecast import pruned_facts
-from compression.pruning.shape import pruned_shape
 from compression.recipe import FULL, Recipe
 from compression.source import resolve_source
-from compression.store import aside, ensure
+from compression.store import ensure
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Part of every store key: raise it when the same recipe starts to give other bytes."""
 
 
@@ -54,26 +57,46 @@ def prepare(model: str, recipe: str, revision: str | None, on_progress: OnProgre
 
 
 def prepare_recipe(
-    model: str, recipe: Recipe, revision: str | None, on_progress: OnProgress
+    model: str,
+    recipe: Recipe,
+    revision: str | None,
+    on_progress: OnProgress,
+    *,
+    is_measured: bool = False,
 ) -> Prepared:
     """Return the artifact of a recipe that is in no table and no file, made if need be.
+
+    ``is_measured`` puts its fidelity into the manifest.
 
     Raises:
         CompressionError: the recipe, the model or the store refuses.
     """
     directory = resolve_source(model, revision=revision, on_progress=on_progress)
-    return _prepare(model, read_facts(directory), recipe, on_progress)
+    facts = read_facts(directory)
+    return _prepare(model, facts, recipe, on_progress, is_measured=is_measured)
 
 
 def _prepare(
-    model: str, facts: CheckpointFacts, asked: Recipe, on_progress: OnProgress
+    model: str,
+    facts: CheckpointFacts,
+    asked: Recipe,
+    on_progress: OnProgress,
+    *,
+    is_measured: bool = False,
 ) -> Prepared:
     plan = plan_checked(facts, asked)
+    text = _calibration_text(plan)
     source = _source_record(model, facts, on_progress)
-    key = hashlib.sha256(f"{_LAYOUT}:{source.digest}:{asked.digest}".encode()).hexdigest()[:32]
-    write = partial(_write, plan, source, on_progress=on_progress)
-    artifact, cached = ensure(store_dir(), key, write)
-    return Prepared(artifact, read_manifest(artifact), cached)
+    read = "" if text is None else text.digest
+    key = hashlib.sha256(f"{_LAYOUT}:{source.digest}:{asked.digest}:{read}".encode())
+    write = partial(_write, plan, text, source, on_progress=on_progress, is_measured=is_measured)
+    artifact, cached = ensure(store_dir(), key.hexdigest()[:32], write, on_progress)
+    manifest = read_manifest(artifact)
+    # A hit may come from a recipe that had no budget, or another one.
+    if cached and manifest is not None and (is_measured or asked.budget is not None):
+        manifest = add_fidelity(plan, artifact, manifest, on_progress)
+        require_budget(asked, manifest.fidelity or ())
+    return Prepared(artifact, manifest, cached)
 
 
 def _require_whole(directory: Path) -> None:
@@ -104,23 +127,16 @@ def build_to(
     if recipe == FULL:
         raise RecipeError("recipe 'full' leaves nothing to build: use a recipe such as int4")
     asked = load_recipe(recipe)
-    out = out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise BuildError(f"--out {str(out)!r} exists and is not empty: give a new directory")
+    place = require_new(out)
     directory = resolve_source(model, revision=revision, on_progress=on_progress)
-    facts = read_any_facts(directory)
-    plan = plan_checked(facts, asked)
-    source = _source_record(model, facts, on_progress)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with aside(out.parent, f".{out.name}-") as temporary:
-            manifest = _write(
-                plan, source, temporary, on_progress=on_progress, is_measured=is_measured
-            )
-            temporary.replace(out)
-    except OSError as error:
-        raise BuildError(f"cannot write --out {str(out)!r}: {error.strerror or error}") from None
-    return Prepared(out, manifest, cached=False)
+    plan = plan_checked(read_any_facts(directory), asked)
+    text = _calibration_text(plan)
+    with out_directory(place) as temporary:
+        source = _source_record(model, plan.facts, on_progress)
+        manifest = _write(
+            plan, text, source, temporary, on_progress=on_progress, is_measured=is_measured
+        )
+    return Prepared(place, manifest, cached=False)
 
 
 def read_any_facts(directory: Path) -> CheckpointFacts:
@@ -138,20 +154,6 @@ def read_any_facts(directory: Path) -> CheckpointFacts:
         return read_outlined_facts(directory, read_outline(directory))
 
 
-def plan_checked(facts: CheckpointFacts, recipe: Recipe) -> Plan:
-    """Return the plan, once pruning has agreed too.
-
-    Raises:
-        RecipeError: the recipe cannot be carried out on this checkpoint.
-    """
-    plan = make_plan(facts, recipe)
-    if recipe.prune.is_active:
-        # What stays must fit the recipe too: groups, units, targets.
-        shape = pruned_shape(recipe.prune, facts.architecture)
-        make_plan(pruned_facts(facts, shape), recipe)
-    return plan
-
-
 def _source_record(model: str, facts: CheckpointFacts, on_progress: OnProgress) -> SourceRecord:
     return SourceRecord(
         model=model,
@@ -162,15 +164,23 @@ def _source_record(model: str, facts: CheckpointFacts, on_progress: OnProgress) 
     )
 
 
+def _calibration_text(plan: Plan) -> CalibrationText | None:
+    if plan.facts.known is None or not plan.recipe.needs_calibration:
+        return None
+    return read_calibration_text(plan.recipe.calibration.text)
+
+
 def _write(
     plan: Plan,
+    text: CalibrationText | None,
     source: SourceRecord,
     directory: Path,
     *,
     on_progress: OnProgress,
     is_measured: bool = False,
 ) -> Manifest:
+    require_machine(plan)
     # A hit in the store needs no torch, which takes seconds to import.
     from compression.build import build
 
-    return build(plan, source, directory, on_progress, is_measured=is_measured)
+    return build(plan, source, directory, on_progress, text=text, is_measured=is_measured)

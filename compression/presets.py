@@ -12,12 +12,15 @@ from pydantic import ValidationError
 from compression.errors import RecipeError
 from compression.recipe import FULL, Calibration, KvCache, Prune, Recipe
 from compression.schemes import Int4, Int8, KvInt4, KvInt8, Nf4
+from compression.strict_yaml import load_yaml
 
 _KV8 = KvCache(key=KvInt8(), value=KvInt8())
 _K8V4 = KvCache(key=KvInt8(), value=KvInt4(group_size=64))
 _INT4 = Int4(method="imatrix")
 _SHORT = Calibration(tokens=4096)
 """Enough for means of squares."""
+SUFFIXES = frozenset({".yaml", ".yml"})
+"""What the file of a recipe ends in."""
 _LONG = Calibration(tokens=24576)
 """For whole second moments, which fit themselves to too short a text."""
 
@@ -73,19 +76,19 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
+    if path.suffix not in SUFFIXES:
         known = ", ".join([*PRESETS, FULL])
         raise RecipeError(
             f"unknown recipe {name_or_path!r}: use one of {known}, or the path of a .yaml file"
         )
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read recipe {name_or_path!r}: {error.strerror}") from None
     # A date such as 2024-99-99 is a bare ValueError, and nesting without end a RecursionError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"recipe {name_or_path!r} is not YAML: {reason}") from None
+        raise RecipeError(f"recipe {name_or_path!r} cannot be read as YAML: {reason}") from None
     return parse_recipe(fields, where=name_or_path, default_name=path.stem)
 
 
@@ -108,6 +111,16 @@ def parse_recipe(fields: Any, *, where: str, default_name: str) -> Recipe:
             "give it another name with the key 'name'"
         )
     return recipe
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """Return a recipe as the YAML that reads back as it.
+
+    A preset is without its name, which a file that differs from it could not have.
+    """
+    unnamed = {"name"} if recipe == PRESETS.get(recipe.name) else set()
+    fields = recipe.model_dump(mode="json", exclude_none=True, exclude=unnamed)
+    return str(yaml.safe_dump(fields, sort_keys=False, width=100))
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -5,7 +5,14 @@ import json
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from compression.schemes import (
     CALIBRATED,
@@ -30,7 +37,7 @@ Activations = Literal["none", "int8"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_target(target: str) -> str:
@@ -55,11 +62,29 @@ def matches(target: str, module: str) -> bool:
     return target in {LINEAR, module}
 
 
+def _named(value: object) -> object:
+    """Read the bare name of a scheme as that scheme."""
+    return {"scheme": value} if isinstance(value, str) else value
+
+
+def _listed(value: object) -> object:
+    """Read a bare target as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Weights = Annotated[WeightScheme, BeforeValidator(_named)]
+Kv = Annotated[KvScheme, BeforeValidator(_named)]
+Embeddings = Annotated[
+    Annotated[Unquantized | Int8, Field(discriminator="scheme")], BeforeValidator(_named)
+]
+Targets = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
 class Rule(_Part):
     """A scheme for the linear modules that any of ``targets`` names."""
 
-    targets: tuple[str, ...] = Field(min_length=1)
-    weights: WeightScheme
+    targets: Targets = Field(min_length=1)
+    weights: Weights
 
     @field_validator("targets")
     @classmethod
@@ -70,12 +95,18 @@ class Rule(_Part):
 class KvCache(_Part):
     """How keys and values are kept while a sequence is decoded."""
 
-    key: KvScheme = KvUnquantized()
-    value: KvScheme = KvUnquantized()
+    key: Kv = KvUnquantized()
+    value: Kv = KvUnquantized()
     keep_first: int = Field(default=0, ge=0)
     """Layers at the start whose keys and values stay in bf16."""
     keep_last: int = Field(default=0, ge=0)
     """Layers at the end whose keys and values stay in bf16."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both(cls, fields: object) -> object:
+        """Read the bare name of a scheme as that scheme for keys and values."""
+        return {"key": fields, "value": fields} if isinstance(fields, str) else fields
 
     @property
     def is_quantized(self) -> bool:
@@ -101,6 +132,10 @@ class Prune(_Part):
     def is_active(self) -> bool:
         """Return whether anything is removed at all."""
         return bool(self.query_heads or self.kv_groups or self.neurons)
+
+
+FIRST_TOKENS = 2048
+"""Tokens of a calibration text, at most, that are also read as texts of their own."""
 
 
 class Calibration(_Part):
@@ -138,12 +173,12 @@ class Recipe(_Part):
 
     version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    weights: WeightScheme
+    weights: Weights
     rules: tuple[Rule, ...] = ()
     """The first rule that names a module decides; ``weights`` covers the rest."""
-    keep: tuple[str, ...] = ()
+    keep: Targets = ()
     """Targets that stay as the checkpoint has them, whatever the rules say."""
-    embeddings: Annotated[Unquantized | Int8, Field(discriminator="scheme")] = Unquantized()
+    embeddings: Embeddings = Unquantized()
     activations: Activations = "none"
     """``int8``: the inputs of int8 linears are rounded per token too (W8A8)."""
     kv_cache: KvCache = KvCache()
@@ -201,8 +236,10 @@ class Recipe(_Part):
     def digest(self) -> str:
         """Return the SHA-256 (hex) of everything in the recipe that changes the result.
 
-        The name is left out: two recipes that do the same share their artifacts.
+        The name is left out, so that two recipes that do the same share their artifacts; so are
+        the budget, which only refuses, and a calibration that nothing asks for.
         """
-        body = self.model_dump(mode="json", exclude={"name"})
+        unused = set() if self.needs_calibration else {"calibration"}
+        body = self.model_dump(mode="json", exclude={"name", "budget", *unused})
         canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

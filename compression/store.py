@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from compression.errors import ArtifactError, BuildError, CorruptCheckpoint
+from compression.events import OnProgress, Progress, ignore
 from compression.facts import read_header
 from compression.manifest import read_manifest, weight_files
 from compression.verification import require_unchanged
@@ -16,11 +17,16 @@ from compression.verification import require_unchanged
 _ASIDE = ".building-"
 
 
-def ensure(store: Path, digest: str, write: Callable[[Path], object]) -> tuple[Path, bool]:
+def ensure(
+    store: Path,
+    digest: str,
+    write: Callable[[Path], object],
+    on_progress: OnProgress = ignore,
+) -> tuple[Path, bool]:
     """Return the directory of ``digest`` and whether it was there already.
 
     ``write`` fills an empty directory aside, which is renamed into place when it returns. Two
-    processes that want one digest share one build.
+    processes that want one digest share one build; the one that waits says so.
 
     Raises:
         BuildError: the store cannot be written.
@@ -28,7 +34,7 @@ def ensure(store: Path, digest: str, write: Callable[[Path], object]) -> tuple[P
     target = store / digest
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with FileLock(store / f"{digest}.lock"):
+        with _locked(store / f"{digest}.lock", on_progress):
             _sweep(store, digest)
             if _is_complete(target):
                 return target, True
@@ -43,6 +49,21 @@ def ensure(store: Path, digest: str, write: Callable[[Path], object]) -> tuple[P
             "free it or set NARROWGATE_HOME to another place"
         ) from None
     return target, False
+
+
+@contextmanager
+def _locked(path: Path, on_progress: OnProgress) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        on_progress(Progress("wait", 0, 1, "steps", "for another build of this artifact"))
+        lock.acquire()
+        on_progress(Progress("wait", 1, 1, "steps"))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -60,8 +60,12 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _build(options: argparse.Namespace, terminal: Terminal) -> int:
-    words = ["-m", "compression", "build", *_source(options)]
-    words += [f"--recipe={options.recipe}", f"--out={options.out}"]
+    words = ["-m", "compression", "build", *_source(options), f"--recipe={options.recipe}"]
+    if options.dry_run:
+        return _show_recipes([*words, "--dry-run"], options, terminal)
+    if options.out is None:
+        raise SettingsError("build needs --out, a new directory, or --dry-run")
+    words += [f"--out={options.out}"]
     words += ["--fidelity"] if options.fidelity else []
     code, ready = _run_job(words, terminal)
     if ready is not None:
@@ -119,20 +123,34 @@ def _inspect(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.json:
         terminal.note(manifest.model_dump_json(indent=1))
     else:
-        terminal.show(render_manifest(manifest))
+        terminal.show(render_manifest(manifest, width=terminal.width))
         terminal.note("every file is as it was built" if options.verify else _NOT_VERIFIED)
     return 0
 
 
 def _recipes(options: argparse.Namespace, terminal: Terminal) -> int:
     from compression.catalog import describe_presets, render_presets
+    from compression.presets import load_recipe, recipe_yaml
 
+    if options.name is not None:
+        try:
+            terminal.note(recipe_yaml(load_recipe(options.name)).rstrip())
+        except CompressionError as error:
+            raise LoadRefused(str(error)) from None
+        return 0
     if options.model is None:
         if options.revision is not None:
             raise SettingsError("--revision needs --model: it describes that model")
         terminal.show(render_presets(describe_presets(None), None))
         return 0
-    code, listed = _run_job(["-m", "compression", "recipes", *_source(options)], terminal)
+    words = ["-m", "compression", "recipes", *_source(options)]
+    return _show_recipes(words, options, terminal)
+
+
+def _show_recipes(words: list[str], options: argparse.Namespace, terminal: Terminal) -> int:
+    from compression.catalog import render_presets
+
+    code, listed = _run_job(words, terminal)
     if listed is not None:
         terminal.show(render_presets(listed["recipes"], options.model))
     return code
@@ -235,7 +253,10 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_build)
     _add_source(command, required=True)
     command.add_argument("--recipe", default="int4", help="preset or a .yaml file")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--out", type=Path, metavar="DIR", help="a new directory")
+    command.add_argument(
+        "--dry-run", action="store_true", help="only tell the sizes and the memory it takes"
+    )
     command.add_argument(
         "--fidelity", action="store_true", help="measure every slice for the manifest"
     )
@@ -277,6 +298,7 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
 
 def _add_recipes(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_recipes)
+    command.add_argument("name", nargs="?", metavar="NAME", help="print this one as YAML")
     _add_source(command, required=False)
 
 

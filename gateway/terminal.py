@@ -25,6 +25,7 @@ _TITLES = {
     "fetch": "Fetching",
     "convert": "Converting",
     "hash": "Checking",
+    "wait": "Waiting",
     "prune": "Pruning",
     "quantize": "Compressing",
     "measure": "Measuring",
@@ -112,6 +113,11 @@ class Terminal:
         self._end_bars()
         for table in tables:
             self._out.print(table, soft_wrap=False)
+
+    @property
+    def width(self) -> int:
+        """Return the columns that tables have."""
+        return self._out.width
 
     def note(self, text: str) -> None:
         """Print text as it is."""

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compression.architecture import Architecture
-from compression.calibration_text import calibration_windows
 from compression.facts import CheckpointFacts
 from compression.frequencies import frequencies
 from compression.kv.centre_file import write_centres
-from compression.kv.layers import needs_centres
 from compression.layerwise import LayerStream
-from compression.recipe import Recipe
-from compression.tokenizer_file import load_tokenizer
 
 POSITIONS = 2048
 """The rotation is averaged over this many positions, or the checkpoint's context if shorter."""
@@ -67,18 +63,12 @@ def average_rotation(keys: Tensor, architecture: Architecture) -> Tensor:
     return torch.cat(turned, dim=-1).to(torch.float32)
 
 
-def add_centres(facts: CheckpointFacts, recipe: Recipe, directory: Path) -> list[Path]:
-    """Write the centres into an artifact if the recipe's keys need them; return what was written.
+def add_centres(facts: CheckpointFacts, windows: Tensor, directory: Path) -> Path:
+    """Write the centres into an artifact and return the file.
 
-    Raises:
-        CompressionError: the calibration text or the tokenizer cannot be used.
+    ``windows`` are the token ids ``[B, T]`` of the calibration text.
     """
-    if facts.known is None or not needs_centres(recipe.kv_cache):
-        return []
-    context = facts.architecture.max_position_embeddings
-    tokenizer = load_tokenizer(facts.directory)
-    windows = calibration_windows(recipe.calibration, tokenizer, context)
-    return [write_centres(directory, key_centres(facts, windows))]
+    return write_centres(directory, key_centres(facts, windows))
 
 
 @torch.inference_mode()

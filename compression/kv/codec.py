@@ -45,10 +45,6 @@ class KvCodec(ABC):
         """Rotate the last dimension as the codec does; applied twice, nothing is changed."""
         return x
 
-    def bytes_per_token(self, heads: int) -> int:
-        """Return the bytes of one token's ``heads`` heads."""
-        return round(heads * self.head_dim * self.scheme.bits_per_value(self.head_dim) / 8)
-
 
 def scale_for(x: Tensor, largest: float) -> Tensor:
     """Return the bf16 scale ``[..., 1]`` that maps the last dimension's peak to ``largest``."""

@@ -5,45 +5,20 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from compression.calibration_text import calibration_windows
+from compression.evaluation import Window
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
-from compression.pruning.cost import mean_kld
+from compression.measurement import measure
 from compression.pruning.cut import LayerCut
 from compression.pruning.cutter import Cutter
 from compression.pruning.leave_one_out import leave_one_out
 from compression.pruning.record import LayerRecord, PruneRecord
 from compression.pruning.rewrite import Rewriter
 from compression.pruning.shape import Shape, pruned_shape
-from compression.recipe import Calibration, Prune
+from compression.recipe import Prune
 
 _COST_WINDOWS = 2
-
-
-def prune(
-    directory: Path,
-    recipe: Prune,
-    calibration: Calibration,
-    out_directory: Path,
-    on_progress: OnProgress,
-) -> PruneRecord:
-    """Write the pruned checkpoint of ``directory`` into ``out_directory``, which must be empty.
-
-    Raises:
-        RecipeError: this checkpoint cannot be pruned so.
-        CalibrationError: the text cannot be used.
-        SourceError: the checkpoint cannot be used.
-    """
-    facts = read_facts(directory)
-    pruned_shape(recipe, facts.architecture)
-    windows = None
-    if recipe.score != "magnitude" or recipe.compensate:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        context = facts.architecture.max_position_embeddings
-        windows = calibration_windows(calibration, tokenizer, context)
-    return prune_on(facts, recipe, windows, out_directory, on_progress)
 
 
 def prune_on(
@@ -53,7 +28,10 @@ def prune_on(
     out_directory: Path,
     on_progress: OnProgress,
 ) -> PruneRecord:
-    """Do the same with given token ids [B, T]; None where neither score nor refit needs them.
+    """Write the pruned checkpoint into ``out_directory``, which must be empty.
+
+    ``windows`` are the token ids [B, T] of the calibration text; None where neither score nor
+    refit needs them.
 
     Raises:
         RecipeError: this checkpoint cannot be pruned so.
@@ -88,10 +66,19 @@ def prune_on(
         layers=tuple(records),
         bytes_before=facts.num_bytes,
         bytes_after=bytes_after,
-        kld=None if some is None else mean_kld(facts, read_facts(out_directory), some),
+        kld=None if some is None else _mean_kld(facts, out_directory, some, on_progress),
         kld_tokens=0 if some is None else some[:, 1:].numel(),
         seconds=time.perf_counter() - start,
     )
+
+
+def _mean_kld(
+    full: CheckpointFacts, pruned: Path, windows: Tensor, on_progress: OnProgress
+) -> float:
+    """Return the mean divergence of the written checkpoint from its source, nats a token."""
+    text = [Window(tuple(row), first=1) for row in windows.tolist()]
+    scores = measure(full, read_facts(pruned), None, {"calibration": text}, on_progress)
+    return float(scores["calibration"].kld.mean())
 
 
 def _cuts_heads(recipe: Prune) -> bool:

@@ -1,8 +1,6 @@
 """The pruned checkpoint's files, written layer by layer from the source's tensors."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from compression.artifact import companions
+from compression.artifact import companions, write_index, write_json
 from compression.facts import CheckpointFacts
 from compression.plan import StoredTensor
 from compression.pruning.cut import LayerCut, Projection
@@ -22,7 +20,6 @@ from compression.tensor_file import TensorFileWriter
 from compression.tensor_source import DTYPES, TensorSource
 
 _PIECE_BYTES = 32 * 1024 * 1024
-_INDEX = "model.safetensors.index.json"
 
 
 class Rewriter:
@@ -74,13 +71,12 @@ class Rewriter:
             writer.write_pieces(name, self._source.pieces(name, _PIECE_BYTES))
         for writer in self._writers.values():
             writer.finish()
-        _write_json(self._directory / "config.json", self._target.config)
+        write_json(self._directory / "config.json", self._target.config)
         for path in companions(self._facts.directory):
             shutil.copyfile(path, self._directory / path.name)
         if self._facts.files != ("model.safetensors",):
             weight_map = {name: fact.file for name, fact in self._target.tensors.items()}
-            index = {"metadata": {"total_size": self._target.num_bytes}, "weight_map": weight_map}
-            _write_json(self._directory / _INDEX, index)
+            write_index(self._directory, weight_map, total_bytes=self._target.num_bytes)
         return self._target.num_bytes
 
     def _projected(self, name: str, part: str, projection: Projection) -> Tensor:
@@ -120,7 +116,3 @@ def _kept_rows(cut: LayerCut, head_dim: int) -> dict[str, Tensor]:
     if cut.down is not None:
         rows |= {"mlp.gate_proj": cut.down.kept, "mlp.up_proj": cut.down.kept}
     return rows
-
-
-def _write_json(path: Path, body: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(dict(body), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

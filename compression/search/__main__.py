@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from compression.child import report_progress, run_child
 from compression.errors import SearchError
-from compression.presets import parse_recipe
+from compression.presets import SUFFIXES, parse_recipe, recipe_yaml
 from compression.recipe import BUILT_IN, Calibration, Recipe
-from compression.report.files import require_writable
+from compression.report.files import require_writable, write_text
 from compression.search.budget import mean_kld, parse_budget, worst_kld
 from compression.search.search import Found, Trial
 
@@ -30,13 +30,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if (options.budget is None) == (options.max_bytes is None):
         raise SearchError("give either --budget or --max-bytes")
     budget = None if options.budget is None else parse_budget(options.budget)
+    if options.out.suffix not in SUFFIXES:
+        raise SearchError(f"--out {str(options.out)!r} must end in .yaml: --recipe reads no other")
     for option, path in (("--out", options.out), ("--png", options.png)):
         if path is not None:
             require_writable(path, option=option)
     name = options.out.stem.lower()
     # Refuses a name that no recipe can have before anything is measured.
     parse_recipe({"weights": {"scheme": "none"}}, where=str(options.out), default_name=name)
-    calibration = Calibration(text=options.calibration, tokens=options.tokens)
+    calibration = _calibration(options)
     # Imported last: it takes seconds, which no refusal above needs.
     from compression.search.frontier_plot import plot
     from compression.search.session import Session
@@ -55,10 +57,22 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return report(found, options)
 
 
+def _calibration(options: argparse.Namespace) -> Calibration:
+    try:
+        return Calibration(text=options.calibration, tokens=options.tokens)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        flag = {"text": "--calibration", "tokens": "--tokens"}[str(problem["loc"][0])]
+        raise SearchError(f"{flag} is {problem['input']!r}: {problem['msg']}") from None
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe as the YAML that ``--recipe`` reads."""
-    fields = recipe.model_dump(mode="json", exclude_none=True)
-    path.write_text(yaml.safe_dump(fields, sort_keys=False, width=100), encoding="utf-8")
+    """Write a recipe as the YAML that ``--recipe`` reads, whole or not at all.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
+    write_text(recipe_yaml(recipe), path)
 
 
 def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +84,7 @@ def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
         "max_bytes": options.max_bytes,
         "best": _row(found.best),
         "trials": [_row(trial) for trial in found.trials],
-        "frontier": [{"linear_bytes": size, "expected_kld": cost} for size, cost in found.expected],
+        "frontier": [{"matrix_bytes": size, "expected_kld": cost} for size, cost in found.expected],
     }
 
 

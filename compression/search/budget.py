@@ -26,6 +26,8 @@ def parse_budget(text: str) -> Budget:
                 f"--budget {term!r} is not understood: write terms such as kld<=0.05, "
                 "worst_slice_kld<=0.1 or top1>=0.9, with commas between them"
             )
+        if match["name"] in limits:
+            raise SearchError(f"--budget {text!r} has two limits for {match['name']}: give one")
         limits[match["name"]] = _number(match["value"], term)
     try:
         return Budget(**limits)
@@ -57,13 +59,18 @@ def pooled_top1(slices: Sequence[SliceFidelity]) -> float:
 
 
 def violations(budget: Budget, slices: Sequence[SliceFidelity]) -> list[str]:
-    """Return what the measured fidelity breaks, a phrase each; empty where the budget is kept."""
+    """Return what the measured fidelity breaks, a phrase each; empty where the budget is kept.
+
+    A figure that is no number keeps no limit.
+    """
     found = []
-    if budget.kld is not None and (mean := mean_kld(slices)) > budget.kld:
+    if budget.kld is not None and not ((mean := mean_kld(slices)) <= budget.kld):
         found.append(f"kld {mean:.4f} > {budget.kld:g}")
-    if budget.worst_slice_kld is not None and (worst := worst_kld(slices)) > budget.worst_slice_kld:
+    if budget.worst_slice_kld is not None and not (
+        (worst := worst_kld(slices)) <= budget.worst_slice_kld
+    ):
         name = max(slices, key=lambda each: each.kld_mean).name
         found.append(f"worst_slice_kld {worst:.4f} ({name}) > {budget.worst_slice_kld:g}")
-    if budget.top1 is not None and (agreement := pooled_top1(slices)) < budget.top1:
+    if budget.top1 is not None and not ((agreement := pooled_top1(slices)) >= budget.top1):
         found.append(f"top1 {agreement:.4f} < {budget.top1:g}")
     return found

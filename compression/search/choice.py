@@ -8,6 +8,9 @@ from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation
 from compression.search.units import Unit
 
+TABLES = "embeddings"
+"""The name of embedding and output head among the units."""
+
 
 def recipe_of(
     allocation: Allocation,
@@ -24,6 +27,7 @@ def recipe_of(
     modules: dict[str, list[str]] = {}
     for unit in units:
         modules.setdefault(allocation.choices[unit.name].scheme, []).extend(unit.modules)
+    is_rounded = allocation.choices[TABLES].scheme == Int8().label
     counts = Counter({scheme: len(found) for scheme, found in modules.items()})
     (default, _), *others = counts.most_common()
     rules = tuple(Rule(targets=tuple(modules[label]), weights=menu[label]) for label, _ in others)
@@ -31,6 +35,6 @@ def recipe_of(
         name=name,
         weights=menu[default],
         rules=rules,
-        embeddings=Int8(),
+        embeddings=Int8() if is_rounded else Unquantized(),
         calibration=calibration,
     )

@@ -17,7 +17,7 @@ def plot(found: Found, path: Path) -> None:
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    beside = found.trials[0].bytes_in_memory - found.trials[0].linear_bytes
+    beside = found.trials[0].bytes_in_memory - found.trials[0].matrix_bytes
     sizes = [(size + beside) / 1e6 for size, _ in found.expected]
     axes.plot(sizes, [cost for _, cost in found.expected], color="0.6", label="sum of unit costs")
     measured = sorted(found.trials, key=lambda trial: trial.bytes_in_memory)

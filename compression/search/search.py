@@ -1,14 +1,17 @@
 """The verb: a budget or a size in, the best recipe and the frontier it lies on out."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compression.errors import SearchError
+from compression.facts import ITEMSIZE, CheckpointFacts
 from compression.fidelity_record import SliceFidelity
+from compression.plan import EMBEDDINGS
 from compression.recipe import Budget, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, Option
-from compression.search.budget import mean_kld, violations, worst_kld
+from compression.search.budget import mean_kld, pooled_top1, violations, worst_kld
 from compression.search.sensitivity import UnitErrors
 from compression.search.units import Unit
 
@@ -24,8 +27,8 @@ class Trial:
 
     recipe: Recipe
     bytes_in_memory: int
-    linear_bytes: int
-    """Bytes in memory of the linear weights alone, which the frontier is made of."""
+    matrix_bytes: int
+    """Bytes in memory of linear weights, embedding and head, which the frontier is made of."""
     bytes_stored: int
     linear_bits_stored: float | None
     slices: tuple[SliceFidelity, ...]
@@ -38,7 +41,7 @@ class Found:
     best: Trial
     trials: tuple[Trial, ...]
     expected: tuple[tuple[int, float], ...]
-    """``(bytes of the linear weights in memory, expected KL divergence)``, smallest first."""
+    """``(bytes of all matrices in memory, expected KL divergence)``, smallest first."""
 
 
 def cost_table(
@@ -63,6 +66,26 @@ def cost_table(
     return table
 
 
+def tables_options(facts: CheckpointFacts, divergence: float) -> list[Option]:
+    """Return the options of embedding and output head: int8 rows, or as they are.
+
+    ``divergence`` is the measured KL divergence of the model with both in int8.
+    """
+    tables = [facts.tensors[name] for name in sorted(EMBEDDINGS) if name in facts.tensors]
+
+    def num_bytes(scheme: Int8 | Unquantized) -> int:
+        total = 0
+        for each in tables:
+            rows, columns = each.shape
+            total += scheme.memory_bytes(rows, columns, ITEMSIZE[each.dtype])
+        return total
+
+    return [
+        Option(Unquantized().label, num_bytes(Unquantized()), 0.0),
+        Option(Int8().label, num_bytes(Int8()), divergence),
+    ]
+
+
 def _bytes(unit: Unit, scheme: Int4 | Int8 | Unquantized) -> int:
     return sum(scheme.memory_bytes(rows, columns, 2) for _, (rows, columns) in unit.shapes)
 
@@ -72,33 +95,33 @@ def within_budget(
 ) -> Trial:
     """Return the smallest trial that keeps the budget.
 
-    Bisects the frontier, led by what the table expects and corrected by what was measured.
+    Bisects the frontier, led by a line through what was measured. Where half of the trials broke
+    the budget, the largest point is tried: it tells whether anything keeps it, and what remains
+    where no unit is rounded.
 
     Raises:
         SearchError: nothing keeps the budget; says what came nearest.
     """
-    trials: list[Trial] = []
+    trials: dict[int, Trial] = {}
     low, high = -1, len(points)
-    best: Trial | None = None
-    ratio = 1.0
     while high - low > 1 and len(trials) < MAX_TRIALS and not _is_close(points, low, high):
-        index = _next(points, budget, ratio, low, high)
-        trial = attempt(points[index])
-        trials.append(trial)
-        if points[index].cost > 0:
-            ratio = _strain(budget, trial) / points[index].cost
-        if violations(budget, trial.slices):
+        if high == len(points) and len(trials) == MAX_TRIALS // 2:
+            index = high - 1
+        else:
+            index = _next(points, budget, trials, low, high)
+        trials[index] = attempt(points[index])
+        if violations(budget, trials[index].slices):
             low = index
         else:
-            high, best = index, trial
-    if best is None:
-        nearest = min(trials, key=lambda trial: _strain(budget, trial))
-        broken = ", ".join(violations(budget, nearest.slices))
-        raise SearchError(
-            f"nothing keeps the budget: the nearest, {nearest.bytes_in_memory / 1e6:.1f} MB, has "
-            f"{broken}: allow more"
-        )
-    return best
+            high = index
+    if high in trials:
+        return trials[high]
+    nearest = min(trials.values(), key=lambda each: (_strain(budget, each), mean_kld(each.slices)))
+    broken = ", ".join(violations(budget, nearest.slices))
+    raise SearchError(
+        f"nothing keeps the budget: the nearest, {nearest.bytes_in_memory / 1e6:.1f} MB, has "
+        f"{broken}: allow more"
+    )
 
 
 def _is_close(points: Sequence[Allocation], low: int, high: int) -> bool:
@@ -108,15 +131,46 @@ def _is_close(points: Sequence[Allocation], low: int, high: int) -> bool:
     return large - small <= _CLOSE * large
 
 
-def _next(points: Sequence[Allocation], budget: Budget, ratio: float, low: int, high: int) -> int:
+def _next(
+    points: Sequence[Allocation],
+    budget: Budget,
+    trials: Mapping[int, Trial],
+    low: int,
+    high: int,
+) -> int:
     """Return the smallest point between the bounds that is expected to keep the budget."""
-    if ratio == 1.0 and budget.kld is None and budget.worst_slice_kld is None:
+    affordable = _affordable_cost(points, budget, trials, low, high)
+    if affordable is None:
         return (low + high) // 2
-    allowed = 1.0 if ratio != 1.0 else (budget.kld or budget.worst_slice_kld or 0.0)
     for index in range(low + 1, high):
-        if points[index].cost * ratio <= allowed:
+        if points[index].cost <= affordable:
             return index
     return high - 1
+
+
+def _affordable_cost(
+    points: Sequence[Allocation],
+    budget: Budget,
+    trials: Mapping[int, Trial],
+    low: int,
+    high: int,
+) -> float | None:
+    """Return the expected cost at which the budget is just kept; None where nothing tells it.
+
+    Of the trials the two that lie nearest to the bounds are taken, on both sides where there are
+    two sides, and the first trial alone as a share of its cost.
+    """
+    if not trials:
+        return budget.kld or budget.worst_slice_kld
+    nearest = sorted(trials, key=lambda index: min(abs(index - low), abs(index - high)))[:2]
+    costs = [points[index].cost for index in nearest]
+    strains = [_strain(budget, trials[index]) for index in nearest]
+    if len(nearest) == 1:
+        costs, strains = [0.0, *costs], [0.0, *strains]
+    slope = (strains[1] - strains[0]) / (costs[1] - costs[0]) if costs[0] != costs[1] else 0.0
+    if not 0 < slope < math.inf:
+        return None
+    return costs[0] + (1 - strains[0]) / slope
 
 
 def _strain(budget: Budget, trial: Trial) -> float:
@@ -126,7 +180,8 @@ def _strain(budget: Budget, trial: Trial) -> float:
         used.append(mean_kld(trial.slices) / budget.kld)
     if budget.worst_slice_kld is not None:
         used.append(worst_kld(trial.slices) / budget.worst_slice_kld)
-    if budget.top1 is not None and budget.top1 < 1:
-        wrong = sum((1 - each.top1) * each.tokens for each in trial.slices)
-        used.append(wrong / sum(each.tokens for each in trial.slices) / (1 - budget.top1))
+    if budget.top1 is not None:
+        wrong, allowed = 1 - pooled_top1(trial.slices), 1 - budget.top1
+        if wrong > 0:
+            used.append(wrong / allowed if allowed > 0 else math.inf)
     return max(used)

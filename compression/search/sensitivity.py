@@ -1,8 +1,8 @@
 """What each unit costs under each scheme: the table that a search solves.
 
 One scheme is measured exactly: the KL divergence of the model in which only that unit is rounded,
-for every unit. Other schemes are set in proportion to their error on the unit's output, which the
-same calibration text gives without another forward pass.
+for every unit; embedding and output head are one more. Other schemes are set in proportion to their
+error on the unit's output, which the same calibration text gives without another forward pass.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from compression.calibration import Calibrator
 from compression.errors import SearchError
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts
-from compression.layerwise import LayerStream
+from compression.layerwise import CheckpointWeights, LayerStream
 from compression.schemes import Int4, Int8
 from compression.search.units import Unit, units
-from compression.weights.quantizer import quantize_measured
+from compression.weights.quantizer import quantize, quantize_measured
 from compression.weights.statistics import InputStatistics
 
 
@@ -74,6 +74,16 @@ class Sensitivity:
             self._swap(layer, before)
         return float((self._expected.exp() * (self._expected - given)).sum(-1).mean())
 
+    def tables_divergence(self) -> float:
+        """Return the mean KL divergence (nats) with embedding and output head in int8."""
+        with LayerStream(self._facts, _RoundedTables(self._facts)) as rounded:
+            hidden = rounded.embed(self._probe)
+            for index in range(len(self._layers)):
+                hidden = self._run(index, hidden)
+            normed = self._stream.final_norm(hidden).flatten(0, 1)
+            given = torch.log_softmax(rounded.logits(normed), dim=-1)
+        return float((self._expected.exp() * (self._expected - given)).sum(-1).mean())
+
     def _swap(self, layer: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         before = {}
         for module, weight in weights.items():
@@ -90,6 +100,14 @@ class Sensitivity:
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         normed = self._stream.final_norm(hidden).flatten(0, 1)
         return torch.log_softmax(self._stream.logits(normed), dim=-1)
+
+
+class _RoundedTables(CheckpointWeights):
+    """A checkpoint whose embedding and output head are rounded to int8, row by row."""
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Return rows of a table as an engine serves them."""
+        return quantize(super().rows(name, rows), Int8()).dequantize()
 
 
 def unit_errors(

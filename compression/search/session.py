@@ -1,31 +1,33 @@
 """One search from start to end: table, frontier, trials."""
 
 import os
+from dataclasses import replace
 
 from torch import Tensor
 
-from compression.calibration_text import calibration_windows
+from compression.calibration_text import WINDOW_TOKENS, calibration_windows
 from compression.errors import SearchError
-from compression.evaluation import WINDOW_TOKENS, Window, builtin_slices, cut
 from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts, read_facts
-from compression.fidelity import summarize
-from compression.measurement import measure
 from compression.plan import make_plan
 from compression.prepare import prepare_recipe
 from compression.recipe import Budget, Calibration, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, frontier
-from compression.search.choice import recipe_of
-from compression.search.search import Found, Trial, cost_table, within_budget
+from compression.search.choice import TABLES, recipe_of
+from compression.search.search import (
+    Found,
+    Trial,
+    cost_table,
+    tables_options,
+    within_budget,
+)
 from compression.search.sensitivity import Sensitivity, UnitErrors, unit_errors
-from compression.served import ServedWeights
 from compression.source import resolve_source
 from compression.tokenizer_file import load_tokenizer
 
 PROBE_WINDOWS = 5
 PROBE_TOKENS = 256
-_SLICE_TOKENS = 512
 
 
 class Session:
@@ -53,9 +55,14 @@ class Session:
         self._facts = read_facts(directory)
         self._menu = _menu(self._facts)
         self._tokenizer = load_tokenizer(directory)
-        self._slices = self._cut()
+        # Both are cut at once: too short a text is told before anything long begins.
+        self._windows = self._cut(self._calibration, WINDOW_TOKENS)
+        self._probe = self._cut(self._probe_calibration(), PROBE_TOKENS)[:PROBE_WINDOWS]
         self._errors = self._unit_errors()
-        self.points = frontier(cost_table(self._errors, self._divergences(), self._menu))
+        divergences = self._divergences()
+        table = cost_table(self._errors, divergences, self._menu)
+        table[TABLES] = tables_options(self._facts, divergences[TABLES])
+        self.points = frontier(table)
         self.trials: list[Trial] = []
 
     def find(self, budget: Budget) -> Found:
@@ -64,7 +71,10 @@ class Session:
         Raises:
             SearchError: nothing keeps it.
         """
-        return self._found(within_budget(self.points, budget, self.attempt))
+        best = within_budget(self.points, budget, self.attempt)
+        # Later builds of what was found are held to what it was found for.
+        recipe = best.recipe.model_copy(update={"budget": budget})
+        return self._found(replace(best, recipe=recipe))
 
     def fit(self, max_bytes: int) -> Found:
         """Return the most faithful recipe whose weights take at most ``max_bytes`` in memory.
@@ -86,18 +96,19 @@ class Session:
     def attempt(self, allocation: Allocation) -> Trial:
         """Build the artifact of an allocation (or find it in the store) and measure it."""
         recipe = self._recipe(allocation)
-        prepared = prepare_recipe(self._model, recipe, self._revision, self._on_progress)
-        if prepared.manifest is None:
-            raise SearchError(f"{str(prepared.directory)!r} has no manifest: build it again")
-        weights = ServedWeights(prepared.directory, recipe)
-        scores = measure(self._facts, self._facts, weights, self._slices, self._on_progress)
+        prepared = prepare_recipe(
+            self._model, recipe, self._revision, self._on_progress, is_measured=True
+        )
+        manifest = prepared.manifest
+        if manifest is None or manifest.fidelity is None:
+            raise SearchError(f"{str(prepared.directory)!r} was not measured: build it again")
         trial = Trial(
             recipe=recipe,
-            bytes_in_memory=prepared.manifest.bytes_in_memory,
-            linear_bytes=allocation.num_bytes,
-            bytes_stored=prepared.manifest.bytes_stored,
-            linear_bits_stored=prepared.manifest.linear_bits_stored,
-            slices=tuple(summarize(each).record(name) for name, each in scores.items()),
+            bytes_in_memory=manifest.bytes_in_memory,
+            matrix_bytes=allocation.num_bytes,
+            bytes_stored=manifest.bytes_stored,
+            linear_bits_stored=manifest.linear_bits_stored,
+            slices=manifest.fidelity,
         )
         self.trials.append(trial)
         return trial
@@ -110,39 +121,36 @@ class Session:
     def _bytes(self, recipe: Recipe) -> int:
         return make_plan(self._facts, recipe).bytes_in_memory
 
-    def _cut(self) -> dict[str, list[Window]]:
-        width = min(WINDOW_TOKENS, self._facts.architecture.max_position_embeddings)
-        return {
-            name: cut(name, body, self._tokenizer, window_tokens=width, max_tokens=_SLICE_TOKENS)
-            for name, body in builtin_slices().items()
-        }
-
     def _unit_errors(self) -> list[UnitErrors]:
-        context = self._facts.architecture.max_position_embeddings
-        windows = calibration_windows(self._calibration, self._tokenizer, context)
         workers = len(os.sched_getaffinity(0))
         menu = list(self._menu.values())
-        return unit_errors(self._facts, windows, menu, workers, self._on_progress)
+        return unit_errors(self._facts, self._windows, menu, workers, self._on_progress)
 
     def _divergences(self) -> dict[str, float]:
-        """Return each unit's measured KL divergence under the first scheme of the menu."""
+        """Return each unit's measured KL divergence under the first scheme of the menu.
+
+        That of the embedding and the output head is under int8.
+        """
         found = {}
-        with Sensitivity(self._facts, self._probe()) as sensitivity:
+        with Sensitivity(self._facts, self._probe) as sensitivity:
             for done, each in enumerate(self._errors):
                 self._on_progress(Progress("search", done, len(self._errors), "units"))
                 found[each.unit.name] = sensitivity.divergence(each.unit.layer, each.probe)
+            found[TABLES] = sensitivity.tables_divergence()
         return found
 
-    def _probe(self) -> Tensor:
-        """Return a few windows of the calibration text that it is probed with."""
-        width = min(PROBE_TOKENS, self._facts.architecture.max_position_embeddings)
-        probe = Calibration(
+    def _cut(self, calibration: Calibration, width: int) -> Tensor:
+        context = min(width, self._facts.architecture.max_position_embeddings)
+        return calibration_windows(calibration, self._tokenizer, context)
+
+    def _probe_calibration(self) -> Calibration:
+        """Return the few windows of the same text that units are probed with."""
+        tokens = max(512, PROBE_WINDOWS * PROBE_TOKENS)
+        return Calibration(
             text=self._calibration.text,
-            tokens=max(512, PROBE_WINDOWS * width),
+            tokens=min(self._calibration.tokens, tokens),
             seed=self._calibration.seed + 1,
         )
-        windows = calibration_windows(probe, self._tokenizer, width)
-        return windows[:PROBE_WINDOWS]
 
     def _found(self, best: Trial) -> Found:
         return Found(

@@ -18,7 +18,10 @@ from tests.checkpoints import CONFIGS, make_tiny_checkpoint
 IDS = list(range(3, 40))
 SCHEMES: dict[str, dict[str, Any]] = {
     "int8-rtn": {"scheme": "int8", "method": "rtn"},
+    "int8-mse": {"scheme": "int8", "method": "mse"},
+    "int8-imatrix": {"scheme": "int8", "method": "imatrix"},
     "int8-gptq": {"scheme": "int8", "method": "gptq"},
+    "int8-best": {"scheme": "int8", "method": "best"},
     "int4-mse": {"scheme": "int4", "method": "mse"},
     "int4-sym-rtn": {"scheme": "int4", "method": "rtn", "symmetric": True},
     "int4-g64-imatrix": {"scheme": "int4", "method": "imatrix", "group_size": 64},

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from compression.errors import ArtifactError, BuildError, CorruptCheckpoint, RecipeError
@@ -119,6 +120,18 @@ def test_nan_is_refused_and_leaves_nothing(tmp_path: Path, method: str) -> None:
     assert store_entries() == []
 
 
+def test_values_too_large_for_a_scale_are_refused(tmp_path: Path) -> None:
+    """Finite weights whose scale overflows are named, and the store stays empty."""
+    source = make_tiny_checkpoint(tmp_path / "source", dtype=torch.float32)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, :2] = torch.tensor([3.4e38, -3.4e38])
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "mine.yaml").write_text("weights: {scheme: int4, method: rtn}\n")
+    with pytest.raises(BuildError, match=r"layers\.1\.mlp\.up_proj\.weight.*too large for int4"):
+        prepare(str(source), str(tmp_path / "mine.yaml"), None, ignore)
+    assert store_entries() == []
+
+
 def test_group_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     """A width that does not divide into groups names tensor, width and remedy."""
     source = make_tiny_checkpoint(tmp_path / "source", intermediate_size=144)
@@ -220,11 +233,12 @@ def test_remains_of_a_killed_build_are_swept(tiny_llama_dir: Path) -> None:
 
 
 def test_two_builds_of_one_digest_share_a_result(tiny_llama_dir: Path) -> None:
-    """Of two that start together one builds, the other waits and finds it."""
+    """Of two that start together one builds, the other waits, says so and finds it."""
     outcomes: list[bool] = []
+    seen: list[Progress] = []
 
     def run() -> None:
-        outcomes.append(prepare(str(tiny_llama_dir), "int4-fast", None, ignore).cached)
+        outcomes.append(prepare(str(tiny_llama_dir), "int4-fast", None, seen.append).cached)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -232,6 +246,7 @@ def test_two_builds_of_one_digest_share_a_result(tiny_llama_dir: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == [False, True]
+    assert [each.done for each in seen if each.stage == "wait"] == [0, 1]
 
 
 def test_progress_reaches_its_total(tiny_llama_dir: Path) -> None:

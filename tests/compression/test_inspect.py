@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from compression import digest
 from compression.artifact import write_manifest
 from compression.catalog import describe_presets, render_presets
-from compression.errors import ArtifactError
+from compression.checked_plan import plan_checked
+from compression.errors import ArtifactError, RecipeError
 from compression.events import Progress, ignore
 from compression.facts import read_facts
 from compression.fidelity_record import SliceFidelity
@@ -23,8 +25,9 @@ from compression.loading import Checkpoint
 from compression.manifest import FILE_NAME, Manifest, RefusalRecord, read_manifest
 from compression.plan import make_plan
 from compression.prepare import build_to
-from compression.presets import PRESETS
+from compression.presets import PRESETS, load_recipe
 from compression.verification import verify
+from compression.weights.codes import Codes
 from gateway.cli import main
 from tests.checkpoints import make_tiny_checkpoint
 
@@ -128,6 +131,19 @@ def test_tables_show_what_counts(artifact: Path) -> None:
         assert expected in shown
 
 
+def test_names_stay_whole_in_a_narrow_terminal(artifact: Path) -> None:
+    """At 80 columns no name of a tensor or a scheme is broken."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=80)
+    for table in render_manifest(manifest_of(artifact), width=80):
+        console.print(table)
+    lines = screen.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for expected in ("layers.*.self_attn.q_proj", "layers.*.mlp.down_proj", "int4-g32-asym"):
+        assert any(expected in line for line in lines)
+    assert any("kept by the recipe" in line for line in lines)
+
+
 def test_command_prints_tables_and_json(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`inspect` is for people, `--json` is the manifest, `--verify` says so."""
     assert main(["inspect", str(artifact), "--verify"]) == 0
@@ -162,7 +178,7 @@ def test_tampering_is_found(artifact: Path, file: str, capsys: pytest.CaptureFix
     assert f"{file}' was changed after it was built" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "chat_template.jinja"])
 def test_changed_artifact_is_not_loaded(artifact: Path, file: str) -> None:
     """Loading checks weights and config, also when they were loaded before."""
     with Checkpoint(artifact):
@@ -172,6 +188,35 @@ def test_changed_artifact_is_not_loaded(artifact: Path, file: str) -> None:
     (artifact / file).write_bytes(body)
     with pytest.raises(ArtifactError, match="was changed after it was built"), Checkpoint(artifact):
         pass
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors.index.json", "evil.safetensors", "added_tokens.json"]
+)
+def test_file_that_was_put_beside_the_weights(
+    artifact: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an engine would load although the build did not write it is refused by name."""
+    shutil.copyfile(artifact / "model.safetensors", artifact / "evil.bak")
+    index = {"weight_map": {"model.norm.weight": "evil.bak"}}
+    (artifact / file).write_text(json.dumps(index))
+    expected = f"{file}' was not there when the artifact was built"
+    with pytest.raises(ArtifactError, match=expected), Checkpoint(artifact):
+        pass
+    assert main(["inspect", str(artifact), "--verify"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_table_is_quantized_in_pieces(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes of an embedding do not depend on how many rows are quantized at once."""
+    with Checkpoint(artifact) as checkpoint:
+        whole = checkpoint.embedding("model.embed_tokens.weight")
+        monkeypatch.setattr("compression.loading._PIECE_BYTES", 4 * 64 * 7)
+        pieces = checkpoint.embedding("model.embed_tokens.weight")
+    if not isinstance(whole, Codes) or not isinstance(pieces, Codes):
+        pytest.fail("the embedding of this artifact is int8")
+    assert torch.equal(whole.codes, pieces.codes)
+    assert torch.equal(whole.scales, pieces.scales)
 
 
 def test_warm_load_hashes_weights_only_once(
@@ -253,6 +298,49 @@ def test_recipes_for_a_model_are_its_plans(
     assert main(["recipes", "--model", str(tiny_llama_dir)]) == 0
     shown = capsys.readouterr().out
     assert f"{100 * plan.bytes_in_memory / facts.num_bytes:.0f} %" in shown
+
+
+def test_one_recipe_as_a_file_to_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed reads back as the same treatment, under the name of its file."""
+    assert main(["recipes", "w4-k8v4"]) == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_recipe(str(path)) == PRESETS["w4-k8v4"].model_copy(update={"name": "mine"})
+    assert main(["recipes", "int5"]) == 2
+    assert "unknown recipe 'int5'" in capsys.readouterr().err
+
+
+def test_dry_run_tells_what_a_build_would_be(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row of the recipe, and nothing on the disk; without it a place must be named."""
+    words = ["build", f"--model={tiny_llama_dir}", "--recipe=int8"]
+    assert main([*words, "--dry-run"]) == 0
+    plan = make_plan(read_facts(tiny_llama_dir), PRESETS["int8"])
+    assert f"{plan.peak_bytes / 1e6:.0f}" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "build needs --out" in capsys.readouterr().err
+
+
+def test_recipes_that_prune_are_listed_as_they_are_built(tmp_path: Path) -> None:
+    """Sizes are of what is left; what a build would refuse has the build's own reason."""
+    source = make_tiny_checkpoint(tmp_path / "model", hidden_size=128, num_attention_heads=8)
+    rows = {row["name"]: row for row in describe_presets(read_facts(source))}
+    pruned, whole = rows["w4-kv8-heads"], rows["w4-kv8"]
+    built = build_to(str(source), "w4-kv8-heads", None, tmp_path / "out", ignore).manifest
+    assert built is not None
+    assert pruned["bytes_in_memory"] == built.bytes_in_memory < whole["bytes_in_memory"]
+    assert pruned["bytes_stored"] == built.bytes_stored
+    assert pruned["peak_bytes"] == built.peak_declared_bytes
+    assert whole["kv_bytes_per_token"] == 2 * 2 * 2 * (16 + 2)
+    alone = read_facts(make_tiny_checkpoint(tmp_path / "alone", num_key_value_heads=4))
+    refused = {row["name"]: row["refused"] for row in describe_presets(alone)}
+    assert "query_heads" in refused["w4-kv8-heads"]
+    with pytest.raises(RecipeError) as caught:
+        plan_checked(alone, PRESETS["w4-kv8-heads"])
+    assert str(caught.value) == refused["w4-kv8-heads"]
 
 
 def test_recipes_say_what_does_not_fit(tmp_path: Path) -> None:

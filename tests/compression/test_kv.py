@@ -15,7 +15,7 @@ from compression.kv.codec import KvCodec
 from compression.kv.codecs import bare_codec, key_codec, value_codec
 from compression.kv.engines import vllm_kv_dtype
 from compression.kv.hadamard import hadamard
-from compression.kv.layers import bytes_per_token, layer_schemes
+from compression.kv.layers import LayerKv, bytes_per_token, layer_schemes
 from compression.recipe import KvCache
 from compression.schemes import AnyKv, KvFp8, KvInt4, KvInt8, KvUnquantized
 from tests.checkpoints import make_tiny_checkpoint
@@ -80,7 +80,9 @@ def test_bytes_are_as_promised(scheme: AnyKv, head_dim: int) -> None:
     """Live tensors take the bytes that the scheme declares."""
     codec = key_codec(scheme, head_dim)
     stored = codec.encode(heads(head_dim))
-    assert sum(part.nbytes for part in stored) == TOKENS * codec.bytes_per_token(HEADS)
+    promised = LayerKv(scheme, KvUnquantized()).bytes_per_token(HEADS, head_dim)
+    plain = 2 * HEADS * head_dim
+    assert sum(part.nbytes for part in stored) == TOKENS * (promised - plain)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compression.errors import FidelityError
 from compression.evaluation import Window
 from compression.events import ignore
 from compression.facts import read_facts
@@ -67,6 +68,19 @@ def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
     scores = measure(facts, facts, CheckpointWeights(facts), windows(), ignore)
     assert summarize(scores["one"]).kld_max == 0
     assert summarize(scores["one"]).top1 == 1
+
+
+def test_logits_that_are_no_numbers(tmp_path: Path) -> None:
+    """A model that overflows is refused by name, whatever its figures would have been."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path / "model"))
+
+    class Broken(CheckpointWeights):
+        def tensor(self, name: str) -> torch.Tensor:
+            found = super().tensor(name)
+            return found * float("nan") if name.endswith("down_proj.weight") else found
+
+    with pytest.raises(FidelityError, match="'mine' gives non-finite logits on slice 'one'"):
+        measure(facts, facts, Broken(facts), windows(), ignore, recipe="mine")
 
 
 def test_embeddings_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    MixtralConfig,
     PhiConfig,
 )
 
@@ -96,6 +97,25 @@ def test_what_is_not_done_is_recorded_as_refused(tmp_path: Path) -> None:
     refused = {each.subject: each.reason for each in built.manifest.refusals}
     assert set(refused) == {"embeddings"}
     assert "tables of PhiForCausalLM are served as they are" in refused["embeddings"]
+
+
+def test_model_that_is_mostly_tables(tmp_path: Path) -> None:
+    """Where most bytes stay as they are, the manifest says so."""
+    config = PhiConfig(**(SIZES | {"vocab_size": 4096}))
+    source = save(config, tmp_path / "source")
+    built = build_to(str(source), "int4-fast", None, tmp_path / "out", ignore)
+    assert built.manifest is not None
+    refused = {each.subject: each.reason for each in built.manifest.refusals}
+    assert "% of the bytes of PhiForCausalLM's matrices are linear layers" in refused["weights"]
+
+
+def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
+    """Experts in one tensor are no linear layers: nothing is built that would leave them out."""
+    config = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
+    source = save(config, tmp_path / "source")
+    with pytest.raises(UnsupportedArchitecture, match="'MixtralForCausalLM' is a mixture of exp"):
+        build_to(str(source), "int4-fast", None, tmp_path / "out", ignore)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

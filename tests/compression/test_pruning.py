@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig
 
 from compression.events import ignore
 from compression.facts import read_facts
 from compression.first_tokens import first_tokens
+from compression.halves import AttentionHalf
+from compression.layerwise import LayerStream
 from compression.prepare import build_to
 from compression.pruning.forecast import pruned_facts
 from compression.pruning.leave_one_out import leave_one_out
+from compression.pruning.passage import Passage
 from compression.pruning.prune import prune_on
 from compression.pruning.record import PruneRecord
 from compression.pruning.selection import channels
@@ -251,6 +255,43 @@ def test_leave_one_out_is_the_divergence_without_the_head(tmp_path: Path) -> Non
     kld = float((exact.exp() * (exact - changed)).sum(-1).mean())
     assert float(scores.heads[1, 4]) == pytest.approx(kld, rel=1e-3)
     assert not scores.groups.any()
+
+
+@pytest.mark.parametrize("score", ["magnitude", "fluctuation", "leave-one-out"])
+def test_heads_that_do_nothing_go_first(tmp_path: Path, score: Any) -> None:
+    """Every score finds the one head of each group whose output is not used."""
+    source = checkpoint(tmp_path / "source", "llama")
+    dead = (1, 3, 8)
+    tensors = load_file(source / "model.safetensors")
+    for layer in range(2):
+        name = f"model.layers.{layer}.self_attn"
+        columns = channels(dead, 8)
+        tensors[f"{name}.o_proj.weight"][:, columns] = 0
+        tensors[f"{name}.q_proj.weight"][columns] *= 0.1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    recipe = Prune(query_heads=1, score=score, compensate=False)
+    _, record = pruned(source, tmp_path / "out", recipe, windows())
+    assert [each.query_heads for each in record.layers] == [dead, dead]
+    assert record.kld is None or record.kld < 1e-6
+
+
+def test_passage_reads_tokens_that_stand_alone_too(tmp_path: Path) -> None:
+    """What a half is observed on are the windows and, each by itself, tokens of them."""
+    facts = read_facts(checkpoint(tmp_path / "source", "llama"))
+    text = windows(2, 16)
+    seen: list[Tensor] = []
+    with LayerStream(facts) as stream:
+        half = AttentionHalf(stream.layer(0))
+        Passage(stream, text).observe(half, seen.append)
+        alone: list[Tensor] = []
+        handle = half.projection.register_forward_pre_hook(
+            lambda module, inputs: alone.append(inputs[0].flatten(0, -2))
+        )
+        list(stream.run(half, stream.embed(text.view(-1, 1))))
+        handle.remove()
+    found = torch.cat(seen)
+    assert found.shape[0] == 2 * text.numel()
+    torch.testing.assert_close(found[text.numel() :], torch.cat(alone))
 
 
 def test_first_tokens_come_from_all_of_the_text() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from compression.architecture import Architecture, parse_architecture
+from compression.checked_plan import plan_checked
 from compression.errors import RecipeError
 from compression.facts import read_facts
-from compression.prepare import plan_checked
 from compression.pruning.selection import keep_heads
 from compression.pruning.shape import Shape, pruned_shape
 from compression.recipe import Prune, Recipe

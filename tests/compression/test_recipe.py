@@ -53,9 +53,14 @@ def test_yaml_file_is_a_recipe(tmp_path: Path) -> None:
         ("weights: {scheme: int3}\n", r"'weights' is .*int3"),
         ("embeddings: {scheme: int8}\n", r"missing key 'weights'"),
         ("- int4\n", r"must be a mapping"),
-        ("weights: [", r"is not YAML"),
-        ("[" * 2000, r"is not YAML"),
-        ("weights: 2024-99-99\n", r"is not YAML"),
+        ("weights: int3\n", r"'weights' is .*int3"),
+        ("weights: {scheme: int8}\nweights: {scheme: int4}\n", r"'weights' is given twice"),
+        ("weights: int8\nbudget: {kld: 0.1, kld: 1}\n", r"'kld' is given twice"),
+        ("weights: int8\nbudget: {kld: .inf}\n", r"'budget.kld' is inf"),
+        ("weights: int8\nbudget: {top1: .nan}\n", r"'budget.top1' is nan"),
+        ("weights: [", r"cannot be read as YAML"),
+        ("[" * 2000, r"cannot be read as YAML"),
+        ("weights: 2024-99-99\n", r"cannot be read as YAML"),
         ("name: 8bit!\nweights: {scheme: int8}\n", r"the name '8bit!' .*set the key 'name'"),
     ],
 )
@@ -66,6 +71,34 @@ def test_bad_file_names_the_key(tmp_path: Path, text: str, expected: str) -> Non
     with pytest.raises(RecipeError, match=expected) as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_schemes_stand_for_schemes(tmp_path: Path) -> None:
+    """What says nothing but a name can be written as that name."""
+    path = tmp_path / "short.yaml"
+    path.write_text(
+        "weights: int4\nembeddings: int8\nkv_cache: int8\nkeep: re:.*down_proj\n"
+        "rules: [{targets: Linear, weights: int8}]\n"
+    )
+    spelled = {
+        "weights": {"scheme": "int4"},
+        "embeddings": {"scheme": "int8"},
+        "kv_cache": {"key": {"scheme": "int8"}, "value": {"scheme": "int8"}},
+        "keep": ["re:.*down_proj"],
+        "rules": [{"targets": ["Linear"], "weights": {"scheme": "int8"}}],
+    }
+    assert load_recipe(str(path)) == parse_recipe(spelled, where="test", default_name="short")
+
+
+def test_digest_leaves_out_what_changes_nothing() -> None:
+    """A budget only refuses, and a calibration counts where something calibrates."""
+
+    def digest(method: str, **fields: object) -> str:
+        weights = {"scheme": "int4", "method": method}
+        return parse_recipe({"weights": weights, **fields}, where="", default_name="a").digest
+
+    assert digest("rtn", budget={"kld": 1}) == digest("rtn", calibration={"seed": 1})
+    assert digest("gptq", calibration={"seed": 1}) != digest("gptq")
 
 
 @pytest.mark.parametrize("stem", ["My Recipe", "_int4", "größe", "x" * 64])

@@ -1,9 +1,11 @@
 """The search: allocation, budgets, and the whole of it on a tiny model."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from compression.architecture import parse_architecture, read_config
@@ -13,11 +15,13 @@ from compression.facts import read_facts
 from compression.fidelity_record import SliceFidelity
 from compression.presets import load_recipe
 from compression.recipe import Budget, Calibration
+from compression.schemes import Unquantized
 from compression.search.__main__ import write_recipe
-from compression.search.allocation import Option, frontier
+from compression.search.allocation import Allocation, Option, frontier
 from compression.search.budget import parse_budget, violations
 from compression.search.frontier_plot import plot
-from compression.search.search import Trial, within_budget
+from compression.search.search import MAX_TRIALS, Trial, within_budget
+from compression.search.sensitivity import Sensitivity
 from compression.search.session import Session
 from compression.search.units import units
 from tests.checkpoints import make_tiny_checkpoint
@@ -84,6 +88,36 @@ def test_bisection_finds_the_smallest_that_holds(strain: float, allowed: float) 
     assert best.bytes_in_memory == expected
 
 
+@pytest.mark.parametrize("allowed", [0.0014, 0.002, 0.01])
+def test_what_no_unit_costs_is_found_out(allowed: float) -> None:
+    """A floor that the table does not know neither hides what holds nor wastes every trial."""
+    table = {str(unit): [Option("s", 4, 0.05), Option("l", 8, 0.0)] for unit in range(200)}
+    points = frontier(table)
+    tried: list[int] = []
+
+    def attempt(point: Allocation) -> Trial:
+        tried.append(point.num_bytes)
+        return trial(0.0012 + 0.5 * point.cost, point.num_bytes)
+
+    best = within_budget(points, Budget(kld=allowed), attempt)
+    assert not violations(Budget(kld=allowed), best.slices)
+    least = min(point.num_bytes for point in points if 0.0012 + 0.5 * point.cost <= allowed)
+    assert best.bytes_in_memory <= 1.01 * least
+    assert len(tried) <= MAX_TRIALS
+
+
+def test_agreement_of_every_token() -> None:
+    """A limit that allows no error at all is bisected like any other."""
+    points = frontier(TABLE)
+
+    def attempt(point: Allocation) -> Trial:
+        slices = (fidelity(point.cost, 1.0 if point.cost < 2 else 0.9),)
+        return replace(trial(point.cost, point.num_bytes), slices=slices)
+
+    best = within_budget(points, Budget(top1=1), attempt)
+    assert best.bytes_in_memory == min(each.num_bytes for each in points if each.cost < 2)
+
+
 def test_nothing_holds_and_the_nearest_is_named() -> None:
     """The refusal says how near one can come."""
     with pytest.raises(SearchError, match=r"nearest, 0\.0 MB, has kld 1\.2000 > 0\.1: allow more"):
@@ -103,6 +137,10 @@ def test_budget_as_users_write_it() -> None:
         "top1 0.8250 < 0.9",
     ]
     assert violations(Budget(kld=0.11), slices) == []
+    assert violations(Budget(kld=1, top1=0.1), [fidelity(float("nan"), float("nan"))]) == [
+        "kld nan > 1",
+        "top1 nan < 0.1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +151,8 @@ def test_budget_as_users_write_it() -> None:
         ("", r"--budget '' is not understood"),
         ("kld<=1e", r"--budget 'kld<=1e': '1e' is no number"),
         ("kld<=-1", r"--budget 'kld<=-1' is impossible: Input should be greater than 0"),
+        ("kld<=0.1,kld<=1", r"has two limits for kld: give one"),
+        ("kld<=1e999", r"is impossible: Input should be a finite number"),
         ("top1>=1.5", r"is impossible: Input should be less than or equal to 1"),
     ],
 )
@@ -153,22 +193,46 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     small, large = session.points[0], session.points[-1]
     assert large.cost == 0
+    assert (small.choices["embeddings"].scheme, large.choices["embeddings"].scheme) == (
+        "int8-rows",
+        "none",
+    )
     smallest = session.attempt(small)
     kld = sum(each.kld_mean for each in smallest.slices) / len(smallest.slices)
     found = session.find(Budget(kld=kld / 3))
     assert not violations(Budget(kld=kld / 3), found.best.slices)
-    assert small.num_bytes < found.best.linear_bytes < large.num_bytes
+    assert small.num_bytes < found.best.matrix_bytes < large.num_bytes
     write_recipe(found.best.recipe, tmp_path / "mine.yaml")
     assert load_recipe(str(tmp_path / "mine.yaml")) == found.best.recipe
     fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
-    assert "budget" not in fields
+    assert fields["budget"] == {"kld": kld / 3}
     plot(found, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert {"search", "quantize", "measure"} <= {progress.stage for progress in seen}
+    full = session.attempt(large)
+    assert full.recipe.embeddings == Unquantized()
+    assert all(each.kld_mean < 1e-9 for each in full.slices)
     fitting = session.fit(found.best.bytes_in_memory + 1)
     assert fitting.best.bytes_in_memory <= found.best.bytes_in_memory + 1
     with pytest.raises(SearchError, match=r"--max-bytes 1000 is less than the smallest artifact"):
         session.fit(1000)
+
+
+@torch.no_grad()
+def test_sensitivity_does_not_depend_on_what_was_asked_before(tmp_path: Path) -> None:
+    """A unit is put back as it was: the same question has the same answer, and none costs none."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path / "model"))
+    module = "model.layers.{}.mlp.down_proj"
+    zeros = torch.zeros(facts.tensors[f"{module.format(0)}.weight"].shape)
+    probe = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(1))
+    with Sensitivity(facts, probe) as sensitivity:
+        asked = [
+            sensitivity.divergence(layer, {module.format(layer): zeros}) for layer in (0, 1, 0)
+        ]
+        assert sensitivity.divergence(1, {}) == 0
+        assert 0 < sensitivity.tables_divergence() < 0.1
+    assert asked[0] == asked[2] > 1e-3
+    assert asked[1] > 1e-3
 
 
 def test_columns_that_no_group_divides(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_dynamic_scaling_follows_one_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "label"), [("int8", "int8-rows"), ("int4-fast", "int4-g32-asym")]
 )
-@pytest.mark.parametrize("family", ["gpt_neox", "gemma2", "qwen2_moe"])
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2", "olmo2"])
 def test_artifacts_are_served_packed(tmp_path: Path, family: str, recipe: str, label: str) -> None:
     """Every linear layer that the artifact holds as codes runs on them, and on nothing else."""
     source = save_model(family, tmp_path / "source")
@@ -133,9 +133,8 @@ def test_artifacts_are_served_packed(tmp_path: Path, family: str, recipe: str, l
     runner = load(tmp_path / "out")
     quantized = [each for each in built.manifest.tensors if each.relative_error is not None]
     expected = dequantized(source, tmp_path / "out", [each.name for each in quantized])
-    num_flips = 4 if "experts" in str(FAMILIES[family][1]) else 0
-    require_same(expected, runner.score(IDS), num_flips=num_flips)
-    require_same(expected, stepwise(runner), num_flips=num_flips)
+    require_same(expected, runner.score(IDS))
+    require_same(expected, stepwise(runner))
     assert kld(reference(source), expected) > 5 * kld(expected, runner.score(IDS))
     info = runner.info()
     live = {scheme: count for scheme, count in info["schemes"].items() if scheme != "none"}
