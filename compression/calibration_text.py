@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compression.calibration_documents import CalibrationText, read_calibration_text
 from compression.errors import CalibrationError
-from compression.evaluation import Tokenizer
+from compression.evaluation import Tokenizer, special_prefix
 from compression.recipe import Calibration
 
 WINDOW_TOKENS = 512
@@ -25,12 +25,14 @@ def calibration_windows(
     ``text`` is that of the calibration, read now where it is not given.
 
     Documents are drawn from the files in turn, so that each file has an equal share as long as it
-    lasts, and run on from one window into the next.
+    lasts, and run on from one window into the next. Each window begins with the tokenizer's own
+    special tokens, such as a begin-of-text token, as every prompt does.
 
     Raises:
         CalibrationError: the text cannot be read, or has fewer tokens than asked for.
     """
-    width = min(WINDOW_TOKENS, context)
+    prefix = special_prefix(tokenizer)
+    width = min(WINDOW_TOKENS, context) - len(prefix)
     wanted = -(-calibration.tokens // width) * width
     shuffle = random.Random(calibration.seed)
     if text is None:
@@ -50,4 +52,6 @@ def calibration_windows(
             f"calibration.text {calibration.text!r} has {len(ids)} tokens, {wanted} are asked for: "
             "give more text or lower calibration.tokens"
         )
-    return torch.tensor(ids[:wanted]).view(-1, width)
+    windows = torch.tensor(ids[:wanted]).view(-1, width)
+    marks = torch.tensor(prefix, dtype=windows.dtype).expand(len(windows), -1)
+    return torch.cat([marks, windows], dim=1)

@@ -93,7 +93,7 @@ def cut(
         EvaluationError: fewer than two tokens are left to predict.
     """
     token_ids = tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
-    prefix = _special_prefix(tokenizer)
+    prefix = special_prefix(tokenizer)
     first = max(len(prefix), 1)
     step = window_tokens - len(prefix)
     windows = [
@@ -120,7 +120,7 @@ def _read(path: Path) -> str:
     return text
 
 
-def _special_prefix(tokenizer: Tokenizer) -> Sequence[int]:
+def special_prefix(tokenizer: Tokenizer) -> Sequence[int]:
     """Return what the tokenizer puts in front of any text, such as a begin-of-text token."""
     plain = tokenizer.encode("a", add_special_tokens=False)
     marked = tokenizer.encode("a", add_special_tokens=True)

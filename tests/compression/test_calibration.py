@@ -299,6 +299,19 @@ def test_builtin_text_serves_every_slice_alike(tmp_path: Path) -> None:
     assert not torch.equal(windows, other)
 
 
+def test_windows_begin_as_prompts_do() -> None:
+    """A tokenizer's own begin-of-text token stands in front of every window."""
+
+    class Marking:
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [1] * add_special_tokens + [ord(letter) % 97 + 3 for letter in text]
+
+    windows = calibration_windows(Calibration(tokens=3000), Marking(), 256)
+    assert windows.shape == (12, 256)
+    assert (windows[:, 0] == 1).all()
+    assert (windows[:, 1:] != 1).all()
+
+
 def test_own_text(tmp_path: Path) -> None:
     """A file or a directory of files; hidden files are left out."""
     directory = make_tiny_checkpoint(tmp_path / "model")
