@@ -8,10 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from compression.errors import CalibrationError
-from compression.recipe import BUILT_IN
+from compression.recipe import BUILT_IN, HUB
 
-HUB = "hub:"
-"""What the name of a data set on a hub starts with."""
 SEPARATOR = "\n\n---\n\n"
 """What stands between two documents of a text file."""
 _PIECE_CHARACTERS = 4096

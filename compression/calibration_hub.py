@@ -10,8 +10,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from compression.calibration_documents import HUB
 from compression.errors import CalibrationError
+from compression.recipe import HUB
 
 _SUFFIXES = (".txt", ".jsonl")
 

@@ -29,6 +29,8 @@ FULL = "full"
 """The name that means: serve the checkpoint as it is, with no recipe."""
 BUILT_IN = "built-in"
 """The calibration text that ships with the package."""
+HUB = "hub:"
+"""What the name of a calibration text on a hub starts with."""
 LINEAR = "Linear"
 """The target that means every linear layer inside the decoder."""
 
