@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pydantic
@@ -13,7 +13,17 @@ import pytest
 
 from gateway.engine.runner import load_runner
 from gateway.engine.tokenizer import load_tokenizer
-from tests.engine.fakes import MESSAGES, MODEL, RunningEngine, post, running_engine
+from tests.engine.fakes import (
+    ANSWER,
+    MESSAGES,
+    MODEL,
+    RunningEngine,
+    make_runner,
+    make_toy_tokenizer,
+    post,
+    running_engine,
+    wait_until,
+)
 
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}. Answer as "
@@ -50,19 +60,8 @@ def engine(
     runner: Any = load_runner(tiny_llama_dir, threads=1, max_model_len=None)
     tokenizer = load_tokenizer(tiny_llama_dir)
     tokenizer.backend.chat_template = TOOL_TEMPLATE
-    with running_engine(_Steady(runner), tokenizer) as engine:
+    with running_engine(runner, tokenizer) as engine:
         yield engine
-
-
-class _Steady:
-    """The runner with what the fake engine's fixture expects beside."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self.healed = threading.Event()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_the_clients_own_parsing_works(client: openai.OpenAI) -> None:
     """``parse`` of the official client sends a strict schema and reads the answer."""
 
     class Colour(pydantic.BaseModel):
-        name: str
+        name: Literal["red", "blue"]
         is_warm: bool
 
     reply = client.chat.completions.parse(
@@ -103,12 +102,11 @@ def test_the_clients_own_parsing_works(client: openai.OpenAI) -> None:
         messages=MESSAGES,
         response_format=Colour,
         seed=1,
-        max_tokens=300,
         logit_bias={"2": 0},
     )
 
-    if reply.choices[0].finish_reason == "stop":
-        assert isinstance(reply.choices[0].message.parsed, Colour)
+    assert reply.choices[0].finish_reason == "stop"
+    assert isinstance(reply.choices[0].message.parsed, Colour)
 
 
 def test_json_object_and_vllms_forms(client: openai.OpenAI) -> None:
@@ -133,15 +131,26 @@ def test_log_probabilities_stay_those_of_the_model(client: openai.OpenAI) -> Non
     assert any(entry.logprob < entry.top_logprobs[0].logprob for entry in entries)
 
 
-def test_a_form_in_a_batch_touches_nobody_else(client: openai.OpenAI) -> None:
-    """Beside a constrained answer a free one is what it is alone."""
-    alone = chat(client, max_tokens=30).choices[0].message.content
-    form = threading.Thread(target=lambda: chat(client, extra_body={"guided_regex": "a{200}"}))
-    form.start()
-    together = chat(client, max_tokens=30).choices[0].message.content
-    form.join()
+def test_a_form_in_a_batch_touches_nobody_else(tmp_path: Path) -> None:
+    """Beside a constrained answer a free one is what it is alone, and both are decoded together."""
+    tokenizer = make_toy_tokenizer(tmp_path)
+    runner = make_runner(tokenizer, ANSWER, delay_s=0.002)
+    with running_engine(runner, tokenizer) as engine:
+        url = f"{engine.url}/v1"
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            forms: list[str] = []
+            asked: dict[str, Any] = {"extra_body": {"guided_regex": "a{150}"}, "temperature": 0}
+            form = threading.Thread(
+                target=lambda: forms.append(chat(client, **asked).choices[0].message.content)
+            )
+            form.start()
+            wait_until(lambda: len(runner.batches) > 3)
+            together = chat(client, temperature=0).choices[0].message.content
+            form.join()
 
-    assert together == alone
+    assert together == ANSWER
+    assert forms == ["a" * 150]
+    assert max(map(len, runner.batches)) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
