@@ -189,3 +189,20 @@ def test_real_model_answers(demo_model_dir: Path) -> None:
     expected = reference_logits(demo_model_dir, ids)
     runner = load_runner(demo_model_dir, threads=None, max_model_len=None)
     assert kld(expected, runner.score(ids)) < FLOOR
+
+
+@pytest.mark.real_model
+def test_real_model_in_company(demo_model_dir: Path) -> None:
+    """Sixteen texts decoded together are what each is alone, within the noise of bf16."""
+    runner = load_runner(demo_model_dir, threads=None, max_model_len=None)
+    texts = [list(range(1000 + 50 * row, 1008 + 50 * row + 3 * row)) for row in range(16)]
+    following = [7, 300, 12, 900]
+    together = [runner.new_cache(80) for _ in texts]
+    rows = [runner.forward([(c, ids, 1) for c, ids in zip(together, texts, strict=True)])]
+    rows += [runner.forward([(cache, [token], 1) for cache in together]) for token in following]
+    for row in (0, 7, 15):
+        cache = runner.new_cache(80)
+        alone = [runner.forward([(cache, texts[row], 1)])]
+        alone += [runner.forward([(cache, [token], 1)]) for token in following]
+        company = torch.stack([step[row] for step in rows])
+        assert kld(torch.cat(alone), company) < 5 * FLOOR
