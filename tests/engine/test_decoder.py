@@ -195,7 +195,7 @@ def test_real_model_answers(demo_model_dir: Path) -> None:
 def test_real_model_in_company(demo_model_dir: Path) -> None:
     """Sixteen texts decoded together are what each is alone, within the noise of bf16.
 
-    On these random tokens the noise is 0.002 to 0.006; a neighbour's row or position costs far more.
+    On these random tokens it is 0.002 to 0.006; a neighbour's row or position costs far more.
     """
     runner = load_runner(demo_model_dir, threads=None, max_model_len=None)
     texts = [list(range(1000 + 50 * row, 1008 + 50 * row + 3 * row)) for row in range(16)]
