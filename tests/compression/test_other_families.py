@@ -19,18 +19,8 @@ from compression.errors import CorruptCheckpoint, RecipeError, UnsupportedArchit
 from compression.events import ignore
 from compression.prepare import build_to, prepare
 from tests.checkpoints import make_tokenizer, randomize
+from tests.engine.general_families import SIZES
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
 OTHERS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(**SIZES),
     "phi": PhiConfig(**SIZES),
