@@ -84,7 +84,8 @@ def test_manifest_figures_agree_with_the_files(artifact: Path, tiny_llama_dir: P
     assert 0 < payload - manifest.bytes_stored < 8192
     assert manifest.peak_build_bytes is not None
     assert manifest.peak_declared_bytes is not None
-    assert 0 < manifest.peak_build_bytes <= manifest.peak_declared_bytes
+    # A process that has memory to spare from earlier work need not grow at all.
+    assert 0 <= manifest.peak_build_bytes <= manifest.peak_declared_bytes
     source = read_facts(tiny_llama_dir)
     assert set(manifest.source.files) == set(source.files)
     assert manifest.bytes_before == source.num_bytes
