@@ -8,13 +8,14 @@ from starlette.exceptions import HTTPException
 
 from compression.events import OnProgress, ignore
 from gateway.api.border import Border, on_api_error, on_http_exception
+from gateway.api.dispatch import Dispatch
 from gateway.api.routes import body_schemas, make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
-from gateway.keeper import Launch, Patience
-from gateway.launch import Launcher
+from gateway.launch import Launch, Launcher
 from gateway.metrics import Metrics
-from gateway.pool import Pool
+from gateway.pool.pool import Pool
+from gateway.pool.state import Patience
 from gateway.settings import Settings, make_specs
 
 
@@ -36,9 +37,19 @@ def create_service(
         launch or Launcher(settings),
         metrics=metrics,
         on_progress=on_progress,
-        patience=patience or Patience(stall_timeout_s=settings.stall_timeout_s),
+        patience=patience
+        or Patience(
+            stall_timeout_s=settings.stall_timeout_s,
+            drain_s=settings.drain_s,
+            load_wait_s=settings.load_wait_s,
+        ),
+        memory_budget=settings.memory_budget,
+        canary_max_nll_increase=settings.canary_max_nll_increase,
     )
-    return Service(settings, metrics, pool)
+    dispatch = Dispatch(
+        pool, max_retries=settings.max_retries, patience_s=settings.sse_keep_alive_s
+    )
+    return Service(settings, metrics, pool, dispatch)
 
 
 class Application(FastAPI):

@@ -6,7 +6,8 @@ NarrowgateError
 │   ├── PortInUse                 another process listens there
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
 │   ├── ChildFailed               a child process crashed or never became ready
-│   └── SchemeMismatch            the engine runs other schemes than the artifact records
+│   ├── SchemeMismatch            the engine runs other schemes than the artifact records
+│   └── CanaryFailed              a started engine finds recorded tokens unlikely
 ├── ClientGone                    nobody is left to read a reply
 └── ApiError                      status, type, code, param, retry_after_s
     ├── InvalidRequest            400 invalid_value
@@ -18,9 +19,11 @@ NarrowgateError
     ├── ModelNotFound             404 model_not_found
     ├── RouteNotFound             404 not_found
     ├── MethodNotAllowed          405 method_not_allowed
+    ├── ModelBusy                 409 model_busy
     ├── EngineRefused             the status, type, code and param of an engine's own refusal
     ├── Unavailable               503, always with Retry-After
     │   ├── ModelLoading          503 model_loading
+    │   ├── NoMemory              503 insufficient_memory
     │   ├── EngineDown            503 engine_unavailable
     │   └── Draining              503 draining
     ├── EngineFault               502 engine_error
@@ -68,6 +71,10 @@ class ChildFailed(StartupError):
 
 class SchemeMismatch(StartupError):
     """The engine runs other schemes than the artifact's manifest records."""
+
+
+class CanaryFailed(StartupError):
+    """A started engine finds recorded tokens unlikely, or answers with no numbers."""
 
 
 class ClientGone(NarrowgateError):
@@ -157,6 +164,14 @@ class MethodNotAllowed(ApiError):
     code = "method_not_allowed"
 
 
+class ModelBusy(ApiError):
+    """The model is in a state in which this cannot be done."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "model_busy"
+
+
 class EngineRefused(ApiError):
     """An engine answered with an error status of its own; it is passed on."""
 
@@ -189,6 +204,13 @@ class ModelLoading(Unavailable):
 
     code = "model_loading"
     default_retry_after_s = 5
+
+
+class NoMemory(Unavailable):
+    """The memory budget has no room for the model, and nothing idle can make some."""
+
+    code = "insufficient_memory"
+    default_retry_after_s = 10
 
 
 class EngineDown(Unavailable):

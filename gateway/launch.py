@@ -1,6 +1,7 @@
 """From a model's settings to a started engine: prepare in a child process, then start."""
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from compression import events
 from compression.events import OnProgress, Progress
@@ -16,9 +17,10 @@ from compression.schemes import Unquantized
 from gateway.backends import embedded
 from gateway.backends.base import Engine
 from gateway.backends.process import ChildProcess, EngineProcess
-from gateway.errors import ChildFailed, LoadRefused, SchemeMismatch
+from gateway.backends.url import RemoteEngine
+from gateway.errors import ChildFailed, LoadRefused, SchemeMismatch, SettingsError
 from gateway.protocol import EngineInfo
-from gateway.settings import ModelSpec, Settings
+from gateway.settings import Settings, VariantSpec
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -34,10 +36,22 @@ _HOW_TO_EMBED = "this needs the embedded extra: pip install 'narrowgate[embedded
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A directory that an engine can serve, and the manifest if it is an artifact."""
+    """What an engine can serve: a directory, and the manifest if it is an artifact.
 
-    directory: Path
+    An engine that others run has neither.
+    """
+
+    directory: Path | None
     manifest: Mapping[str, Any] | None
+
+    @property
+    def weights_bytes(self) -> int:
+        """Return the bytes that the weights will take in an engine's memory."""
+        if self.manifest is not None:
+            return int(self.manifest["bytes_in_memory"])
+        if self.directory is None:
+            return 0
+        return sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
 
     def require_applied(self, info: EngineInfo) -> None:
         """Check that the live engine runs what the artifact records; a plain checkpoint passes.
@@ -49,7 +63,7 @@ class Prepared:
             return
         matrices = (record for record in self.manifest["tensors"] if len(record["shape"]) == 2)
         recorded = {str(record["applied"]) for record in matrices}
-        live = {label for label, count in info.schemes.items() if count}
+        live = {label for label, count in (info.schemes or {}).items() if count}
         # Unquantized matrices may be recorded and yet not be layers, but never the other way.
         if live - recorded or recorded - live - {_UNQUANTIZED}:
             raise SchemeMismatch(
@@ -58,19 +72,34 @@ class Prepared:
             )
 
 
+class Launch(Protocol):
+    """What turns a spec into engines; :class:`Launcher` is the real one."""
+
+    async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
+        """Return what engines can serve."""
+
+    async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
+        """Return a ready engine."""
+
+    def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:
+        """Return what the engines of a variant will hold in memory here, all together."""
+
+
 class Launcher:
-    """Prepares models with the compression package and starts embedded engines."""
+    """Prepares models with the compression package and starts engines, or connects to them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def prepare(self, spec: ModelSpec, on_progress: OnProgress) -> Prepared:
+    async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Return a servable directory: compressed now, or found in the store.
 
         Raises:
             LoadRefused: the model or the recipe cannot be used.
             ChildFailed: the compression crashed.
         """
+        if spec.settings.urls:
+            return Prepared(None, None)
         words = ["-m", "compression", "prepare"]
         words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
@@ -78,12 +107,15 @@ class Launcher:
         ready = await run_job(words, on_progress)
         return Prepared(Path(ready["directory"]), ready["manifest"])
 
-    async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
-        """Return a ready engine for a prepared directory.
+    async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
+        """Return a ready engine: a child that serves the directory, or one that others run.
 
         Raises:
+            SettingsError: the key of engines elsewhere is not in the environment.
             ChildFailed: the engine ended or did not become ready in time.
         """
+        if prepared.directory is None:
+            return await self._connect(spec, replica)
         port = embedded.free_port()
         client = EngineClient(
             f"http://{embedded.HOST}:{port}",
@@ -91,11 +123,50 @@ class Launcher:
             read_timeout_s=self._settings.read_timeout_s,
         )
         command = embedded.command(
-            prepared.directory, served_name=spec.served_name, port=port, settings=spec.settings
+            prepared.directory,
+            served_name=spec.served_name,
+            port=port,
+            settings=spec.settings,
+            kv_cache_memory_bytes=self.kv_cache_bytes(spec),
         )
         return await EngineProcess.start(
             command, client, backend=embedded.BACKEND, timeout_s=self._settings.start_timeout_s
         )
+
+    def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:
+        """Return what the engines of a variant will hold in memory here, all together."""
+        if spec.settings.memory is not None:
+            return int(spec.settings.memory)
+        if prepared.directory is None:
+            return 0
+        cache = self.kv_cache_bytes(spec) or 0
+        return spec.num_replicas * (prepared.weights_bytes + cache + embedded.OVERHEAD_BYTES)
+
+    def kv_cache_bytes(self, spec: VariantSpec) -> int | None:
+        """Return the bytes of an engine's cache; None: as the engine finds right.
+
+        Under a budget every engine must say what it will take.
+        """
+        if spec.settings.kv_cache_memory_bytes is None and self._settings.memory_budget:
+            return embedded.BUDGETED_KV_BYTES
+        return spec.settings.kv_cache_memory_bytes
+
+    async def _connect(self, spec: VariantSpec, replica: int) -> Engine:
+        api_key = None
+        if (name := spec.settings.url_api_key_env) is not None:
+            api_key = os.environ.get(name)
+            if not api_key:
+                raise SettingsError(
+                    f"model {spec.alias!r}: the environment variable {name!r} "
+                    "('url_api_key_env') is not set: set it to the engine's key"
+                )
+        client = EngineClient(
+            spec.settings.urls[replica],
+            served_name=spec.settings.model,
+            read_timeout_s=self._settings.read_timeout_s,
+            api_key=api_key,
+        )
+        return await RemoteEngine.connect(client, timeout_s=self._settings.start_timeout_s)
 
 
 async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class ModelCard(BaseModel):
     schemes: dict[str, int] | None = None
     kernels: dict[str, str] | None = None
     state: str
+    active: bool = True
 
 
 class ModelList(BaseModel):
@@ -141,25 +142,28 @@ class ModelList(BaseModel):
 
 
 class EngineInfo(BaseModel):
-    """Reply of ``GET /engine/info``: what the live engine says of itself and of its weights."""
+    """Reply of ``GET /engine/info``: what the live engine says of itself and of its weights.
+
+    An engine that is not ours says only its name and its context.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     served_model_name: str
-    architecture: str
-    max_model_len: int
-    dtype: str
-    recipe: str
-    recipe_digest: str | None
-    weights_bytes: int
-    weights_bytes_before: int
-    weight_bits: float
-    schemes: dict[str, int]
-    kernels: dict[str, str]
+    architecture: str | None = None
+    max_model_len: int | None = None
+    dtype: str = ""
+    recipe: str | None = None
+    recipe_digest: str | None = None
+    weights_bytes: int | None = None
+    weights_bytes_before: int | None = None
+    weight_bits: float | None = None
+    schemes: dict[str, int] | None = None
+    kernels: dict[str, str] | None = None
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
-    threads: int
-    pid: int
+    threads: int | None = None
+    pid: int | None = None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

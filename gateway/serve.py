@@ -15,7 +15,8 @@ from compression.events import OnProgress
 from gateway.api.service import Service
 from gateway.app import Application, create_service
 from gateway.errors import PortInUse, SettingsError
-from gateway.keeper import Launch, Snapshot
+from gateway.launch import Launch
+from gateway.pool.state import Snapshot
 from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
         server = _Server(Application(service))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(service.pool.ensure_ready())
+        tending = asyncio.create_task(service.pool.tend())
         stopping = asyncio.create_task(signals.first.wait())
         try:
             # 3. Load, say so, wait.
@@ -64,8 +66,9 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             # 4. Drain and end.
             loading.cancel()
             stopping.cancel()
+            tending.cancel()
             await _shut_down(service, server, serving, signals)
-            await asyncio.gather(loading, stopping, return_exceptions=True)
+            await asyncio.gather(loading, stopping, tending, return_exceptions=True)
     return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
 
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 # Atomic groups: CRLF is one line end and must never be split into two.
@@ -178,25 +179,47 @@ class EventRelay:
         return frame
 
 
+class StreamedAnswer(Protocol):
+    """An engine's stream that has begun."""
+
+    @property
+    def reply(self) -> EngineReply:
+        """Return what the rest is read from."""
+
+    @property
+    def head(self) -> asyncio.Future[bytes]:
+        """Return the first bytes, which may still be on their way."""
+
+    def blame(self) -> None:
+        """Note that the engine broke off."""
+
+
 class OwnedStreamingResponse(Response):
-    """A stream that closes what it reads from, however the client leaves."""
+    """A stream that closes what it reads from, however the client leaves.
+
+    While the engine is silent the client gets a comment every ``keep_alive_s`` seconds, so that
+    nothing on the way takes the connection for dead.
+    """
 
     def __init__(
         self,
-        reply: EngineReply,
+        answer: StreamedAnswer,
         relay: EventRelay,
         *,
         trace: RequestTrace,
         owner: AsyncExitStack,
         headers: Mapping[str, str],
+        keep_alive_s: float,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({**headers, "content-type": EVENT_STREAM, "cache-control": "no-cache"})
-        self._reply = reply
+        self._answer = answer
         self._relay = relay
         self._trace = trace
         self._owner = owner
+        self._keep_alive_s = keep_alive_s
+        self._num_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -210,18 +233,36 @@ class OwnedStreamingResponse(Response):
     async def _pump(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        keeping_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
-            while chunk := await self._reply.read():
-                if data := self._relay.feed(chunk):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            tail = self._relay.finish()
+            tail = await self._relay_all(send)
         except ApiError as error:
             tail = self._broken_off(error)
+        finally:
+            keeping_alive.cancel()
         await send({"type": "http.response.body", "body": tail, "more_body": False})
+
+    async def _relay_all(self, send: Send) -> bytes:
+        chunk = await self._answer.head
+        while chunk:
+            if data := self._relay.feed(chunk):
+                self._num_sent += 1
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            chunk = await self._answer.reply.read()
+        return self._relay.finish()
+
+    async def _keep_alive(self, send: Send) -> None:
+        num_sent = -1
+        while True:
+            if num_sent == self._num_sent:
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+            num_sent = self._num_sent
+            await asyncio.sleep(self._keep_alive_s)
 
     def _broken_off(self, error: ApiError) -> bytes:
         if self._relay.is_complete:
             return b""
+        self._answer.blame()
         self._trace.fail(error)
         # Clients take the plain end of a stream for success, so say it.
         return sse_event(error) + DONE

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compression.events import Progress
 from compression.recipe import FULL
-from gateway.keeper import Snapshot
+from gateway.pool.state import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +198,10 @@ def _describe(snapshot: Snapshot) -> str:
     line = f"{snapshot.spec.served_name} is ready"
     if snapshot.load_s is not None:
         line += f" after {snapshot.load_s:.1f} s"
-    if info is not None:
+    if info is not None and info.weights_bytes and info.weights_bytes_before:
         line += (
             f": weights {_megabytes(info.weights_bytes_before)} -> "
-            f"{_megabytes(info.weights_bytes)}, {info.weight_bits:.2f} bits per weight, "
+            f"{_megabytes(info.weights_bytes)}, {info.weight_bits or 16:.2f} bits per weight, "
             f"context {info.max_model_len} tokens"
         )
     return line

@@ -44,14 +44,20 @@ class RequestTrace:
         self._num_texts = 0
         self._last_text: dict[int, float] = {}  # by choice
 
-    def route(self, model: str, variant: str, *, is_stream: bool) -> None:
-        """Note which model's engine works on the request from now on."""
+    def route(self, model: str, variant: str, is_stream: bool) -> None:
+        """Note which variant's engine works on the request from now on."""
+        if self._is_running:
+            self._metrics.gauges["requests_running"].labels(self._model, self._variant).dec()
         self._model, self._variant = model, variant
         self._is_running, self._is_stream = True, is_stream
         self._metrics.gauges["requests_running"].labels(model, variant).inc()
         histograms = self._metrics.histograms
         self._first = histograms["time_to_first_token_seconds"].labels(model, variant)
         self._inter = histograms["inter_token_latency_seconds"].labels(model, variant)
+
+    def retry(self) -> None:
+        """Note that the engine failed before it began, so that another one is tried."""
+        self._metrics.counters["request_retries_total"].labels(self._model, self._variant).inc()
 
     def see_text(self, choice: int = 0) -> None:
         """Note one streamed event that carries text; called once per token, so kept lean."""

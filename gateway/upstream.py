@@ -1,5 +1,6 @@
 """The client of an engine: the only module that talks HTTP to engines."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 2.0
+_POLL_FIRST_S = 0.02
+_POLL_LAST_S = 0.25
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
@@ -112,7 +115,14 @@ class EngineReply:
 class EngineClient:
     """Talks to one engine; ``read_timeout_s`` bounds its silence, not the length of a reply."""
 
-    def __init__(self, base_url: str, *, served_name: str, read_timeout_s: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        served_name: str,
+        read_timeout_s: float,
+        api_key: str | None = None,
+    ) -> None:
         self.served_name = served_name
         self.base_url = base_url
         self._client = httpx.AsyncClient(
@@ -121,7 +131,8 @@ class EngineClient:
             trust_env=False,
             timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
             # Compressed frames could not be passed on as they are.
-            headers={"accept-encoding": "identity", "content-type": "application/json"},
+            headers={"accept-encoding": "identity", "content-type": "application/json"}
+            | ({"authorization": f"Bearer {api_key}"} if api_key else {}),
         )
 
     @asynccontextmanager
@@ -152,6 +163,19 @@ class EngineClient:
         finally:
             await response.aclose()
 
+    async def complete(self, fields: Mapping[str, Any], request_id: str) -> Any:
+        """Return the parsed reply to a plain completion request.
+
+        Raises:
+            ApiError: the engine refused the request, failed or is gone.
+        """
+        async with self.generate("/v1/completions", fields, request_id) as reply:
+            body = await reply.body()
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise EngineFault("the engine's reply is no JSON") from None
+
     async def is_healthy(self) -> bool:
         """Return whether the engine answers that it is well."""
         try:
@@ -160,14 +184,23 @@ class EngineClient:
             return False
         return reply.status_code == 200
 
+    async def wait_healthy(self) -> None:
+        """Wait until the engine answers that it is well."""
+        pause_s = _POLL_FIRST_S
+        while not await self.is_healthy():
+            await asyncio.sleep(pause_s)
+            pause_s = min(_POLL_LAST_S, pause_s * 1.5)
+
     async def info(self) -> EngineInfo:
-        """Return what the engine says of itself.
+        """Return what the engine says of itself; one that is not ours says little.
 
         Raises:
             ApiError: it does not answer, or not with a description.
         """
         try:
             reply = await self._client.get("/engine/info")
+            if reply.status_code == 404:
+                return await self._info_of_stranger()
             return EngineInfo.model_validate_json(reply.content)
         except httpx.TransportError as error:
             raise translate(error) from error
@@ -175,6 +208,23 @@ class EngineClient:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise EngineFault(f"/engine/info of the engine: {where!r} {first['msg']}") from None
+
+    async def _info_of_stranger(self) -> EngineInfo:
+        reply = await self._client.get("/v1/models")
+        try:
+            cards = orjson.loads(reply.content)["data"]
+            card = next((each for each in cards if each["id"] == self.served_name), None)
+            served = [str(each["id"]) for each in cards]
+        except (orjson.JSONDecodeError, LookupError, TypeError):
+            raise EngineFault(f"{self.base_url}/v1/models is no list of models") from None
+        if card is None:
+            raise EngineFault(
+                f"the engine at {self.base_url} does not serve {self.served_name!r} but "
+                f"{', '.join(served[:8]) or 'nothing'}: correct 'model'"
+            )
+        return EngineInfo(
+            served_model_name=self.served_name, max_model_len=card.get("max_model_len")
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -9,11 +9,11 @@ from starlette.responses import Response
 
 from gateway.api.body import read_object
 from gateway.api.border import REQUEST_ID
+from gateway.api.dispatch import Question
 from gateway.api.service import service_of
 from gateway.completion import CompletionRequest, parse_completion
-from gateway.errors import EngineFault
 from gateway.protocol import ChatRequest, parse_chat
-from gateway.streaming import EventRelay, OwnedStreamingResponse, read_plain, until_disconnect
+from gateway.streaming import EventRelay, OwnedStreamingResponse, read_plain
 from gateway.trace import Operation, traced
 
 Parse = Callable[[dict[str, Any]], ChatRequest | CompletionRequest]
@@ -35,19 +35,22 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
         trace = stack.enter_context(traced(service.metrics, operation))
         fields = await read_object(request, service.settings.max_body_bytes)
         body = parse(fields)
-        lease = await stack.enter_async_context(service.pool.lease(body.model))
-        trace.route(lease.spec.alias, lease.spec.variant, is_stream=bool(body.stream))
-        opening = stack.enter_async_context(lease.client.generate(path, fields, REQUEST_ID.get()))
-        reply = await until_disconnect(request.receive, opening)
-        headers = {"x-narrowgate-variant": lease.spec.variant}
-        if body.stream:
-            if not reply.content_type.startswith("text/event-stream"):
-                raise EngineFault("the engine did not answer a streamed request with a stream")
-            relay = EventRelay(
-                trace, includes_usage=body.includes_usage, num_choices=body.num_choices
-            )
-            owner = stack.pop_all()
-            return OwnedStreamingResponse(reply, relay, trace=trace, owner=owner, headers=headers)
-        content = await until_disconnect(request.receive, reply.body())
-        read_plain(content, trace)
-        return Response(content, media_type="application/json", headers=headers)
+        question = Question(path, body.model, fields, REQUEST_ID.get(), bool(body.stream))
+        answer = await service.dispatch.ask(
+            question, stack=stack, trace=trace, receive=request.receive
+        )
+        spec = answer.lease.spec
+        headers = {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
+        if not body.stream:
+            content = answer.head.result()
+            read_plain(content, trace)
+            return Response(content, media_type="application/json", headers=headers)
+        relay = EventRelay(trace, includes_usage=body.includes_usage, num_choices=body.num_choices)
+        return OwnedStreamingResponse(
+            answer,
+            relay,
+            trace=trace,
+            owner=stack.pop_all(),
+            headers=headers,
+            keep_alive_s=service.settings.sse_keep_alive_s,
+        )

@@ -3,20 +3,18 @@
 from starlette.requests import Request
 
 from gateway.api.service import service_of
-from gateway.keeper import Snapshot
+from gateway.pool.state import Snapshot
 from gateway.protocol import ModelCard, ModelList
 
 
 async def list_models(request: Request) -> ModelList:
-    """Return every model under both of its names."""
-    snapshots = service_of(request).pool.snapshots()
-    return ModelList(
-        data=[
-            _card(name, snapshot)
-            for snapshot in snapshots
-            for name in (snapshot.spec.alias, snapshot.spec.served_name)
-        ]
-    )
+    """Return every model under its name, and each of its variants under the one that pins it."""
+    cards: list[ModelCard] = []
+    for snapshot in service_of(request).pool.snapshots():
+        if snapshot.is_active:
+            cards.append(_card(snapshot.spec.alias, snapshot))
+        cards.append(_card(snapshot.spec.served_name, snapshot))
+    return ModelList(data=cards)
 
 
 async def get_model(request: Request, model: str) -> ModelCard:
@@ -39,4 +37,5 @@ def _card(name: str, snapshot: Snapshot) -> ModelCard:
         schemes=info.schemes if info else None,
         kernels=info.kernels if info else None,
         state=snapshot.state,
+        active=snapshot.is_active,
     )

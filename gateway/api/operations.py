@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.service import service_of
-from gateway.keeper import State
 
 RETRY_AFTER_S = 2
 
@@ -18,10 +17,10 @@ async def health(request: Request) -> dict[str, str]:
 
 
 async def ready(request: Request) -> Response:
-    """Return 200 while at least one model is ready and new requests are taken, else 503."""
+    """Return 200 while requests are taken and a model is ready, or none is to be loaded first."""
     pool = service_of(request).pool
     states = {shot.spec.served_name: shot.state for shot in pool.snapshots()}
-    is_ready = State.READY in states.values() and not pool.is_draining
+    is_ready = pool.is_ready
     status = "ready" if is_ready else "draining" if pool.is_draining else "not ready"
     content: dict[str, Any] = {"status": status, "models": states}
     if is_ready:

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from gateway.api.admin import activate, events, list_variants, load, unload
 from gateway.api.generation import chat_completions, completions
 from gateway.api.models import get_model, list_models
 from gateway.api.operations import get_version, health, metrics, ready
@@ -28,6 +29,11 @@ def make_router() -> APIRouter:
     get("/ready", response_model=None)(ready)
     get("/metrics", response_model=None)(metrics)
     get("/version")(get_version)
+    get("/admin/models", response_model=None)(list_variants)
+    post("/admin/models/{model}/load", response_model=None)(load)
+    post("/admin/models/{model}/unload", response_model=None)(unload)
+    post("/admin/models/{model}/activate", response_model=None)(activate)
+    get("/admin/events", response_model=None)(events)
     return router
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from gateway.api.dispatch import Dispatch
 from gateway.metrics import Metrics
-from gateway.pool import Pool
+from gateway.pool.pool import Pool
 from gateway.settings import Settings
 
 
@@ -16,6 +17,7 @@ class Service:
     settings: Settings
     metrics: Metrics
     pool: Pool
+    dispatch: Dispatch
 
 
 def service_of(request: Request) -> Service:

@@ -20,6 +20,9 @@ class Engine(Protocol):
     def last_words(self) -> str:
         """Return the last line of its log, for an error message."""
 
+    def resident_bytes(self) -> int:
+        """Return the memory that it holds on this machine."""
+
     async def wait(self) -> int:
         """Wait until it has ended and return its exit code."""
 

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from gateway.backends.resident import resident_bytes
 from gateway.errors import ChildFailed
 from gateway.upstream import EngineClient
 
@@ -22,8 +23,6 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line is cut here; reports travel as one JSON line, so the bound is generous."""
 
 _PR_SET_PDEATHSIG = 1
-_POLL_FIRST_S = 0.02
-_POLL_LAST_S = 0.25
 
 
 class ChildProcess:
@@ -150,6 +149,10 @@ class EngineProcess:
         """Return the last line of the engine's log."""
         return self._child.last_words
 
+    def resident_bytes(self) -> int:
+        """Return the memory that the engine and its children hold."""
+        return resident_bytes(self._child.pid)
+
     async def wait(self) -> int:
         """Wait until the engine has ended and return its exit code."""
         return await self._child.wait()
@@ -161,7 +164,7 @@ class EngineProcess:
 
     async def _become_ready(self, timeout_s: float) -> None:
         ended = asyncio.ensure_future(self.wait())
-        healthy = asyncio.ensure_future(_poll(self.client))
+        healthy = asyncio.ensure_future(self.client.wait_healthy())
         try:
             done, _ = await asyncio.wait(
                 {ended, healthy}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
@@ -178,13 +181,6 @@ class EngineProcess:
             )
         if not done:
             raise ChildFailed(f"the engine of {name} was not ready after {timeout_s:g} s")
-
-
-async def _poll(client: EngineClient) -> None:
-    pause_s = _POLL_FIRST_S
-    while not await client.is_healthy():
-        await asyncio.sleep(pause_s)
-        pause_s = min(_POLL_LAST_S, pause_s * 1.5)
 
 
 async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:

@@ -81,7 +81,7 @@ class EngineService:
         described = self.description
         self.info = EngineInfo.model_validate(described)
         self.limits = ModelLimits(
-            self.info.max_model_len, described["vocab_size"], described.get("kv_tokens")
+            described["max_model_len"], described["vocab_size"], described.get("kv_tokens")
         )
         self._compiler = GrammarCompiler(self.tokenizer, self.limits.vocab_size)
         self._preparation = Preparation(self.tokenizer, self.limits, self._compiler)

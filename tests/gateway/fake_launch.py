@@ -11,7 +11,7 @@ from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
 from gateway.errors import LoadRefused
 from gateway.launch import Prepared
-from gateway.settings import ModelSpec
+from gateway.settings import VariantSpec
 from gateway.upstream import EngineClient
 
 
@@ -37,7 +37,7 @@ class FakeLaunch:
         self.engines: list[EngineProcess] = []
         self.num_prepared = 0
 
-    async def prepare(self, spec: ModelSpec, on_progress: OnProgress) -> Prepared:
+    async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Pretend to compress for ``prepare_s`` seconds."""
         self.num_prepared += 1
         if spec.settings.model == "refuse":
@@ -49,7 +49,11 @@ class FakeLaunch:
             return Prepared(Path("/nowhere"), None)
         return Prepared(Path("/nowhere"), self.manifest)
 
-    async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
+    def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:
+        """Return what the settings say, or 100 bytes an engine."""
+        return int(spec.settings.memory or 100 * spec.num_replicas)
+
+    async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Start a fake engine, or one that ends at once, as often as told."""
         port = embedded.free_port()
         client = EngineClient(

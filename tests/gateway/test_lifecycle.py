@@ -27,7 +27,7 @@ def error_code(gateway: Gateway) -> tuple[int, str, str | None]:
 
 def test_first_load_answers_503(start_gateway: StartGateway) -> None:
     """While the first load runs the gateway is alive, not ready, and says when to retry."""
-    gateway = start_gateway(ready=False, launch={"prepare_s": 1.0})
+    gateway = start_gateway(ready=False, launch={"prepare_s": 1.0}, load_wait_s=0)
     assert gateway.status("/ready") == 503
     assert error_code(gateway) == (503, "model_loading", "5")
     assert gateway.http.get("/v1/models").json()["data"][0]["state"] == "loading"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.keeper import State
 from gateway.metrics import FAMILIES, Metrics
+from gateway.pool.state import State
 from gateway.trace import FINISH_REASONS, traced
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 

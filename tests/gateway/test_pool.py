@@ -19,23 +19,31 @@ from gateway.errors import (
     SchemeMismatch,
     StartupError,
 )
-from gateway.keeper import Patience, State
 from gateway.launch import Prepared
 from gateway.metrics import Metrics
-from gateway.pool import Pool
-from gateway.settings import ModelSettings, ModelSpec
+from gateway.pool.pool import Pool
+from gateway.pool.state import Patience, State
+from gateway.settings import ModelSettings, Settings, VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.harness import is_alive, until
 
-IMPATIENT = Patience(first_backoff_s=0.01, last_backoff_s=0.02, max_restarts=3, probe_every_s=0.1)
+IMPATIENT = Patience(
+    first_backoff_s=0.01, last_backoff_s=0.02, max_restarts=3, probe_every_s=0.1, load_wait_s=0
+)
 
 
 @asynccontextmanager
 async def running(launch: FakeLaunch, model: str = "x") -> AsyncIterator[Pool]:
     """Yield a pool of one model, not yet loaded."""
-    spec = ModelSpec("tiny", "int4", ModelSettings(model=model))
+    settings = Settings(models={"tiny": ModelSettings(model=model)})
     events: list[Progress] = []
-    pool = Pool([spec], launch, metrics=Metrics(), on_progress=events.append, patience=IMPATIENT)
+    pool = Pool(
+        make_specs(settings),
+        launch,
+        metrics=Metrics(),
+        on_progress=events.append,
+        patience=IMPATIENT,
+    )
     try:
         yield pool
     finally:
@@ -111,7 +119,7 @@ def test_refused_load() -> None:
             assert pool.find("tiny").state is State.FAILED
             with pytest.raises(EngineDown) as caught:
                 await pool.lease("tiny").__aenter__()
-            assert caught.value.retry_after_s == 60
+            assert caught.value.retry_after_s == 30
 
     asyncio.run(run())
 
@@ -120,7 +128,7 @@ def test_defect_in_a_load(caplog: pytest.LogCaptureFixture) -> None:
     """Any exception ends the load: one line for who waits, the traceback in the log."""
 
     class Broken(FakeLaunch):
-        async def prepare(self, spec: ModelSpec, on_progress: OnProgress) -> Prepared:
+        async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
             raise ValueError("embedded null byte\nin 'a\\0b'")
 
     async def run() -> None:
@@ -140,10 +148,10 @@ def test_defect_in_a_restart(caplog: pytest.LogCaptureFixture) -> None:
     """Any exception in a restart is logged with its traceback, and the model is failed."""
 
     class Broken(FakeLaunch):
-        async def start(self, spec: ModelSpec, prepared: Prepared) -> Engine:
+        async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
             if self.engines:
                 raise OSError(24, "Too many open files")
-            return await super().start(spec, prepared)
+            return await super().start(spec, prepared, replica)
 
     async def run() -> None:
         launch = Broken()
@@ -156,7 +164,7 @@ def test_defect_in_a_restart(caplog: pytest.LogCaptureFixture) -> None:
 
     asyncio.run(run())
     assert any(record.exc_info for record in caplog.records)
-    assert "is not restarted: tiny@int4 cannot be served: OSError" in caplog.text
+    assert "tiny@int4 is not restarted: OSError" in caplog.text
 
 
 @pytest.mark.parametrize(

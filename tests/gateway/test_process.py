@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ByteSize
 
 from compression.events import Progress
 from gateway.backends import embedded
 from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
 from gateway.launch import Launcher, run_job
-from gateway.settings import ModelSettings, ModelSpec, load_settings
+from gateway.settings import VariantSettings, load_settings, make_specs
 from gateway.upstream import EngineClient
 from tests.gateway.harness import eventually, is_alive, until
 
@@ -182,14 +181,14 @@ def test_command_line_of_the_embedded_engine() -> None:
         Path("/m"),
         served_name="a@int4",
         port=5,
-        settings=ModelSettings(
+        settings=VariantSettings(
             model="x",
             threads=3,
             max_model_len=64,
             max_num_seqs=4,
-            kv_cache_memory_bytes=ByteSize(1 << 20),
             enable_prefix_caching=False,
         ),
+        kv_cache_memory_bytes=1 << 20,
     )
     assert " ".join(words[1:]) == (
         "-m gateway.engine --model=/m --served-model-name=a@int4 --host=127.0.0.1 --port=5 "
@@ -197,7 +196,11 @@ def test_command_line_of_the_embedded_engine() -> None:
         "--no-enable-prefix-caching"
     )
     bare = embedded.command(
-        Path("/m"), served_name="a@int4", port=5, settings=ModelSettings(model="x")
+        Path("/m"),
+        served_name="a@int4",
+        port=5,
+        settings=VariantSettings(model="x"),
+        kv_cache_memory_bytes=None,
     )
     assert "--threads" not in " ".join(bare)
 
@@ -205,6 +208,6 @@ def test_command_line_of_the_embedded_engine() -> None:
 def test_launcher_refuses_a_missing_model() -> None:
     """The real compression child refuses a directory that is not there, in one line."""
     settings = load_settings(None, {"models": {"a": {"model": "/no/such"}}}, {})
-    spec = ModelSpec("a", "int4", settings.models["a"])
+    spec = make_specs(settings)[0].variants[0]
     with pytest.raises(LoadRefused, match="/no/such"):
         asyncio.run(Launcher(settings).prepare(spec, lambda _: None))

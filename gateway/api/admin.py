@@ -1,0 +1,90 @@
+"""``/admin``: what operators ask of models while the gateway serves."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+
+from gateway.api.service import service_of
+from gateway.errors import EngineDown, InvalidRequest, StartupError
+from gateway.pool.state import Snapshot
+
+
+async def list_variants(request: Request) -> JSONResponse:
+    """Return every variant with its replicas, memory and use."""
+    return JSONResponse({"data": [_fields(each) for each in service_of(request).pool.snapshots()]})
+
+
+async def load(request: Request, model: str) -> JSONResponse:
+    """Load a variant and return it when it is ready."""
+    pool = service_of(request).pool
+    try:
+        return JSONResponse(_fields(await pool.load(model)))
+    except StartupError as error:
+        raise EngineDown(str(error)) from error
+
+
+async def unload(request: Request, model: str) -> JSONResponse:
+    """Stop a variant after its running requests have ended, and return it."""
+    return JSONResponse(_fields(await service_of(request).pool.unload(model)))
+
+
+async def activate(request: Request, model: str) -> JSONResponse:
+    """Make ``alias@variant`` the one that serves ``alias``, and return it."""
+    if "@" not in model:
+        raise InvalidRequest(
+            f"the path names {model!r}: name the variant too, as in {model}@int8", param="model"
+        )
+    pool = service_of(request).pool
+    try:
+        return JSONResponse(_fields(await pool.activate(model)))
+    except StartupError as error:
+        raise EngineDown(str(error)) from error
+
+
+async def events(request: Request) -> StreamingResponse:
+    """Stream what happens to models: states, progress of builds and loads, swaps.
+
+    ``Last-Event-ID`` goes on where an earlier stream ended.
+    """
+    last = request.headers.get("last-event-id", "")
+    after = int(last) if last.isdecimal() and len(last) < 19 else None
+    return StreamingResponse(_frames(request, after), media_type="text/event-stream")
+
+
+async def _frames(request: Request, after: int | None) -> AsyncIterator[bytes]:
+    yield b": events follow\n\n"
+    async with aclosing(service_of(request).pool.events.follow(after)) as following:
+        async for event in following:
+            data = orjson.dumps({"time": event.time, **event.fields})
+            yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
+
+
+def _fields(shot: Snapshot) -> dict[str, Any]:
+    return {
+        "model": shot.spec.alias,
+        "variant": shot.spec.variant,
+        "id": shot.spec.served_name,
+        "state": shot.state.value,
+        "active": shot.is_active,
+        "requests_running": shot.num_running,
+        "memory_bytes": shot.num_bytes,
+        "idle_s": shot.idle_s,
+        "load_s": shot.load_s,
+        "backend": shot.backend,
+        "replicas": [
+            {
+                "index": each.index,
+                "state": each.state.value,
+                "breaker": each.breaker.value,
+                "requests_running": each.num_running,
+                "outstanding_tokens": each.outstanding_tokens,
+                "restarts": each.num_restarts,
+                "url": each.url,
+            }
+            for each in shot.replicas
+        ],
+    }

@@ -1,0 +1,149 @@
+"""One request to the engine that answers it: which one, and which next if that one fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive
+
+from gateway.errors import ApiError, EngineDown, EngineFault, EngineRefused, Unavailable
+from gateway.pool.pool import Lease, Pool
+from gateway.pool.replica import Replica
+from gateway.pool.routing import demand_of
+from gateway.pool.state import State
+from gateway.pool.variant import Variant
+from gateway.streaming import until_disconnect
+from gateway.trace import RequestTrace
+from gateway.upstream import EngineReply
+
+logger = logging.getLogger(__name__)
+
+_TOO_MANY_REQUESTS = 429
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request as engines get it."""
+
+    path: str
+    model: str
+    fields: Mapping[str, Any]
+    request_id: str
+    is_stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An engine's accepted reply: the whole body, or of a stream what comes first.
+
+    Nothing of it has been sent to the client; from here on there is no other attempt.
+    """
+
+    lease: Lease
+    reply: EngineReply
+    head: asyncio.Future[bytes]
+
+    def blame(self) -> None:
+        """Note that the engine broke off in the middle."""
+        self.lease.replica.breaker.fail(time.monotonic())
+
+
+class Dispatch:
+    """Tries engines until one has begun to answer.
+
+    An engine that fails before its first byte costs an attempt at another replica of the variant,
+    then at the model's fallbacks. Nothing is tried twice that may have been answered: an engine
+    that fell silent may still be at work.
+    """
+
+    def __init__(self, pool: Pool, *, max_retries: int, patience_s: float) -> None:
+        self._pool = pool
+        self._max_retries = max_retries
+        self._patience_s = patience_s
+
+    async def ask(
+        self, question: Question, *, stack: AsyncExitStack, trace: RequestTrace, receive: Receive
+    ) -> Answer:
+        """Return the first answer; what it holds open is closed with ``stack``.
+
+        A stream that stays silent for ``patience_s`` counts as begun, so that the client can be
+        told that work goes on.
+
+        Raises:
+            ClientGone: the client left before.
+            ApiError: nobody can answer; the first reason is the one that is told.
+        """
+        demand = demand_of(question.fields)
+        failed: set[Replica] = set()
+        errors: list[ApiError] = []
+        for variant, may_wait in _in_turn(self._pool.targets(question.model)):
+            while len(failed) <= self._max_retries:
+                attempt = AsyncExitStack()
+                using = self._pool.use(variant, demand, excluding=failed, may_wait=may_wait)
+                try:
+                    lease = await until_disconnect(receive, attempt.enter_async_context(using))
+                except Unavailable as error:
+                    errors.append(error)
+                    break
+                try:
+                    trace.route(variant.spec.alias, variant.spec.variant, question.is_stream)
+                    answer = await self._ask(question, lease, attempt, receive)
+                except (EngineDown, EngineFault, EngineRefused) as error:
+                    await attempt.aclose()
+                    if not _is_worth_another(error):
+                        raise
+                    errors.append(error)
+                    failed.add(lease.replica)
+                    self._note_failure(lease, error, trace)
+                except BaseException:
+                    await attempt.aclose()
+                    raise
+                else:
+                    lease.replica.breaker.succeed()
+                    stack.push_async_exit(attempt)
+                    return answer
+        raise errors[0]
+
+    async def _ask(
+        self, question: Question, lease: Lease, attempt: AsyncExitStack, receive: Receive
+    ) -> Answer:
+        sending = lease.client.generate(question.path, question.fields, question.request_id)
+        reply = await until_disconnect(receive, attempt.enter_async_context(sending))
+        if not question.is_stream:
+            head = asyncio.ensure_future(reply.body())
+            attempt.callback(head.cancel)
+            await until_disconnect(receive, _done(head, None))
+            head.result()
+            return Answer(lease, reply, head)
+        if not reply.content_type.startswith("text/event-stream"):
+            raise EngineFault("the engine did not answer a streamed request with a stream")
+        head = asyncio.ensure_future(reply.read())
+        attempt.callback(head.cancel)
+        await until_disconnect(receive, _done(head, self._patience_s))
+        if head.done() and not head.result():
+            raise EngineDown("the engine's stream ended before the answer did")
+        return Answer(lease, reply, head)
+
+    def _note_failure(self, lease: Lease, error: ApiError, trace: RequestTrace) -> None:
+        if error.status != _TOO_MANY_REQUESTS:
+            lease.replica.breaker.fail(time.monotonic())
+        logger.warning("%s failed a request: %s", lease.replica.name, error)
+        trace.retry()
+
+
+def _in_turn(targets: list[Variant]) -> list[tuple[Variant, bool]]:
+    """Return who is tried, and whether to wait for its load: for the first, if no other is up."""
+    is_other_ready = any(each.state is State.READY for each in targets[1:])
+    return [(each, not index and not is_other_ready) for index, each in enumerate(targets)]
+
+
+def _is_worth_another(error: ApiError) -> bool:
+    return not isinstance(error, EngineRefused) or error.status == _TOO_MANY_REQUESTS
+
+
+async def _done(future: asyncio.Future[bytes], timeout_s: float | None) -> None:
+    await asyncio.wait({future}, timeout=timeout_s)

@@ -1,0 +1,55 @@
+"""Engines that others run: reached by their address, neither started nor ended here."""
+
+import asyncio
+
+from gateway.errors import ChildFailed
+from gateway.upstream import EngineClient
+
+BACKEND = "url"
+
+
+class RemoteEngine:
+    """An engine at an address; it is lost only by silence."""
+
+    backend = BACKEND
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+
+    @classmethod
+    async def connect(cls, client: EngineClient, *, timeout_s: float) -> "RemoteEngine":
+        """Wait until the engine answers that it is well.
+
+        Raises:
+            ChildFailed: it did not in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.wait_healthy()
+        except TimeoutError:
+            await client.aclose()
+            raise ChildFailed(
+                f"{client.served_name}: {client.base_url} was not healthy within {timeout_s:g} s"
+            ) from None
+        except BaseException:
+            await client.aclose()
+            raise
+        return cls(client)
+
+    @property
+    def last_words(self) -> str:
+        """Return where its log is not."""
+        return f"the log is with the engine at {self.client.base_url}"
+
+    def resident_bytes(self) -> int:
+        """Return 0: its memory is not this machine's."""
+        return 0
+
+    async def wait(self) -> int:
+        """Wait for ever: its end is seen as silence only."""
+        await asyncio.Event().wait()
+        return 0
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the connections to it."""
+        await self.client.aclose()

@@ -1,0 +1,409 @@
+"""All models of this gateway by name: who serves a request, who is in memory, and who is active."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from compression.events import OnProgress, Progress
+from gateway.errors import Draining, ModelNotFound, NoMemory
+from gateway.launch import Launch
+from gateway.metrics import Metrics
+from gateway.pool import canary, policy
+from gateway.pool.canary import Canary
+from gateway.pool.events import EventLog
+from gateway.pool.record import record_state
+from gateway.pool.replica import Replica
+from gateway.pool.routing import Demand
+from gateway.pool.state import Patience, Snapshot, State
+from gateway.pool.variant import Variant
+from gateway.settings import NEXT_RUNG, ModelSpec, VariantSpec
+from gateway.upstream import EngineClient
+from gateway.wire import MAX_ECHO
+
+logger = logging.getLogger(__name__)
+
+_TEND_EVERY_S = 0.5
+_MEASURE_EVERY_S = 5.0
+_ANY = Demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to use one engine of a variant while the block is open."""
+
+    spec: VariantSpec
+    client: EngineClient
+    replica: Replica
+
+
+@dataclass(slots=True)
+class Model:
+    """A model: its variants from the smallest to the safest, and the one that serves its name."""
+
+    spec: ModelSpec
+    variants: dict[str, Variant]
+    active: Variant
+    swapping: asyncio.Lock
+    canary: Canary | None = None
+
+
+class Pool:
+    """Every variant of every model; the only owner of their states and of what uses them."""
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        launch: Launch,
+        *,
+        metrics: Metrics,
+        on_progress: OnProgress,
+        patience: Patience,
+        memory_budget: int | None = None,
+        canary_max_nll_increase: float = 2.0,
+    ) -> None:
+        self.events = EventLog()
+        self._launch = launch
+        self._metrics = metrics
+        self._on_progress = on_progress
+        self._patience = patience
+        self._budget = memory_budget
+        self._canary_max_nll_increase = canary_max_nll_increase
+        self._is_draining = False
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._room = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._states: dict[str, State] = {}
+        self._models = {spec.alias: self._model(spec) for spec in specs}
+        if memory_budget is not None:
+            metrics.gauges["memory_budget_bytes"].set(memory_budget)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def targets(self, name: str) -> list[Variant]:
+        """Return who may answer a request, in the order in which they are to be tried.
+
+        A name that pins its variant has no second choice.
+
+        Raises:
+            ModelNotFound: names the models that exist.
+        """
+        model, pinned = self._find(name)
+        if pinned is not None:
+            return [pinned]
+        targets = [model.active]
+        for fallback in model.spec.settings.fallback:
+            if fallback == NEXT_RUNG:
+                rungs = list(model.variants.values())
+                targets += rungs[rungs.index(model.active) + 1 :][:1]
+            else:
+                other, variant = self._find(fallback)
+                targets.append(variant or other.active)
+        return list(dict.fromkeys(targets))
+
+    @asynccontextmanager
+    async def use(
+        self,
+        variant: Variant,
+        demand: Demand = _ANY,
+        *,
+        excluding: Collection[Replica] = (),
+        may_wait: bool = True,
+    ) -> AsyncIterator[Lease]:
+        """Count one running request against an engine of a variant while the block is open.
+
+        A variant that is not in memory is loaded; a request that may wait does so for a while.
+
+        Raises:
+            ApiError: the variant cannot serve now.
+        """
+        if self._is_draining:
+            raise Draining("the gateway is stopping and takes no new requests")
+        if variant.state in {State.STOPPED, State.LOADING, State.STOPPING, State.FAILED}:
+            await variant.wait_ready(self._patience.load_wait_s if may_wait else 0)
+        with variant.use(demand, excluding) as replica:
+            if replica.engine is None:
+                raise Draining(f"{replica.name} is being stopped: try again")
+            self._num_running += 1
+            self._idle.clear()
+            try:
+                yield Lease(variant.spec, replica.engine.client, replica)
+            finally:
+                self._num_running -= 1
+                if not self._num_running:
+                    self._idle.set()
+
+    @asynccontextmanager
+    async def lease(self, name: str, demand: Demand = _ANY) -> AsyncIterator[Lease]:
+        """Count one running request against an engine of a name's first choice.
+
+        Raises:
+            ApiError: unknown name, or it cannot serve now.
+        """
+        async with self.use(self.targets(name)[0], demand) as lease:
+            yield lease
+
+    # -- what there is ----------------------------------------------------------------------
+
+    def find(self, name: str) -> Snapshot:
+        """Return what answers to that name, ``alias`` or ``alias@variant``.
+
+        Raises:
+            ModelNotFound: names the models that exist.
+        """
+        model, pinned = self._find(name)
+        return (pinned or model.active).snapshot()
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all variants as they are now, model by model, rung by rung."""
+        return [
+            variant.snapshot()
+            for model in self._models.values()
+            for variant in model.variants.values()
+        ]
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether new requests are refused for good."""
+        return self._is_draining
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether requests are taken: something is loaded, or nothing needs to be."""
+        preloaded = [model.active for model in self._models.values() if model.spec.settings.preload]
+        states = {
+            variant.state for model in self._models.values() for variant in model.variants.values()
+        }
+        return not self._is_draining and (State.READY in states or not preloaded)
+
+    # -- what operators do ------------------------------------------------------------------
+
+    async def ensure_ready(self) -> None:
+        """Load the active variant of every model that is to be preloaded, one after the other.
+
+        Raises:
+            NarrowgateError: a first load failed.
+        """
+        for model in self._models.values():
+            if model.spec.settings.preload:
+                await model.active.ensure_ready()
+
+    async def load(self, name: str) -> Snapshot:
+        """Load what answers to that name.
+
+        Raises:
+            NarrowgateError: unknown name, or the load failed.
+        """
+        variant = self._variant(name)
+        if variant.state is State.FAILED:
+            await variant.stop(0)  # an operator who asks again does not wait for the pause
+        await variant.ensure_ready()
+        return variant.snapshot()
+
+    async def unload(self, name: str) -> Snapshot:
+        """Stop what answers to that name, after its running requests have ended.
+
+        Raises:
+            ModelNotFound: unknown name.
+        """
+        variant = self._variant(name)
+        await variant.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
+        return variant.snapshot()
+
+    async def activate(self, name: str) -> Snapshot:
+        """Make a variant the one that serves its model's plain name, without failing a request.
+
+        The new one is loaded and tried while the old one serves; then requests go to the new one,
+        and the old one is stopped when its last request has ended.
+
+        Raises:
+            NarrowgateError: unknown name, or the variant cannot be loaded; the old one stays.
+        """
+        model, variant = self._find(name)
+        if variant is None:
+            variant = model.active
+        async with model.swapping:
+            old = model.active
+            if variant is old:
+                await variant.ensure_ready()
+                return variant.snapshot()
+            fields = {
+                "model": model.spec.alias,
+                "from": old.spec.variant,
+                "to": variant.spec.variant,
+            }
+            self.events.publish("swap_started", fields)
+            result = "failed"
+            variant.is_held = old.is_held = True
+            try:
+                await variant.ensure_ready()
+                self._activate(model, variant)
+                result = "ok"
+            finally:
+                variant.is_held = old.is_held = False
+                swaps = self._metrics.counters["variant_swaps_total"]
+                swaps.labels(model.spec.alias, result).inc()
+                self.events.publish("swap_ended", {**fields, "result": result})
+            await old.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
+            return variant.snapshot()
+
+    # -- the whole life ---------------------------------------------------------------------
+
+    async def tend(self) -> None:
+        """Stop, for ever, whoever has been idle for longer than its keep-alive time."""
+        measured_at = -float("inf")
+        while True:
+            await asyncio.sleep(_TEND_EVERY_S)
+            if time.monotonic() - measured_at >= _MEASURE_EVERY_S:
+                measured_at = time.monotonic()
+                for variant in self._residents():
+                    variant.measure()
+                    record_state(self._metrics, variant.snapshot())
+            residents = [variant.resident() for variant in self._residents()]
+            for name in policy.idle_too_long(residents, time.monotonic()):
+                await self._evict(self._variant(name), "idle")
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; running ones go on."""
+        self._is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is running."""
+        await self._idle.wait()
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Stop all loads and engines; safe to repeat."""
+        self.drain()
+        seconds = self._patience.stop_grace_s if grace_s is None else grace_s
+        variants = [each for model in self._models.values() for each in model.variants.values()]
+        await asyncio.gather(*(variant.stop(seconds) for variant in variants))
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _model(self, spec: ModelSpec) -> Model:
+        variants = {each.variant: self._make_variant(each, spec) for each in spec.variants}
+        model = Model(spec, variants, variants[spec.active], asyncio.Lock())
+        for variant in variants.values():
+            self._changed(variant)
+        self._activate(model, model.active)
+        return model
+
+    def _make_variant(self, spec: VariantSpec, model: ModelSpec) -> Variant:
+        return Variant(
+            spec,
+            model.settings,
+            launch=self._launch,
+            metrics=self._metrics,
+            patience=self._patience,
+            on_progress=partial(self._progress, spec.served_name),
+            on_change=self._changed,
+            on_idle=self._tell,
+            make_room=self._make_room,
+            try_engine=partial(self._try, model.alias),
+        )
+
+    def _activate(self, model: Model, variant: Variant) -> None:
+        model.active.is_active = False
+        model.active = variant
+        variant.is_active = True
+        gauge = self._metrics.gauges["active_variant"]
+        for each in model.variants.values():
+            gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
+
+    async def _evict(self, variant: Variant, reason: str) -> None:
+        logger.info("%s is stopped (%s)", variant.spec.served_name, reason)
+        evictions = self._metrics.counters["evictions_total"]
+        evictions.labels(variant.spec.alias, variant.spec.variant, reason).inc()
+        await variant.stop(self._patience.stop_grace_s)
+
+    async def _make_room(self, variant: Variant, need: int) -> None:
+        """Stop idle variants until ``need`` bytes fit under the budget; wait for some to be idle.
+
+        Raises:
+            NoMemory: it is more than the budget, or nothing became idle in time.
+        """
+        budget = self._budget
+        if budget is None:
+            variant.reserve(need)
+            return
+        name = variant.spec.served_name
+        if need > budget:
+            raise NoMemory(
+                f"{name} needs {need} bytes, the memory budget is {budget}: raise "
+                "'memory_budget', or lower 'kv_cache_memory_bytes' or 'replicas'"
+            )
+        try:
+            async with asyncio.timeout(self._patience.load_wait_s), self._room:
+                while (victims := self._victims(need, budget)) is None:
+                    await self._news.wait()
+                for victim in victims:
+                    await self._evict(self._variant(victim), "memory")
+                variant.reserve(need)
+        except TimeoutError:
+            raise NoMemory(
+                f"the memory budget has no room for {name}: what is loaded is in use or pinned"
+            ) from None
+
+    def _victims(self, need: int, budget: int) -> list[str] | None:
+        residents = [each.resident() for each in self._residents()]
+        return policy.evictions(residents, need=need, budget=budget)
+
+    def _residents(self) -> list[Variant]:
+        return [
+            variant
+            for model in self._models.values()
+            for variant in model.variants.values()
+            if variant.is_resident
+        ]
+
+    async def _try(self, alias: str, client: EngineClient) -> None:
+        model = self._models[alias]
+        if model.canary is None:
+            recorded = await canary.record(client)
+            model.canary = model.canary or recorded
+            return
+        limit = self._canary_max_nll_increase
+        increase = await canary.check(client, model.canary, max_increase=limit)
+        if increase is not None:
+            logger.info("canary of %s: %+.3f nats a token", client.served_name, increase)
+
+    def _changed(self, variant: Variant) -> None:
+        self._tell()
+        shot = variant.snapshot()
+        name = shot.spec.served_name
+        record_state(self._metrics, shot)
+        if self._states.get(name) is not shot.state:
+            self._states[name] = shot.state
+            self.events.publish("state", {"model": name, "state": shot.state.value})
+
+    def _tell(self) -> None:
+        """Wake whoever waits for room: something may have changed for it."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _progress(self, name: str, progress: Progress) -> None:
+        self._on_progress(progress)
+        self.events.publish("progress", {"model": name, **asdict(progress)})
+
+    def _find(self, name: str) -> tuple[Model, Variant | None]:
+        alias, _, pinned = name.partition("@")
+        model = self._models.get(alias)
+        if model is not None and name == alias:
+            return model, None
+        if model is not None and pinned in model.variants:
+            return model, model.variants[pinned]
+        known = ", ".join(
+            variant.spec.served_name
+            for model in self._models.values()
+            for variant in model.variants.values()
+        )
+        raise ModelNotFound(f"no model {name[:MAX_ECHO]!r} is served here: use one of {known}")
+
+    def _variant(self, name: str) -> Variant:
+        model, pinned = self._find(name)
+        return pinned or model.active

@@ -1,0 +1,44 @@
+"""What the metrics say of a variant."""
+
+from gateway.metrics import Metrics
+from gateway.pool.state import Snapshot, State
+
+
+def record_state(metrics: Metrics, shot: Snapshot) -> None:
+    """Write a variant's state, and the sizes of what it serves."""
+    spec, gauges = shot.spec, metrics.gauges
+    names = (spec.alias, spec.variant)
+    gauges["engine_up"].labels(*names).set(shot.state is State.READY)
+    for state in State:
+        gauges["model_state"].labels(*names, state.value).set(shot.state is state)
+    ready = sum(replica.state is State.READY for replica in shot.replicas)
+    gauges["replicas_ready"].labels(*names).set(ready)
+    gauges["reserved_memory_bytes"].labels(*names).set(shot.num_bytes)
+    if shot.state is State.READY:
+        _record_info(metrics, shot)
+
+
+def _record_info(metrics: Metrics, shot: Snapshot) -> None:
+    spec, info, gauges = shot.spec, shot.info, metrics.gauges
+    if info is None:
+        return
+    manifest = (shot.prepared.manifest if shot.prepared else None) or {}
+    gauges["model_info"].labels(
+        model=spec.alias,
+        variant=spec.variant,
+        recipe=spec.variant,
+        recipe_digest=info.recipe_digest or "",
+        source_digest=manifest.get("source", {}).get("digest", ""),
+        weight_bits="" if info.weight_bits is None else f"{info.weight_bits:.2f}",
+        base_dtype=info.dtype,
+        backend=shot.backend or "",
+    ).set(1)
+    sizes = (
+        ("weights_bytes", info.weights_bytes),
+        ("weights_uncompressed_bytes", info.weights_bytes_before),
+        ("kv_bytes_per_token", info.kv_bytes_per_token),
+    )
+    for name, num_bytes in sizes:
+        if num_bytes is not None:  # an engine that is not ours does not tell
+            labels = {"model": spec.alias, "variant": spec.variant, "recipe": spec.variant}
+            gauges[name].labels(**labels).set(num_bytes)

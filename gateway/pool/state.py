@@ -1,0 +1,67 @@
+"""The states of variants and replicas, how long they are borne with, and what is shown of them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.launch import Prepared
+from gateway.pool.breaker import BreakerState
+from gateway.protocol import EngineInfo
+from gateway.settings import VariantSpec
+
+
+class State(StrEnum):
+    """Where a variant or a replica is in its life."""
+
+    STOPPED = "stopped"
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to bear with an engine; times are in seconds."""
+
+    stall_timeout_s: float = 60.0
+    probe_every_s: float = 2.0
+    first_backoff_s: float = 0.25
+    last_backoff_s: float = 30.0
+    max_restarts: int = 6
+    window_s: float = 300.0
+    stop_grace_s: float = 5.0
+    drain_s: float = 30.0
+    load_wait_s: float = 30.0
+    retry_load_after_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSnapshot:
+    """A replica at one moment."""
+
+    index: int
+    state: State
+    breaker: BreakerState
+    num_running: int
+    outstanding_tokens: int
+    num_restarts: int
+    url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A variant at one moment, for everybody but the pool."""
+
+    spec: VariantSpec
+    state: State
+    is_active: bool
+    created: int
+    info: EngineInfo | None
+    prepared: Prepared | None
+    load_s: float | None
+    num_running: int
+    num_bytes: int
+    backend: str | None
+    idle_s: float | None
+    replicas: tuple[ReplicaSnapshot, ...]

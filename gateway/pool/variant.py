@@ -1,0 +1,323 @@
+"""The life of one variant: loaded once for all who ask, used by leases, stopped, loaded again."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from compression.events import OnProgress, Progress
+from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
+from gateway.launch import Launch, Prepared
+from gateway.metrics import Metrics
+from gateway.pool.policy import Resident
+from gateway.pool.replica import Replica, TryEngine
+from gateway.pool.routing import Demand, ReplicaLoad, choose
+from gateway.pool.state import Patience, Snapshot, State
+from gateway.settings import ModelSettings, VariantSpec
+
+logger = logging.getLogger(__name__)
+
+MakeRoom = Callable[["Variant", int], Awaitable[None]]
+"""Reserves so many bytes for a variant, at the cost of others where it must."""
+
+
+class Variant:
+    """One way to serve a model: its replicas, its load, and the requests that use it."""
+
+    def __init__(
+        self,
+        spec: VariantSpec,
+        model: ModelSettings,
+        *,
+        launch: Launch,
+        metrics: Metrics,
+        patience: Patience,
+        on_progress: OnProgress,
+        on_change: Callable[["Variant"], None],
+        on_idle: Callable[[], None],
+        make_room: MakeRoom,
+        try_engine: TryEngine,
+    ) -> None:
+        self.spec = spec
+        self.num_running = 0
+        self.is_active = False
+        self.is_held = False
+        """Whether it must stay in memory for now, in use or not: it is being swapped in."""
+        self._model = model
+        self._launch = launch
+        self._metrics = metrics
+        self._patience = patience
+        self._on_progress = on_progress
+        self._on_change = on_change
+        self._on_idle = on_idle
+        self._make_room = make_room
+        self._try_engine = try_engine
+        self._state = State.STOPPED
+        self._created = int(time.time())
+        self._last_used = time.monotonic()
+        self._replicas: list[Replica] = []
+        self._prepared: Prepared | None = None
+        self._reserved_bytes = self._resident_bytes = 0
+        self._load_s: float | None = None
+        self._load: asyncio.Task[None] | None = None
+        self._failed_at = -float("inf")
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = asyncio.Lock()
+
+    @property
+    def state(self) -> State:
+        """Return the state; once loaded, it follows from the replicas."""
+        if self._state is not State.READY:
+            return self._state
+        states = {replica.state for replica in self._replicas}
+        for state in (State.READY, State.RESTARTING, State.LOADING):
+            if state in states:
+                return state
+        return State.FAILED
+
+    @property
+    def is_resident(self) -> bool:
+        """Return whether it holds memory, or is about to."""
+        return bool(self._replicas) or self._reserved_bytes > 0
+
+    def resident(self) -> Resident:
+        """Return it as decisions about memory see it."""
+        return Resident(
+            name=self.spec.served_name,
+            num_bytes=self.num_bytes,
+            is_in_use=self.num_running > 0 or self.is_held or self._state is not State.READY,
+            is_pinned=self._model.pin and self.is_active,
+            last_used=self._last_used,
+            keep_alive_s=self._model.keep_alive_s,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Return what its engines last held, or what was set aside for them if that is more."""
+        return max(self._reserved_bytes, self._resident_bytes)
+
+    def measure(self) -> None:
+        """Read what its engines hold; this looks at every process of the machine."""
+        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
+        self._resident_bytes = sum(engine.resident_bytes() for engine in engines)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Set so much memory aside for it, until it is stopped."""
+        self._reserved_bytes = num_bytes
+
+    async def ensure_ready(self) -> None:
+        """Load it unless that has been done; concurrent calls share one load.
+
+        Raises:
+            NarrowgateError: the load failed; a new one is tried after a pause only.
+        """
+        async with self._stopping:
+            load = self._start_load()
+        await asyncio.shield(load)
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Load it unless that has been done, for a request that can wait so long.
+
+        Raises:
+            ModelLoading: it takes longer; the load goes on.
+            EngineDown: it cannot be loaded.
+        """
+        name = self.spec.served_name
+        load = self._load
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._stopping:
+                    load = self._start_load()
+                await asyncio.wait({load})
+        except TimeoutError:
+            if load is None or not load.done():
+                raise ModelLoading(f"{name} is loading: try again in a few seconds") from None
+        if load.cancelled():
+            raise EngineDown(f"{name} is being stopped: try again in a few seconds")
+        error = load.exception()
+        if isinstance(error, ApiError):
+            raise error
+        if error is not None:
+            raise EngineDown(
+                f"{name} could not be loaded: see the server's log",
+                retry_after_s=self._patience.retry_load_after_s,
+            )
+
+    @contextmanager
+    def use(self, demand: Demand, excluding: Collection[Replica] = ()) -> Iterator[Replica]:
+        """Count one running request against a replica while the block is open.
+
+        Raises:
+            ModelLoading: it is not loaded.
+            EngineDown: no replica takes requests now; says what to wait for.
+        """
+        replica = self._choose(demand, excluding)
+        self.num_running += 1
+        self._idle.clear()
+        replica.num_running += 1
+        replica.outstanding_tokens += demand.tokens
+        replica.breaker.enter(time.monotonic())
+        try:
+            yield replica
+        finally:
+            replica.outstanding_tokens -= demand.tokens
+            replica.num_running -= 1
+            replica.breaker.leave()
+            self.num_running -= 1
+            self._last_used = time.monotonic()
+            if not self.num_running:
+                self._idle.set()
+                self._on_idle()
+
+    async def stop(self, grace_s: float, *, drain_s: float = 0) -> None:
+        """Stop its load or its engines; it can be loaded again. Safe to repeat.
+
+        New requests wait from now on, running ones may finish for ``drain_s`` seconds.
+        """
+        async with self._stopping:
+            if self._load is not None and not self._load.done():
+                self._load.cancel()
+                await asyncio.gather(self._load, return_exceptions=True)
+            if self._replicas:
+                self._change(State.STOPPING)
+                await self._finish_requests(drain_s)
+            await asyncio.gather(*(replica.stop(grace_s) for replica in self._replicas))
+            self._forget()
+            self._load = None
+            self._failed_at = -float("inf")
+            self._change(State.STOPPED)
+
+    def snapshot(self) -> Snapshot:
+        """Return the variant as it is now."""
+        infos = [replica.info for replica in self._replicas if replica.info is not None]
+        return Snapshot(
+            spec=self.spec,
+            state=self.state,
+            is_active=self.is_active,
+            created=self._created,
+            info=infos[0] if infos else None,
+            prepared=self._prepared,
+            load_s=self._load_s,
+            num_running=self.num_running,
+            num_bytes=self.num_bytes,
+            backend=next((each.engine.backend for each in self._replicas if each.engine), None),
+            idle_s=None if self.num_running else time.monotonic() - self._last_used,
+            replicas=tuple(replica.snapshot() for replica in self._replicas),
+        )
+
+    def _start_load(self) -> asyncio.Task[None]:
+        load = self._load
+        is_over = time.monotonic() - self._failed_at >= self._patience.retry_load_after_s
+        if load is None or (load.done() and self._state is State.FAILED and is_over):
+            load = self._load = asyncio.create_task(self._load_once())
+            # Whoever waited may have left; the error is in the log all the same.
+            load.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return load
+
+    async def _load_once(self) -> None:
+        name = self.spec.served_name
+        self._change(State.LOADING)
+        started = time.monotonic()
+        try:
+            self._prepared = await self._launch.prepare(self.spec, self._on_progress)
+            num_bytes = self._launch.memory_bytes(self.spec, self._prepared)
+            await self._make_room(self, num_bytes)
+            self._on_progress(Progress("start", 0, 0, "steps", f"the engine of {name}"))
+            await self._start_replicas(self._prepared)
+            self._on_progress(Progress("start", 1, 1, "steps", f"the engine of {name}"))
+        except asyncio.CancelledError:
+            await self._abandon()
+            self._change(State.STOPPED)
+            raise
+        except Exception as error:
+            # The border of this task: a defect must not leave anybody waiting, or a stale state.
+            await self._abandon()
+            self._failed_at = time.monotonic()
+            self._change(State.FAILED)
+            if isinstance(error, NarrowgateError):
+                logger.error("%s could not be loaded: %s", name, error)
+                raise
+            logger.exception("%s failed on a defect", name)
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            raise StartupError(f"{name} cannot be served: {words}") from error
+        self._load_s = time.monotonic() - started
+        self._last_used = time.monotonic()
+        seconds = self._metrics.histograms["model_load_seconds"]
+        seconds.labels(self.spec.alias, self.spec.variant).observe(self._load_s)
+        self._change(State.READY)
+
+    async def _start_replicas(self, prepared: Prepared) -> None:
+        self._replicas = [
+            Replica(
+                self.spec,
+                index,
+                launch=self._launch,
+                prepared=prepared,
+                metrics=self._metrics,
+                patience=self._patience,
+                try_engine=self._try_engine,
+                on_change=lambda: self._on_change(self),
+            )
+            for index in range(self.spec.num_replicas)
+        ]
+        starts = [asyncio.ensure_future(each.start()) for each in self._replicas]
+        try:
+            # Of engines elsewhere some may be down for now; of our own children all must start.
+            await asyncio.gather(*starts, return_exceptions=bool(self.spec.settings.urls))
+            if not any(each.engine for each in self._replicas):
+                starts[0].result()
+        finally:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+
+    async def _finish_requests(self, drain_s: float) -> None:
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
+        except TimeoutError:
+            if drain_s:
+                logger.warning("%s is stopped with requests running", self.spec.served_name)
+
+    async def _abandon(self) -> None:
+        await asyncio.gather(*(replica.stop(0) for replica in self._replicas))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._replicas = []
+        self._reserved_bytes = self._resident_bytes = 0
+
+    def _choose(self, demand: Demand, excluding: Collection[Replica]) -> Replica:
+        ready = [
+            each
+            for each in self._replicas
+            if self._state is State.READY and each.state is State.READY and each not in excluding
+        ]
+        # With none to trust any is better than none: what fails may be the requests.
+        usable = {each.index: each for each in ready if each.is_trusted} or {
+            each.index: each for each in ready
+        }
+        if usable:
+            loads = [ReplicaLoad(key, each.outstanding_tokens) for key, each in usable.items()]
+            return usable[choose(loads, demand)]
+        raise self._reason()
+
+    def _reason(self) -> ApiError:
+        name = self.spec.served_name
+        match self.state:
+            case State.READY:
+                return EngineDown(f"every engine of {name} fails at the moment: try again")
+            case State.STOPPED | State.LOADING | State.STOPPING:
+                return ModelLoading(f"{name} is loading: try again in a few seconds")
+            case State.FAILED:
+                return EngineDown(
+                    f"{name} has failed too often and is not restarted: see the server's log",
+                    retry_after_s=60,
+                )
+        return EngineDown(f"the engine of {name} is restarting: try again in a few seconds")
+
+    def _change(self, state: State) -> None:
+        self._state = state
+        self._on_change(self)
