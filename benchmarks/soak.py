@@ -25,7 +25,7 @@ from benchmarks.machine import describe
 from compression.events import ignore
 from compression.prepare import prepare
 from gateway.backends.embedded import command, free_port
-from gateway.settings import ModelSettings
+from gateway.settings import VariantSettings
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = 16
@@ -150,10 +150,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     minutes = parser.parse_args().minutes
     directory = prepare("smollm2", RECIPE, None, ignore).directory
-    settings = ModelSettings(model="smollm2", max_model_len=2048)
+    settings = VariantSettings(model="smollm2", max_model_len=2048)
     port = free_port()
-    words = command(directory, served_name=NAME, port=port, settings=settings)
-    words.append(f"--kv-cache-memory-bytes={CACHE_BYTES}")
+    words = command(
+        directory,
+        served_name=NAME,
+        port=port,
+        settings=settings,
+        kv_cache_memory_bytes=CACHE_BYTES,
+    )
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(words) as engine:
         try:

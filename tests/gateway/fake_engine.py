@@ -85,8 +85,9 @@ class Wire:
 class FakeEngine:
     """The engine; one instance a process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, nll: float) -> None:
         self.name = name
+        self.nll = nll
         self.counts = Counts()
         self.is_draining = False
         self.idle = asyncio.Event()
@@ -158,7 +159,7 @@ class FakeEngine:
         if script.status:
             _write(wire.writer, script.status, script.body.encode(), {"retry-after": "7"})
             return
-        answer = kind(self.name, request, script)
+        answer = kind(self.name, request, script, self.nll)
         self.counts.running += 1
         self.idle.clear()
         work = asyncio.ensure_future(self._generate(answer, wire.writer))
@@ -211,7 +212,9 @@ class Answer(ABC):
     kind: ClassVar[str]
     chunk_suffix: ClassVar[str] = ""
 
-    def __init__(self, name: str, request: ChatRequest | CompletionRequest, script: Script) -> None:
+    def __init__(
+        self, name: str, request: ChatRequest | CompletionRequest, script: Script, nll: float
+    ) -> None:
         for field in ("presence_penalty", "frequency_penalty", "logit_bias"):
             if getattr(request, field):
                 raise UnsupportedParameter(f"{field!r} is not supported", param=field)
@@ -219,7 +222,7 @@ class Answer(ABC):
             raise UnsupportedParameter("'n' must be 1", param="n")
         if request.model != name:
             raise InvalidRequest(f"this engine serves {name!r}", param="model")
-        self.name, self.script = name, script
+        self.name, self.script, self.nll = name, script, nll
         self.request: Any = request
         self.includes_usage = request.includes_usage and script.with_usage
         self.num_prompt_tokens = sum(len(text.split()) for text in self.texts())
@@ -343,8 +346,18 @@ class TextAnswer(Answer):
         return {"text": text, "logprobs": None}
 
     def choice(self) -> dict[str, Any]:
-        """Return the text."""
-        return {"text": "".join(self.tokens), "logprobs": None}
+        """Return the text, and what each of its tokens costs: the engine's ``nll``."""
+        prompt = self.request.prompts[0]
+        ids = prompt if isinstance(prompt, list) else list(range(self.num_prompt_tokens))
+        costs: list[float | None] = [-self.nll] * len(self.tokens)
+        if self.request.echo:
+            costs = [None, *[-self.nll] * (len(ids) - 1), *costs]
+        choice: dict[str, Any] = {"text": "".join(self.tokens), "logprobs": None}
+        if self.request.logprobs is not None:
+            choice["logprobs"] = {"token_logprobs": costs}
+        if self.request.return_token_ids:
+            choice |= {"prompt_token_ids": ids, "token_ids": list(range(len(self.tokens)))}
+        return choice
 
 
 _STREAM_HEAD = (
@@ -401,8 +414,9 @@ async def main() -> None:
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--nll", type=float, default=0.5)
     options = parser.parse_args()
-    engine = FakeEngine(options.served_model_name)
+    engine = FakeEngine(options.served_model_name, options.nll)
     await asyncio.sleep(options.load_s)
     server = await asyncio.start_server(engine.connect, "127.0.0.1", options.port)
     stopping = asyncio.Event()

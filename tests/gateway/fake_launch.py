@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from compression.events import OnProgress, Progress
@@ -25,12 +26,14 @@ class FakeLaunch:
         read_timeout_s: float = 10.0,
         num_failures: int = 0,
         notebook: Path | None = None,
+        nll: Mapping[str, float] | None = None,
         applied: tuple[str, ...] = ("int4-g32-asym", "none"),
     ) -> None:
         matrices = [{"shape": [8, 8], "applied": label} for label in applied]
         norm = {"shape": [8], "applied": "none"}
         self.manifest = {"source": {"digest": "f" * 64}, "tensors": [*matrices, norm]}
         self.prepare_s = prepare_s
+        self.nll = dict(nll or {})  # by variant: what its engines find recorded tokens to cost
         self.notebook = notebook
         self.read_timeout_s = read_timeout_s
         self.num_failures_after_first = num_failures
@@ -63,7 +66,9 @@ class FakeLaunch:
         )
         command = [sys.executable, "-m", "tests.gateway.fake_engine"]
         command += ["--served-model-name", spec.served_name, "--port", str(port)]
-        if self.engines and self.num_failures_after_first:
+        command += ["--nll", str(self.nll.get(spec.variant, 0.5))]
+        starts = [each.client.served_name for each in self.engines].count(spec.served_name)
+        if starts >= spec.num_replicas and self.num_failures_after_first:
             self.num_failures_after_first -= 1
             command = [sys.executable, "-c", "import sys; sys.exit('cannot start')"]
         engine = await EngineProcess.start(command, client, backend="fake", timeout_s=20)

@@ -80,7 +80,7 @@ class Gateway:
 
     def wait_listening(self) -> None:
         """Wait until it answers at all."""
-        eventually(lambda: self.status("/health") == 200)
+        eventually(lambda: self.status("/health") == 200, 20)
 
     def wait_ready(self) -> None:
         """Wait until a model is ready."""

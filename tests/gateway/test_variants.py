@@ -1,0 +1,364 @@
+"""Variants under one pool, loaded on demand, evicted, swapped, replicated; engines are real."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from compression.events import ignore
+from gateway.errors import EngineDown, LoadRefused, ModelLoading, ModelNotFound, NoMemory
+from gateway.launch import Prepared
+from gateway.metrics import Metrics
+from gateway.pool.pool import Lease, Pool
+from gateway.pool.routing import Demand
+from gateway.pool.state import Patience, State
+from gateway.settings import Settings, VariantSpec, make_specs
+from tests.gateway.fake_launch import FakeLaunch
+from tests.gateway.harness import is_alive, until
+
+PATIENCE = Patience(
+    first_backoff_s=0.01,
+    last_backoff_s=0.02,
+    probe_every_s=0.1,
+    load_wait_s=10,
+    retry_load_after_s=0.2,
+    drain_s=10,
+)
+
+
+@asynccontextmanager
+async def pool_of(
+    models: Mapping[str, Any],
+    launch: FakeLaunch,
+    *,
+    budget: int | None = None,
+    patience: Patience = PATIENCE,
+) -> AsyncIterator[Pool]:
+    """Yield a tended pool of these models; none of its engines outlives the block."""
+    settings = Settings.model_validate(
+        {"models": {alias: {"model": "x"} | fields for alias, fields in models.items()}}
+    )
+    pool = Pool(
+        make_specs(settings),
+        launch,
+        metrics=Metrics(),
+        on_progress=ignore,
+        patience=patience,
+        memory_budget=budget,
+    )
+    tending = asyncio.create_task(pool.tend())
+    try:
+        yield pool
+    finally:
+        tending.cancel()
+        await pool.close(0)
+    assert not any(is_alive(engine.pid) for engine in launch.engines)
+
+
+def states(pool: Pool) -> dict[str, str]:
+    """Return the state of every variant."""
+    return {shot.spec.served_name: shot.state.value for shot in pool.snapshots()}
+
+
+async def answer(lease: Lease, tokens: int = 2) -> dict[str, Any]:
+    """Ask the engine of a lease for a few tokens."""
+    fields = {"prompt": "one two", "fake": {"tokens": tokens}}
+    reply: dict[str, Any] = await lease.client.complete(fields, "test")
+    return reply
+
+
+LADDER = {"ladder": ["int4", "int8", "full"]}
+
+
+def test_a_variant_is_loaded_when_it_is_asked_for() -> None:
+    """Only the active one is loaded first; who names another one waits for its load, once."""
+
+    async def run() -> FakeLaunch:
+        launch = FakeLaunch(prepare_s=0.05)
+        async with pool_of({"a": LADDER}, launch) as pool:
+            await pool.ensure_ready()
+            assert states(pool) == {"a@int4": "ready", "a@int8": "stopped", "a@full": "stopped"}
+
+            async def ask() -> str:
+                async with pool.lease("a@full") as lease:
+                    return str((await answer(lease))["model"])
+
+            assert set(await asyncio.gather(*(ask() for _ in range(5)))) == {"a@full"}
+            assert states(pool)["a@full"] == "ready"
+            with pytest.raises(ModelNotFound, match="a@int8"):
+                pool.targets("a@int3")
+        return launch
+
+    assert len(asyncio.run(run()).engines) == 2
+
+
+def test_a_request_does_not_wait_for_ever() -> None:
+    """A load that takes longer than a request may wait goes on without it."""
+
+    async def run() -> None:
+        patience = Patience(load_wait_s=0.05)
+        async with pool_of({"a": {}}, FakeLaunch(prepare_s=0.5), patience=patience) as pool:
+            with pytest.raises(ModelLoading):
+                await pool.lease("a").__aenter__()
+            await until(lambda: pool.find("a").state is State.READY)
+
+    asyncio.run(run())
+
+
+def test_a_failed_load_is_tried_again_after_a_pause() -> None:
+    """Requests within the pause are refused at once; one after it starts a new load."""
+
+    class Mending(FakeLaunch):
+        async def prepare(self, spec: VariantSpec, on_progress: Any) -> Prepared:
+            prepared = await super().prepare(spec, on_progress)
+            if self.num_prepared == 1:
+                raise LoadRefused("the disk is full")
+            return prepared
+
+    async def run() -> int:
+        launch = Mending()
+        async with pool_of({"a": {}}, launch) as pool:
+            for _ in range(3):
+                with pytest.raises(EngineDown, match="could not be loaded"):
+                    await pool.lease("a").__aenter__()
+            await asyncio.sleep(PATIENCE.retry_load_after_s)
+            async with pool.lease("a") as lease:
+                await answer(lease)
+        return launch.num_prepared
+
+    assert asyncio.run(run()) == 2
+
+
+def test_the_budget_evicts_the_idle() -> None:
+    """A load stops the longest unused variants, and only as many as it needs."""
+
+    async def run() -> None:
+        models = {name: {"preload": False, "memory": "100"} for name in "abc"}
+        async with pool_of(models, FakeLaunch(), budget=250) as pool:
+            for name in "aba":
+                async with pool.lease(name):
+                    pass
+            assert states(pool) == {"a@int4": "ready", "b@int4": "ready", "c@int4": "stopped"}
+            async with pool.lease("c"):
+                pass
+            assert states(pool) == {"a@int4": "ready", "b@int4": "stopped", "c@int4": "ready"}
+
+    asyncio.run(run())
+
+
+def test_what_is_in_use_is_never_evicted() -> None:
+    """A load waits until somebody is idle, and fails if nobody is in time; users feel nothing."""
+
+    async def run() -> None:
+        models = {name: {"preload": False, "memory": "100"} for name in "ab"}
+        patience = Patience(load_wait_s=0.4, retry_load_after_s=0)
+        async with pool_of(models, FakeLaunch(), budget=150, patience=patience) as pool:
+            await pool.load("a")
+            async with pool.lease("a") as lease:
+                with pytest.raises((NoMemory, ModelLoading)):
+                    await pool.lease("b").__aenter__()
+                await answer(lease)
+                with pytest.raises(NoMemory, match="in use or pinned"):
+                    await pool.load("b")
+                waiting = asyncio.create_task(pool.load("b"))
+                await asyncio.sleep(0.1)
+                assert states(pool)["a@int4"] == "ready"
+            await waiting
+            assert states(pool) == {"a@int4": "stopped", "b@int4": "ready"}
+
+    asyncio.run(run())
+
+
+def test_pins_and_impossible_budgets() -> None:
+    """A pinned model stays; what can never fit is refused with both numbers."""
+
+    async def run() -> None:
+        models = {
+            "a": {"memory": "100", "pin": True},
+            "b": {"memory": "100", "preload": False},
+            "c": {"memory": "900", "preload": False},
+        }
+        patience = Patience(load_wait_s=0.1)
+        async with pool_of(models, FakeLaunch(), budget=150, patience=patience) as pool:
+            await pool.ensure_ready()
+            with pytest.raises(NoMemory, match="in use or pinned"):
+                await pool.load("b")
+            with pytest.raises(NoMemory, match="c@int4 needs 900 bytes, the memory budget is 150"):
+                await pool.load("c")
+            assert states(pool)["a@int4"] == "ready"
+
+    asyncio.run(run())
+
+
+def test_keep_alive_stops_the_idle() -> None:
+    """A variant without requests for its keep-alive time is stopped, and comes back when asked."""
+
+    async def run() -> None:
+        async with pool_of({"a": {"keep_alive_s": 0.3}}, FakeLaunch()) as pool:
+            async with pool.lease("a"):
+                await asyncio.sleep(1.2)  # in use, so it stays
+                assert states(pool)["a@int4"] == "ready"
+            await until(lambda: pool.find("a").state is State.STOPPED)
+            async with pool.lease("a") as lease:
+                await answer(lease)
+
+    asyncio.run(run())
+
+
+def test_swaps_under_load_fail_no_request() -> None:
+    """While clients ask all the time the active variant changes; each gets a whole answer."""
+
+    async def run() -> None:
+        seen: set[str] = set()
+        done = asyncio.Event()
+        num_answers = 0
+
+        async def ask(pool: Pool) -> None:
+            nonlocal num_answers
+            while not done.is_set():
+                async with pool.lease("a", Demand(4)) as lease:
+                    seen.add(str((await answer(lease))["model"]))
+                    num_answers += 1
+
+        async with pool_of({"a": LADDER}, FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            clients = [asyncio.create_task(ask(pool)) for _ in range(4)]
+            for variant in ("int8", "int4", "full"):
+                shot = await pool.activate(f"a@{variant}")
+                assert (shot.state, shot.is_active) == (State.READY, True)
+                assert pool.find("a").spec.variant == variant
+            done.set()
+            await asyncio.gather(*clients)
+            assert seen == {"a@int4", "a@int8", "a@full"}
+            assert num_answers > 20
+            assert states(pool) == {"a@int4": "stopped", "a@int8": "stopped", "a@full": "ready"}
+
+    asyncio.run(run())
+
+
+def test_a_swap_waits_for_the_running_requests_of_the_old_one() -> None:
+    """The old variant's engine ends only after its last answer."""
+
+    async def run() -> None:
+        async with pool_of({"a": LADDER}, FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            async with pool.lease("a") as lease:
+                swapping = asyncio.create_task(pool.activate("a@int8"))
+                await until(lambda: pool.find("a").spec.variant == "int8")
+                await asyncio.sleep(0.2)
+                assert not swapping.done()
+                assert (await answer(lease))["model"] == "a@int4"
+            await swapping
+            assert states(pool)["a@int4"] == "stopped"
+
+    asyncio.run(run())
+
+
+def test_a_variant_that_fails_the_canary_is_not_swapped_in() -> None:
+    """Recorded tokens that cost the new engine far more end the swap; the old one goes on."""
+
+    async def run() -> None:
+        launch = FakeLaunch(nll={"int4": 0.5, "int8": 9.0, "full": 1.2})
+        async with pool_of({"a": LADDER}, launch) as pool:
+            await pool.ensure_ready()
+            with pytest.raises(Exception, match=r"a@int8 finds recorded tokens 8\.50 nats"):
+                await pool.activate("a@int8")
+            assert pool.find("a").spec.variant == "int4"
+            assert states(pool)["a@int8"] == "failed"
+            async with pool.lease("a") as lease:
+                assert (await answer(lease))["model"] == "a@int4"
+            await pool.activate("a@full")
+
+    asyncio.run(run())
+
+
+def test_replicas_share_the_work() -> None:
+    """Requests go where least is to be done, a dead replica is passed by and brought back."""
+
+    async def run() -> None:
+        launch = FakeLaunch()
+        async with pool_of({"a": {"replicas": 2}}, launch) as pool:
+            await pool.ensure_ready()
+            async with pool.lease("a", Demand(100)) as one, pool.lease("a", Demand(100)) as two:
+                assert {one.replica.index, two.replica.index} == {0, 1}
+            os.kill(launch.engines[0].pid, signal.SIGKILL)
+            await until(
+                lambda: (
+                    sorted(each.state for each in pool.find("a").replicas)
+                    == [State.READY, State.RESTARTING]
+                )
+            )
+            assert pool.find("a").state is State.READY
+            async with pool.lease("a") as lease:
+                await answer(lease)
+            await until(lambda: all(each.state is State.READY for each in pool.find("a").replicas))
+            assert sorted(each.num_restarts for each in pool.find("a").replicas) == [0, 1]
+
+    asyncio.run(run())
+
+
+def test_unload_and_load() -> None:
+    """Unloading waits for running requests; requests that come meanwhile wait for the new load."""
+
+    async def run() -> None:
+        async with pool_of({"a": {}}, FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            async with pool.lease("a") as lease:
+                unloading = asyncio.create_task(pool.unload("a"))
+                await until(lambda: pool.find("a").state is State.STOPPING)
+                late = asyncio.create_task(pool.lease("a").__aenter__())
+                await answer(lease)
+            assert (await unloading).state in (State.STOPPED, State.LOADING)
+            assert (await answer(await late))["model"] == "a@int4"
+
+    asyncio.run(run())
+
+
+def test_fallbacks_are_named_in_order() -> None:
+    """The next rung follows the active variant, and a pinned name has no second choice."""
+
+    async def run() -> None:
+        models = {"a": LADDER | {"fallback": ["next-rung", "b", "b@full"]}, "b": LADDER}
+        async with pool_of(models, FakeLaunch()) as pool:
+
+            def names(name: str) -> list[str]:
+                return [each.spec.served_name for each in pool.targets(name)]
+
+            assert names("a") == ["a@int4", "a@int8", "b@int4", "b@full"]
+            await pool.activate("a@full")
+            assert names("a") == ["a@full", "b@int4", "b@full"]
+            assert names("a@int4") == ["a@int4"]
+            assert names("b") == ["b@int4"]
+
+    asyncio.run(run())
+
+
+def test_events_tell_the_story() -> None:
+    """Whoever follows sees states and progress in order, and may come back later."""
+
+    async def run() -> None:
+        async with pool_of({"a": LADDER}, FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            story: list[tuple[str, str]] = []
+            last = 0
+            following = pool.events.follow(0)
+            async for event in following:
+                story.append((event.kind, str(event.fields.get("state", ""))))
+                last = event.number
+                if story[-1] == ("state", "ready"):
+                    break
+            await following.aclose()
+            assert [state for kind, state in story if kind == "state"][-2:] == ["loading", "ready"]
+            assert ("progress", "") in story
+            again = pool.events.follow(last)
+            waiting = asyncio.create_task(anext(again))
+            await asyncio.sleep(0)
+            await pool.activate("a@int8")
+            assert (await waiting).kind == "swap_started"
+            await again.aclose()
+
+    asyncio.run(run())
