@@ -1,5 +1,6 @@
 """What the operator asks for: YAML file, environment and flags as one frozen, validated value."""
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -328,12 +329,23 @@ def _parse_mapping(name: str, value: str) -> Any:
         raise SettingsError(f"the environment variable {name} is not YAML or JSON") from None
 
 
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    """Return what an unknown key at that place was probably meant to be."""
+    kind: type[BaseModel] = Settings
+    if "ladder" in loc[:-1]:
+        kind = Rung
+    elif len(loc) > 1 and loc[0] == "models":
+        kind = ModelSettings
+    close = difflib.get_close_matches(str(loc[-1]), kind.model_fields, n=1)
+    return f"did you mean {close[0]!r}?" if close else "remove it"
+
+
 def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     origin = origins.get(str(problem["loc"][0]), "default")
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting {key!r} ({origin}): remove it or correct its spelling"
+        return f"unknown setting {key!r} ({origin}): {_suggestion(problem['loc'])}"
     if problem["type"] == "missing":
         return f"missing setting {key!r} ({origin})"
     reason = problem["msg"].removeprefix("Value error, ")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compression.events import Progress
 from compression.recipe import FULL
-from gateway.pool.state import Snapshot
+from gateway.pool.state import Snapshot, State
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,11 @@ class Terminal:
         """Say what is served where, with a command to try it."""
         self._end_bars()
         for snapshot in snapshots:
-            self._say(_describe(snapshot))
+            if snapshot.state is State.READY:
+                self._say(_describe(snapshot))
+        waiting = [each.spec.served_name for each in snapshots if each.state is State.STOPPED]
+        if waiting:
+            self._say(f"loaded when asked for: {', '.join(waiting)}")
         body = orjson.dumps(
             {
                 "model": snapshots[0].spec.alias,

@@ -118,3 +118,70 @@ def test_variants_are_named_by_recipes(tmp_path: Path) -> None:
     wrong = load_settings(None, {"models": {"a": {"model": "x", "recipe": "int5"}}}, {})
     with pytest.raises(SettingsError, match="unknown recipe 'int5'"):
         make_specs(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"drian_s": 3}, "unknown setting 'drian_s' (command line): did you mean 'drain_s'?"),
+        ({"models": {"a": {"model": "x", "recipes": "int4"}}}, "did you mean 'recipe'?"),
+        (
+            {"models": {"a": {"model": "x", "ladder": [{"recipy": "int4"}]}}},
+            "unknown setting 'models.a.ladder.0.recipy' (command line): did you mean 'recipe'?",
+        ),
+        ({"qqq": 3}, "unknown setting 'qqq' (command line): remove it"),
+    ],
+)
+def test_unknown_keys_get_a_suggestion(fields: dict[str, Any], message: str) -> None:
+    """A key that is not known is named with its place and what it was probably meant to be."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, {"models": {"a": {"model": "x"}}} | fields, {})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"ladder": ["int4", "int4"]}, "two rungs of 'ladder' are called 'int4'"),
+        ({"ladder": ["int4"], "active": "int8"}, "'active' is 'int8': use one of int4"),
+        ({"ladder": ["int4"], "recipe": "int8"}, "'recipe' and 'ladder' exclude each other"),
+        ({"fallback": ["b"]}, "'fallback' names 'b': use "),
+        ({"urls": ["ftp://x"]}, "is no address such as http://10.0.0.5:8000"),
+        ({"urls": ["http://x"], "replicas": 2}, "'replicas' and 'urls' exclude each other"),
+        ({"url_api_key_env": "KEY"}, "'url_api_key_env' needs 'urls'"),
+        ({"ladder": [{"recipe": "int9"}]}, "unknown recipe 'int9'"),
+        ({"replicas": 0}, "greater than or equal to 1"),
+        ({"keep_alive_s": 0}, "greater than 0"),
+        ({"memory": "-1"}, "models.a.memory"),
+    ],
+)
+def test_models_that_contradict_themselves(model: dict[str, Any], message: str) -> None:
+    """Each is refused in one line that names the key and the value."""
+    with pytest.raises(SettingsError) as caught:
+        make_specs(load_settings(None, {"models": {"a": {"model": "x"} | model}}, {}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rungs_inherit_from_their_model() -> None:
+    """A rung has what the model says, except for what it says itself."""
+    model = {
+        "model": "x",
+        "threads": 3,
+        "max_num_seqs": 4,
+        "replicas": 2,
+        "ladder": [
+            "int4",
+            {"recipe": "int8", "threads": 1, "name": "safer"},
+            {"urls": ["http://10.0.0.5:8000/v1/"], "model": "big"},
+        ],
+        "active": "safer",
+    }
+    (spec,) = make_specs(load_settings(None, {"models": {"a": model}}, {}))
+    assert [each.served_name for each in spec.variants] == ["a@int4", "a@safer", "a@full"]
+    assert spec.active == "safer"
+    small, safer, remote = (each.settings for each in spec.variants)
+    assert (small.recipe, small.threads, small.max_num_seqs, small.replicas) == ("int4", 3, 4, 2)
+    assert (safer.recipe, safer.threads, safer.max_num_seqs) == ("int8", 1, 4)
+    assert (remote.model, remote.urls) == ("big", ("http://10.0.0.5:8000",))
+    assert [each.num_replicas for each in spec.variants] == [2, 2, 1]

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from compression.presets import parse_recipe
-from gateway.settings import Settings
+from gateway.settings import Settings, make_specs
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -181,7 +181,7 @@ def test_shell_examples_run(demo: Demo, tmp_path: Path) -> None:
             command += " --max-tokens 40"
         run(command, tmp_path)
         ran += 1
-    assert ran == 7
+    assert ran == 9
     assert (tmp_path / "smollm2-int4/compression_manifest.json").exists()
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "report.json").read_text())
@@ -197,7 +197,9 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 
 def test_yaml_examples_are_valid() -> None:
-    """The settings file and the recipe of the README pass validation."""
-    settings, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    """The settings files and the recipe of the README pass validation."""
+    settings, ladder, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
+    specs = make_specs(Settings.model_validate(ladder))
+    assert [len(spec.variants) for spec in specs] == [3, 1]
     assert parse_recipe(recipe, where="README", default_name="mine").weights.scheme == "int4"
