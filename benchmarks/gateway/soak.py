@@ -1,0 +1,68 @@
+"""Minutes of mixed traffic through the gateway; its memory must not lean upwards."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.gateway.load import ask
+from benchmarks.gateway.scripted_engine import NAME
+from benchmarks.gateway.slope import Slope, slope_of
+from benchmarks.gateway.ways import Way, narrowgate, scripted_engine
+
+CLIENTS = 32
+SAMPLE_S = 5.0
+WARM_UP_SHARE = 0.2
+"""Caches and pools fill first; the slope is of what follows."""
+
+
+def measure(directory: Path, minutes: float) -> dict[str, object]:
+    """Return outcomes and the slope of the gateway's memory with its uncertainty."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(scripted_engine(10.0))
+        settings: dict[str, object] = {"models": {NAME: {"model": NAME, "urls": [engine]}}}
+        way = stack.enter_context(narrowgate(settings, directory))
+        outcomes, sizes = asyncio.run(_soak(way, 60 * minutes))
+    warm = [each for each in sizes if each[0] >= WARM_UP_SHARE * 60 * minutes]
+    slope: Slope = slope_of(warm)
+    return {
+        "minutes": minutes,
+        "outcomes": dict(outcomes),
+        "memory_mb_first": warm[0][1],
+        "memory_mb_last": warm[-1][1],
+        "slope_mb_per_hour": 3600 * slope.value,
+        "slope_low_mb_per_hour": 3600 * slope.low,
+        "slope_high_mb_per_hour": 3600 * slope.high,
+    }
+
+
+async def _soak(way: Way, seconds: float) -> tuple[Counter[str], list[tuple[float, float]]]:
+    outcomes: Counter[str] = Counter()
+    sizes: list[tuple[float, float]] = []
+    started = time.monotonic()
+
+    async def client(number: int) -> None:
+        choose = random.Random(number)
+        while time.monotonic() - started < seconds:
+            model = NAME if choose.random() < 0.95 else f"none-{choose.randrange(1 << 30)}"
+            asking = asyncio.ensure_future(
+                ask(way.url, model, max_tokens=choose.choice([1, 20, 200]))
+            )
+            if choose.random() < 0.2:
+                await asyncio.sleep(choose.random())
+                asking.cancel()
+                outcomes["left"] += 1
+                await asyncio.gather(asking, return_exceptions=True)
+                continue
+            outcome = await asking
+            outcomes["whole" if outcome.is_whole else str(outcome.status)] += 1
+
+    async def watch() -> None:
+        while (now := time.monotonic() - started) < seconds:
+            sizes.append((now, way.resident_mb()))
+            await asyncio.sleep(SAMPLE_S)
+
+    await asyncio.gather(watch(), *(client(number) for number in range(CLIENTS)))
+    return outcomes, sizes
