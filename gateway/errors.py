@@ -228,10 +228,14 @@ class Draining(Unavailable):
 
 
 class EngineFault(ApiError):
-    """An engine broke the protocol."""
+    """An engine broke the protocol, or answered with an error status that is not the client's."""
 
     status = 502
     code = "engine_error"
+
+    def __init__(self, message: str, *, engine_status: int | None = None) -> None:
+        super().__init__(message)
+        self.engine_status = engine_status
 
 
 class EngineTimeout(ApiError):

@@ -1,10 +1,11 @@
 """HTTP/1.1 to an engine: an httpx transport on asyncio and httptools, made for cheap streams.
 
 httpx's own transport spends about 95 microseconds of CPU on each streamed token, this one about a
-quarter of that (figures in DESIGN.md). It speaks plain ``http://`` only.
+quarter of that (figures in DESIGN.md).
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, cast
 
@@ -214,14 +215,19 @@ class _Body(httpx.AsyncByteStream):
         self._home.take_back(self._connection, self._origin)
 
 
-_Origin = tuple[str, int]
+_Origin = tuple[str, int, bool]
+"""Host, port, and whether the connection is encrypted."""
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
-    """Keeps idle connections by origin and opens new ones without a limit."""
+    """Keeps idle connections by origin and opens new ones without a limit.
+
+    ``https://`` trusts the system's authorities, or those of the variable ``SSL_CERT_FILE``.
+    """
 
     def __init__(self) -> None:
         self._idle: dict[_Origin, list[tuple[_Connection, float]]] = {}
+        self._tls: ssl.SSLContext | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return its reply with an unread body.
@@ -229,12 +235,10 @@ class EngineTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: the connection failed, broke, or stayed silent.
         """
-        if request.url.scheme != "http":
-            raise httpx.UnsupportedProtocol(f"{request.url.scheme}:// is not supported here")
-        origin = (request.url.host, request.url.port or 80)
+        origin = _origin(request.url)
         timeouts = request.extensions.get("timeout", {})
         message = _head(request) + await request.aread()
-        connection = self._reuse(origin) or await _connect(origin, timeouts.get("connect"))
+        connection = self._reuse(origin) or await self._connect(origin, timeouts.get("connect"))
         try:
             status, headers = await connection.exchange(message, timeouts.get("read"))
         except BaseException:
@@ -269,17 +273,28 @@ class EngineTransport(httpx.AsyncBaseTransport):
             connection.close()
         return None
 
+    async def _connect(self, origin: _Origin, timeout_s: float | None) -> _Connection:
+        host, port, is_encrypted = origin
+        loop = asyncio.get_running_loop()
+        if is_encrypted and self._tls is None:
+            self._tls = ssl.create_default_context()
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(loop), host, port, ssl=self._tls if is_encrypted else None
+                )
+        except TimeoutError:
+            raise httpx.ConnectTimeout(f"no connection within {timeout_s:g} s") from None
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from None
+        return connection
 
-async def _connect(origin: _Origin, timeout_s: float | None) -> _Connection:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, connection = await loop.create_connection(lambda: _Connection(loop), *origin)
-    except TimeoutError:
-        raise httpx.ConnectTimeout(f"no connection within {timeout_s:g} s") from None
-    except OSError as error:
-        raise httpx.ConnectError(str(error)) from None
-    return connection
+
+def _origin(url: httpx.URL) -> _Origin:
+    if url.scheme not in {"http", "https"}:
+        raise httpx.UnsupportedProtocol(f"{url.scheme}:// is not supported here")
+    is_encrypted = url.scheme == "https"
+    return url.host, url.port or (443 if is_encrypted else 80), is_encrypted
 
 
 def _head(request: httpx.Request) -> bytes:

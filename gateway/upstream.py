@@ -176,10 +176,10 @@ class EngineClient:
         except orjson.JSONDecodeError:
             raise EngineFault("the engine's reply is no JSON") from None
 
-    async def is_healthy(self) -> bool:
-        """Return whether the engine answers that it is well."""
+    async def is_healthy(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+        """Return whether the engine answers in time that it is well."""
         try:
-            reply = await self._client.get("/health", timeout=PROBE_TIMEOUT_S)
+            reply = await self._client.get("/health", timeout=min(timeout_s, PROBE_TIMEOUT_S))
         except httpx.TransportError:
             return False
         return reply.status_code == 200
@@ -269,7 +269,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
             "the engine takes no requests now: try again",
             retry_after_s=_seconds(headers.get("retry-after")),
         )
-    return EngineFault(f"the engine failed with status {status}")
+    return EngineFault(f"the engine failed with status {status}", engine_status=status)
 
 
 def _error_fields(body: bytes) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import dataclass
 
-from gateway.errors import ApiError, CanaryFailed
+from gateway.errors import ApiError, CanaryFailed, EngineFault
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PROMPT = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is"
 NUM_TOKENS = 16
 _REQUEST_ID = "canary"
+_NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ async def record(client: EngineClient) -> Canary | None:
     except (LookupError, TypeError):
         return None
     except ApiError as error:
-        if error.status >= 500:
+        if _is_failure(error):
             raise
         return None
     if not prompt or not answer:
@@ -80,9 +81,9 @@ async def check(client: EngineClient, canary: Canary, *, max_increase: float) ->
     except (LookupError, TypeError):
         return None
     except ApiError as error:
-        if error.status >= 500:
+        if _is_failure(error):
             raise
-        return None  # an engine without echo
+        return None
     if len(answer) < len(canary.token_ids) - canary.num_prompt_tokens:
         return None
     increase = _mean_cost(client, answer) - canary.nll
@@ -92,6 +93,13 @@ async def check(client: EngineClient, canary: Canary, *, max_increase: float) ->
             f"(limit {max_increase:g}, setting 'canary_max_nll_increase'): it is not served"
         )
     return increase
+
+
+def _is_failure(error: ApiError) -> bool:
+    """Return whether an engine failed at the trial, and does not merely lack what it needs."""
+    if isinstance(error, EngineFault):
+        return error.engine_status not in _NO_SUCH_PATH
+    return error.status >= 500
 
 
 def _mean_cost(client: EngineClient, logprobs: list[float | None]) -> float:

@@ -148,11 +148,13 @@ class Replica:
         return reason
 
     async def _until_stalled(self, engine: Engine) -> None:
+        limit_s = self._patience.stall_timeout_s
+        pause_s = min(self._patience.probe_every_s, limit_s / 4)
         last_healthy = time.monotonic()
-        while time.monotonic() - last_healthy < self._patience.stall_timeout_s:
-            await asyncio.sleep(self._patience.probe_every_s)
-            if await engine.client.is_healthy():
+        while (left_s := last_healthy + limit_s - time.monotonic()) > 0:
+            if await engine.client.is_healthy(left_s):
                 last_healthy = time.monotonic()
+            await asyncio.sleep(pause_s)
 
     async def _restart(self, reason: RestartReason, losses: deque[float]) -> None:
         """Start again, with growing pauses; too many losses in the window and it has failed.

@@ -10,6 +10,7 @@ from compression.recipe import FULL
 from gateway.backends import embedded
 from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
+from gateway.backends.url import RemoteEngine
 from gateway.errors import LoadRefused
 from gateway.launch import Prepared
 from gateway.settings import VariantSpec
@@ -43,6 +44,8 @@ class FakeLaunch:
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Pretend to compress for ``prepare_s`` seconds."""
         self.num_prepared += 1
+        if spec.settings.urls:
+            return Prepared(None, None)
         if spec.settings.model == "refuse":
             raise LoadRefused("no model 'refuse': name one that exists")
         on_progress(Progress("quantize", 1, 2, "tensors", "layer 0"))
@@ -58,6 +61,10 @@ class FakeLaunch:
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Start a fake engine, or one that ends at once, as often as told."""
+        if spec.settings.urls:
+            url, name = spec.settings.urls[replica], spec.settings.model
+            there = EngineClient(url, served_name=name, read_timeout_s=self.read_timeout_s)
+            return await RemoteEngine.connect(there, timeout_s=20)
         port = embedded.free_port()
         client = EngineClient(
             f"http://127.0.0.1:{port}",

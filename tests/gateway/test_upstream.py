@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +20,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(serve: Serve) -> AsyncIterator[str]:
+async def server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Run a raw TCP server; yield its base URL."""
 
     tasks: set[asyncio.Task[None]] = set()
@@ -31,7 +35,7 @@ async def server(serve: Serve) -> AsyncIterator[str]:
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.create_task(answer(reader, writer)))
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     port = listener.sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
@@ -128,14 +132,58 @@ def test_nobody_listens() -> None:
         asyncio.run(run())
 
 
-def test_https_is_refused() -> None:
-    """The transport says so instead of sending secrets in the clear."""
+def test_other_schemes_are_refused() -> None:
+    """The transport says so instead of guessing."""
 
     async def run() -> None:
         async with httpx.AsyncClient(transport=EngineTransport()) as client:
-            await client.get("https://127.0.0.1:9")
+            await client.get("ftp://127.0.0.1:9")
 
     with pytest.raises(httpx.UnsupportedProtocol):
+        asyncio.run(run())
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 that only itself vouches for, and its key."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += [
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=engine",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    words += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(words, check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool) -> None:
+    """An encrypted engine is read if its certificate is trusted, else there is no connection."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    certificate, key = make_certificate(tmp_path)
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+
+    async def run() -> bytes:
+        async with (
+            server(replying(reply, then=0.2), tls=context) as url,
+            httpx.AsyncClient(transport=EngineTransport(), trust_env=False) as client,
+        ):
+            return (await client.get(url.replace("http:", "https:"))).content
+
+    if is_trusted:
+        assert asyncio.run(run()) == b"hello"
+        return
+    with pytest.raises(httpx.ConnectError, match="certificate"):
         asyncio.run(run())
 
 
