@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.deadline import Deadline
 from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, sse_event
 from gateway.protocol import Usage
 from gateway.trace import RequestTrace
@@ -189,6 +190,7 @@ class OwnedStreamingResponse(Response):
         trace: RequestTrace,
         owner: AsyncExitStack,
         headers: Mapping[str, str],
+        deadline: Deadline,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -197,6 +199,7 @@ class OwnedStreamingResponse(Response):
         self._relay = relay
         self._trace = trace
         self._owner = owner
+        self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -211,13 +214,16 @@ class OwnedStreamingResponse(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         try:
-            while chunk := await self._reply.read():
-                if data := self._relay.feed(chunk):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            tail = self._relay.finish()
+            tail = await self._deadline.until_end(self._relay_all(send))
         except ApiError as error:
             tail = self._broken_off(error)
         await send({"type": "http.response.body", "body": tail, "more_body": False})
+
+    async def _relay_all(self, send: Send) -> bytes:
+        while chunk := await self._reply.read():
+            if data := self._relay.feed(chunk):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        return self._relay.finish()
 
     def _broken_off(self, error: ApiError) -> bytes:
         if self._relay.is_complete:

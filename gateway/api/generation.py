@@ -33,21 +33,30 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
     service = service_of(request)
     async with AsyncExitStack() as stack:
         trace = stack.enter_context(traced(service.metrics, operation))
-        fields = await read_object(request, service.settings.max_body_bytes)
+        fields = await read_object(request, service.settings)
         body = parse(fields)
+        entering = service.admission.enter(request, body, trace)
+        entry = await stack.enter_async_context(entering)
         lease = await stack.enter_async_context(service.pool.lease(body.model))
         trace.route(lease.spec.alias, lease.spec.variant, is_stream=bool(body.stream))
         opening = stack.enter_async_context(lease.client.generate(path, fields, REQUEST_ID.get()))
-        reply = await until_disconnect(request.receive, opening)
-        headers = {"x-narrowgate-variant": lease.spec.variant}
+        reply = await until_disconnect(request.receive, entry.deadline.until_reply(opening))
+        headers = {"x-narrowgate-variant": lease.spec.variant, **entry.headers}
         if body.stream:
             if not reply.content_type.startswith("text/event-stream"):
                 raise EngineFault("the engine did not answer a streamed request with a stream")
             relay = EventRelay(
                 trace, includes_usage=body.includes_usage, num_choices=body.num_choices
             )
-            owner = stack.pop_all()
-            return OwnedStreamingResponse(reply, relay, trace=trace, owner=owner, headers=headers)
-        content = await until_disconnect(request.receive, reply.body())
+            return OwnedStreamingResponse(
+                reply,
+                relay,
+                trace=trace,
+                owner=stack.pop_all(),
+                headers=headers,
+                deadline=entry.deadline,
+            )
+        reading = entry.deadline.until_reply(reply.body())
+        content = await until_disconnect(request.receive, reading)
         read_plain(content, trace)
         return Response(content, media_type="application/json", headers=headers)

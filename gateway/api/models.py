@@ -2,18 +2,22 @@
 
 from starlette.requests import Request
 
+from gateway.admission.admission import key_of
+from gateway.admission.door import check_model
 from gateway.api.service import service_of
 from gateway.keeper import Snapshot
 from gateway.protocol import ModelCard, ModelList
 
 
 async def list_models(request: Request) -> ModelList:
-    """Return every model under both of its names."""
+    """Return every model that the key opens, under both of its names."""
+    key = key_of(request)
     snapshots = service_of(request).pool.snapshots()
     return ModelList(
         data=[
             _card(name, snapshot)
             for snapshot in snapshots
+            if key is None or key.may_use(snapshot.spec.alias)
             for name in (snapshot.spec.alias, snapshot.spec.served_name)
         ]
     )
@@ -21,6 +25,7 @@ async def list_models(request: Request) -> ModelList:
 
 async def get_model(request: Request, model: str) -> ModelCard:
     """Return one model by either name."""
+    check_model(key_of(request), model)
     return _card(model, service_of(request).pool.find(model))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from gateway.admission.admission import Admission
 from gateway.metrics import Metrics
 from gateway.pool import Pool
 from gateway.settings import Settings
@@ -16,6 +17,7 @@ class Service:
     settings: Settings
     metrics: Metrics
     pool: Pool
+    admission: Admission
 
 
 def service_of(request: Request) -> Service:
