@@ -123,6 +123,7 @@ async def _shut_down(
     await asyncio.wait({serving, hurried}, timeout=_LAST_BYTES_S, return_when="FIRST_COMPLETED")
     server.force_exit = True
     await serving
+    await service.admission.close()
     for task in (idle, hurried):
         task.cancel()
 

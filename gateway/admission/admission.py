@@ -50,7 +50,8 @@ class Admission:
         self.ring = KeyRing(settings.api_keys, settings.api_keys_file, aliases=aliases)
         self.door = Door(settings, self.ring, metrics)
         failures = metrics.counters["rate_store_failures_total"]
-        self._rates = Rates(RateStore(settings.redis_url, on_failure=failures.inc))
+        self._store = RateStore(settings.redis_url, on_failure=failures.inc)
+        self._rates = Rates(self._store)
         self._metrics = metrics
         self._settings = settings
         self._gates = {
@@ -81,6 +82,11 @@ class Admission:
             self._turn(key, alias, request, deadline),
         ):
             yield Entry(deadline, headers)
+
+    async def close(self) -> None:
+        """Finish the books; no request may be inside any more."""
+        await asyncio.gather(*self._settling)
+        await self._store.close()
 
     def _check_model(self, key: ApiKey | None, name: str, alias: str) -> None:
         try:

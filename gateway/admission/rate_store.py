@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.errors import ConfigurationError
 
 from gateway.admission.window import MINUTE_S, Window
@@ -56,6 +57,11 @@ class RateStore:
     async def window(self, name: str) -> Window:
         """Return what is counted now."""
         return Window(*await self._ask(lambda storage: storage.get_sliding_window(name, MINUTE_S)))
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        if self._remote is not None and isinstance(self._remote.bridge, RedispyBridge):
+            await self._remote.bridge.storage.aclose()
 
     async def _ask(self, question: Callable[[_Storage], Awaitable[_T]]) -> _T:
         if self._remote is not None and time.monotonic() >= self._retry_at:
