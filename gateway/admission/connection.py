@@ -1,6 +1,11 @@
 """One client's connection: what is slow to ask or slow to read is closed."""
 
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from types import MappingProxyType
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -9,7 +14,8 @@ from gateway.errors import ApiError, BodyTimeout, HeadTooLarge, render
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers; the parser itself knows no limit."""
 
-_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_DISCARD = struct.pack("ii", 1, 0)
+_REASONS = MappingProxyType({408: b"Request Timeout", 431: b"Request Header Fields Too Large"})
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -65,7 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
-        self._await_reading(self.transport.get_write_buffer_size())
+        self._await_reading(self._num_unread_bytes())
 
     def resume_writing(self) -> None:
         """Stop to wait for the client to read."""
@@ -110,11 +116,23 @@ class PatientProtocol(HttpToolsProtocol):
             self._write_timer = None
 
     def _on_write_timeout(self, num_waiting_bytes: int) -> None:
-        left = self.transport.get_write_buffer_size()
+        left = self._num_unread_bytes()
         if left < num_waiting_bytes:
             self._await_reading(left)  # slow, but it reads
-        else:
-            self.transport.abort()  # closing would wait for the same client
+            return
+        # Closing would wait for the same client, and the kernel would keep its bytes.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+        self.transport.abort()
+
+    @property
+    def _socket(self) -> socket.socket:
+        found: socket.socket = self.transport.get_extra_info("socket")
+        return found
+
+    def _num_unread_bytes(self) -> int:
+        # The kernel takes more only when a third of its buffer is free, so look into that too.
+        queued = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]
+        return self.transport.get_write_buffer_size() + int(queued)
 
     def _refuse(self, error: ApiError) -> None:
         status, headers, body = render(error)
