@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 _BACKLOG = 2048
+_SEND_BUFFER_BYTES = 256 * 1024
+"""Left to itself the kernel takes megabytes of a stream for a client that does not read."""
+
 _LAST_BYTES_S = 5.0
 """After the engines have stopped, clients get this long to take the rest of their replies."""
 
@@ -48,11 +51,7 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
     # 1. What can be refused at once is refused before anything long starts.
     service = create_service(settings, launch=launch, on_progress=audience.on_progress)
     listener = listen(settings.host, settings.port)
-    if not is_loopback(listener.getsockname()[0]) and not service.admission.door.has_keys:
-        logger.warning(
-            "%s is reachable from other machines and nobody needs a key: set 'api_keys_file'",
-            settings.host,
-        )
+    warn_if_open(listener.getsockname()[0], has_keys=service.admission.door.has_keys)
     on_hangup = service.admission.ring.reload if settings.api_keys_file is not None else None
     with listener, _Signals(on_hangup) as signals:
         # 2. Answer from now on (/ready says 503), while the models load.
@@ -90,6 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
         # Only a listening socket keeps others off the port.
         listener.listen(_BACKLOG)
@@ -101,6 +101,15 @@ def listen(host: str, port: int) -> socket.socket:
         reason = error.strerror or str(error)
         raise SettingsError(f"cannot listen on {host} port {port}: {reason}") from None
     return listener
+
+
+def warn_if_open(address: str, *, has_keys: bool) -> None:
+    """Say so where everybody on the network may ask."""
+    if not has_keys and not is_loopback(address):
+        logger.warning(
+            "%s can be reached from other machines and nobody needs a key: set 'api_keys_file'",
+            address,
+        )
 
 
 async def _shut_down(

@@ -16,6 +16,7 @@ from gateway.admission.keys import KeyRing
 from gateway.api_key import ApiKey
 from gateway.errors import AdminOnly, HostNotAllowed, InvalidApiKey
 from gateway.metrics import Metrics
+from gateway.serve import warn_if_open
 from gateway.settings import load_settings
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 
@@ -215,7 +216,19 @@ def test_hosts(bound_to: str, allowed: tuple[str, ...], host: str, is_served: bo
 def test_what_is_loopback() -> None:
     """Only addresses that stay on the machine, and the one name for them."""
     assert [is_loopback(host) for host in ("127.8.9.1", "::1", "localhost")] == [True] * 3
+    assert is_loopback("::ffff:127.0.0.1")
+    assert not is_loopback("::ffff:10.0.0.1")
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.1.1.1", "x", "")] == [False] * 5
+
+
+def test_an_open_service_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """One line says that others can reach it without a key, and only then."""
+    warn_if_open("127.0.0.1", has_keys=False)
+    warn_if_open("0.0.0.0", has_keys=True)
+    assert not caplog.records
+    warn_if_open("0.0.0.0", has_keys=False)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "'api_keys_file'" in caplog.text
 
 
 def test_rebinding_is_refused(guarded: Gateway) -> None:

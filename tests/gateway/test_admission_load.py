@@ -1,5 +1,6 @@
 """Turns and deadlines on a running gateway: excess is told at once, and nobody waits for ever."""
 
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.deadline import deadline_of
 from tests.gateway.harness import CHAT, QUESTION, Gateway, body, eventually
 
 NEVER = {"tokens": 4000, "pace_s": 0.01}
@@ -215,3 +217,19 @@ def test_the_sdk_bounds_only_the_beginning(gateway: Gateway) -> None:
             extra_body={"fake": {"tokens": 10, "pace_s": 0.08}},
         )
         assert sum(1 for chunk in stream if chunk.choices[0].delta.content) == 10
+
+
+def test_the_earliest_deadline_counts() -> None:
+    """The operator's limit and the client's headers combine to the earliest, from the arrival."""
+
+    async def left(limit_s: float | None, headers: dict[str, str]) -> tuple[float | None, ...]:
+        now = asyncio.get_running_loop().time()
+        found = deadline_of(headers, limit_s, age_s=1.0)
+        moments = (found.end, found.first)
+        return tuple(None if moment is None else round(moment - now, 2) for moment in moments)
+
+    sdk = {"x-stainless-timeout": "20", "x-stainless-read-timeout": "8.5"}
+    assert asyncio.run(left(None, {})) == (None, None)
+    assert asyncio.run(left(5, {"x-request-timeout-ms": "9000"})) == (4, None)
+    assert asyncio.run(left(5, {"x-request-timeout-ms": "2500"})) == (1.5, None)
+    assert asyncio.run(left(5, sdk)) == (4, 7.5)

@@ -142,12 +142,11 @@ def test_many_requests_on_one_connection(strict: Gateway) -> None:
             time.sleep(LIMIT_S / 4)
 
 
-def send_endless(gateway: Gateway, client: socket.socket, *headers: bytes) -> None:
+def send_endless(gateway: Gateway, client: socket.socket) -> None:
     """Ask for a stream that fills every buffer on its way."""
     content = body(stream=True, fake={"tokens": 400000})
     raw = json.dumps(content | {"logprobs": True, "top_logprobs": 20}).encode()
-    length = b"content-length: %d" % len(raw)
-    client.sendall(HEAD + b"\r\n".join([*headers, length]) + b"\r\n\r\n" + raw)
+    client.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw)
     eventually(lambda: gateway.engine_state()["running"] == 1)
 
 
@@ -166,14 +165,12 @@ def test_who_does_not_read_is_dropped(strict: Gateway) -> None:
 
 
 def test_who_reads_slowly_is_not_dropped(strict: Gateway) -> None:
-    """A slow but steady reader keeps its stream until the request's own time is over."""
+    """A slow but steady reader keeps its stream."""
     with connect(strict, window=4096) as client:
-        send_endless(strict, client, b"x-request-timeout-ms: 4000")
-        until = time.monotonic() + 3.5
+        send_endless(strict, client)
+        until = time.monotonic() + 4 * LIMIT_S
         while time.monotonic() < until:
             assert client.recv(4096)
-            time.sleep(0.01)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        seen = read_all(client)
-    assert b'"code": "deadline_exceeded"' in seen
+            time.sleep(0.03)
+        assert strict.metric("requests_running") == 1
     eventually(lambda: strict.engine_state()["running"] == 0)
