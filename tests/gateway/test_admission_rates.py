@@ -104,6 +104,9 @@ def test_tokens_are_put_right() -> None:
             await rates.reserve(key, 1)
         await rates.settle(key, 9999, 0)
         assert await left(rates, key) == 100
+        await rates.reserve(key, 100)
+        with pytest.raises(TokenRateExceeded):
+            await rates.reserve(key, 1)
 
     asyncio.run(main())
 

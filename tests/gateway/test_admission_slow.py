@@ -119,7 +119,7 @@ def test_slow_bodies_are_refused(strict: Gateway) -> None:
 
 def test_a_refused_body_may_still_arrive(strict: Gateway) -> None:
     """What is left of a body after an early refusal is read and the connection goes on."""
-    rest = b"x" * (2 * MAX_HEAD_BYTES)
+    rest = b"x" * (32 * MAX_HEAD_BYTES)
     with connect(strict) as client:
         head = HEAD.replace(b"application/json", b"text/plain")
         client.sendall(head + b"content-length: %d\r\n\r\n" % len(rest) + rest[:10])
