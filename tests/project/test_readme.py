@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from compression.presets import parse_recipe
+from gateway.api_key import KeyList
 from gateway.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,7 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 def test_yaml_examples_are_valid() -> None:
     """The settings file and the recipe of the README pass validation."""
-    settings, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    settings, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
+    assert [key.name for key in KeyList.model_validate(keys).keys] == ["team-a", "operator"]
     assert parse_recipe(recipe, where="README", default_name="mine").weights.scheme == "int4"
