@@ -5,10 +5,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from compression.events import OnProgress, ignore
+from gateway.admission.admission import Admission
 from gateway.api.border import Border, on_api_error, on_http_exception
 from gateway.api.dispatch import Dispatch
+from gateway.api.guard import Guard
 from gateway.api.routes import body_schemas, make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
@@ -17,6 +20,9 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.settings import Settings, make_specs
+
+_EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")
+"""The headers of a reply that pages of other origins may read."""
 
 
 def create_service(
@@ -29,7 +35,7 @@ def create_service(
     """Return the parts behind the routes; nothing is started yet.
 
     Raises:
-        SettingsError: a recipe is unknown or malformed.
+        SettingsError: a recipe, the key file or the URL of Redis cannot be used.
     """
     metrics = Metrics()
     pool = Pool(
@@ -49,7 +55,7 @@ def create_service(
     dispatch = Dispatch(
         pool, max_retries=settings.max_retries, patience_s=settings.sse_keep_alive_s
     )
-    return Service(settings, metrics, pool, dispatch)
+    return Service(settings, metrics, pool, dispatch, Admission(settings, metrics))
 
 
 class Application(FastAPI):
@@ -67,6 +73,16 @@ class Application(FastAPI):
         self.include_router(make_router())
         self.add_exception_handler(ApiError, on_api_error)
         self.add_exception_handler(HTTPException, on_http_exception)
+        # The last one added is the outermost: a browser may read refusals too.
+        self.add_middleware(Guard, door=service.admission.door)
+        if origins := service.settings.cors_origins:
+            self.add_middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=_EXPOSED,
+            )
         self.add_middleware(Border)
 
     def openapi(self) -> dict[str, Any]:

@@ -15,25 +15,35 @@ NarrowgateError
     │   ├── UnsupportedParameter  400 unsupported_parameter
     │   ├── UnsupportedSchema     400 unsupported_schema
     │   ├── ContextLengthExceeded 400 context_length_exceeded
-    │   └── BodyTooLarge          413 request_too_large
+    │   ├── BodyTooLarge          413 request_too_large
+    │   ├── HeadTooLarge          431 headers_too_large
+    │   ├── BodyTimeout           408 request_timeout
+    │   ├── InvalidApiKey         401 invalid_api_key
+    │   ├── AdminOnly             403 admin_only
+    │   └── HostNotAllowed        421 host_not_allowed
     ├── ModelNotFound             404 model_not_found
     ├── RouteNotFound             404 not_found
     ├── MethodNotAllowed          405 method_not_allowed
-    ├── ModelBusy                 409 model_busy
+    ├── RequestRateExceeded       429 rate_limit_exceeded, always with Retry-After
+    │   └── TokenRateExceeded     429 rate_limit_exceeded
     ├── EngineRefused             the status, type, code and param of an engine's own refusal
     ├── Unavailable               503, always with Retry-After
     │   ├── ModelLoading          503 model_loading
     │   ├── NoMemory              503 insufficient_memory
     │   ├── EngineDown            503 engine_unavailable
+    │   ├── Overloaded            503 overloaded
     │   └── Draining              503 draining
     ├── EngineFault               502 engine_error
     ├── EngineTimeout             504 engine_timeout
+    ├── DeadlineExceeded          504 deadline_exceeded
     └── InternalError             500 internal_error
 
 Free of any web framework: ``gateway.engine`` raises and renders the same errors.
 """
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 MAX_RETRY_AFTER_S = 120
@@ -89,6 +99,8 @@ class ApiError(NarrowgateError):
     code: str = "internal_error"
     default_param: ClassVar[str | None] = None
     default_retry_after_s: ClassVar[float | None] = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    """More headers of the reply, in lower case."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -139,6 +151,43 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class HeadTooLarge(InvalidRequest):
+    """Request line and headers together are longer than any honest ones."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class BodyTimeout(InvalidRequest):
+    """The request came in too slowly."""
+
+    status = 408
+    code = "request_timeout"
+    headers = MappingProxyType({"connection": "close"})
+
+
+class InvalidApiKey(InvalidRequest):
+    """The request has no key, or one that is not known here."""
+
+    status = 401
+    code = "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class AdminOnly(InvalidRequest):
+    """The path is for administrators."""
+
+    status = 403
+    code = "admin_only"
+
+
+class HostNotAllowed(InvalidRequest):
+    """The header ``host`` names something else than this service."""
+
+    status = 421
+    code = "host_not_allowed"
+
+
 class ModelNotFound(ApiError):
     """No model is served under that name."""
 
@@ -164,12 +213,23 @@ class MethodNotAllowed(ApiError):
     code = "method_not_allowed"
 
 
-class ModelBusy(ApiError):
-    """The model is in a state in which this cannot be done."""
+class RequestRateExceeded(ApiError):
+    """The key has used up its requests of this minute; the type is OpenAI's."""
 
-    status = 409
-    type = "invalid_request_error"
-    code = "model_busy"
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    default_retry_after_s = 1
+
+    def __init__(self, message: str, *, retry_after_s: float, headers: Mapping[str, str]) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.headers = headers
+
+
+class TokenRateExceeded(RequestRateExceeded):
+    """The key has used up its tokens of this minute."""
+
+    type = "tokens"
 
 
 class EngineRefused(ApiError):
@@ -220,6 +280,12 @@ class EngineDown(Unavailable):
     default_retry_after_s = 2
 
 
+class Overloaded(Unavailable):
+    """More requests are waiting already than can be served soon."""
+
+    code = "overloaded"
+
+
 class Draining(Unavailable):
     """The process is about to stop and takes no new requests."""
 
@@ -243,6 +309,13 @@ class EngineTimeout(ApiError):
 
     status = 504
     code = "engine_timeout"
+
+
+class DeadlineExceeded(ApiError):
+    """The time that the client or the operator gave the request is over."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class InternalError(ApiError):
@@ -282,7 +355,7 @@ def envelope(error: ApiError) -> dict[str, dict[str, Any]]:
 
 def render(error: ApiError) -> RenderedError:
     """Return the reply for an error: status, headers (Retry-After where it has one), body."""
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", **error.headers}
     if error.retry_after_s is not None:
         seconds = min(MAX_RETRY_AFTER_S, max(1, round(error.retry_after_s)))
         headers["retry-after"] = str(seconds)

@@ -14,6 +14,18 @@ OTHER = "_other"
 
 RestartReason = Literal["exit", "stall"]
 
+RejectionReason = Literal[
+    "host",
+    "invalid_key",
+    "admin_only",
+    "model_not_allowed",
+    "request_rate",
+    "token_rate",
+    "queue_full",
+    "queue_timeout",
+    "process_full",
+]
+
 DURATION_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
@@ -26,6 +38,7 @@ INTER_TOKEN_S = (
     *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
 )
+_QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
@@ -58,6 +71,18 @@ FAMILIES: tuple[Family, ...] = (
            "Generated tokens, as counted by the engine; of a stream that broke off, its events."),
     Family("gauge", "requests_running", ("model", "variant"),
            "Requests passed to an engine: running or waiting there."),
+    Family("gauge", "requests_waiting", ("model",),
+           "Requests that wait here for their turn at the model's engine."),
+    Family("histogram", "queue_seconds", ("model",),
+           "Time that requests waited here for their turn, those that had to.", _QUEUE_S),
+    Family("counter", "admission_rejections_total", ("model", "reason"),
+           "Requests that were turned away before they reached an engine."),
+    Family("counter", "key_requests_total", ("key",),
+           "Requests let in, by the name of their key."),
+    Family("counter", "key_tokens_total", ("key",),
+           "Tokens of prompts and answers, by the name of their key."),
+    Family("counter", "rate_store_failures_total", (),
+           "Times that the shared store of rate limits failed and this process counted alone."),
     Family("counter", "client_disconnects_total", ("model", "phase"),
            "Clients that left before the reply had ended."),
     Family("gauge", "model_info",

@@ -6,12 +6,14 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import uvicorn
 
 from compression.events import OnProgress
+from gateway.admission.addresses import is_loopback
+from gateway.admission.connection import patient_protocol
 from gateway.api.service import Service
 from gateway.app import Application, create_service
 from gateway.errors import PortInUse, SettingsError
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 _BACKLOG = 2048
+_SEND_BUFFER_BYTES = 256 * 1024
+"""Left to itself the kernel takes megabytes of a stream for a client that does not read."""
+
 _LAST_BYTES_S = 5.0
 """After the engines have stopped, clients get this long to take the rest of their replies."""
 
@@ -47,9 +52,11 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
     # 1. What can be refused at once is refused before anything long starts.
     service = create_service(settings, launch=launch, on_progress=audience.on_progress)
     listener = listen(settings.host, settings.port)
-    with listener, _Signals() as signals:
+    warn_if_open(listener.getsockname()[0], has_keys=service.admission.door.has_keys)
+    on_hangup = service.admission.ring.reload if settings.api_keys_file is not None else None
+    with listener, _Signals(on_hangup) as signals:
         # 2. Answer from now on (/ready says 503), while the models load.
-        server = _Server(Application(service))
+        server = _Server(Application(service), settings)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(service.pool.ensure_ready())
         tending = asyncio.create_task(service.pool.tend())
@@ -85,6 +92,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
         # Only a listening socket keeps others off the port.
         listener.listen(_BACKLOG)
@@ -96,6 +104,15 @@ def listen(host: str, port: int) -> socket.socket:
         reason = error.strerror or str(error)
         raise SettingsError(f"cannot listen on {host} port {port}: {reason}") from None
     return listener
+
+
+def warn_if_open(address: str, *, has_keys: bool) -> None:
+    """Say so where everybody on the network may ask."""
+    if not has_keys and not is_loopback(address):
+        logger.warning(
+            "%s can be reached from other machines and nobody needs a key: set 'api_keys_file'",
+            address,
+        )
 
 
 async def _shut_down(
@@ -118,6 +135,7 @@ async def _shut_down(
     await asyncio.wait({serving, hurried}, timeout=_LAST_BYTES_S, return_when="FIRST_COMPLETED")
     server.force_exit = True
     await serving
+    await service.admission.close()
     for task in (idle, hurried):
         task.cancel()
 
@@ -125,11 +143,11 @@ async def _shut_down(
 class _Server(uvicorn.Server):
     """uvicorn without its own ideas about signals."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=patient_protocol(settings.head_timeout_s, settings.write_timeout_s),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -143,9 +161,13 @@ class _Server(uvicorn.Server):
 
 
 class _Signals:
-    """SIGTERM and SIGINT as events: the first one drains, the second one hurries."""
+    """SIGTERM and SIGINT as events: the first one drains, the second one hurries.
 
-    def __init__(self) -> None:
+    SIGHUP does what it is told to; without that it ends the process as it always did.
+    """
+
+    def __init__(self, on_hangup: Callable[[], None] | None) -> None:
+        self._on_hangup = on_hangup
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         self.was_interrupt = False
@@ -154,12 +176,16 @@ class _Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self._on_hangup is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         return self
 
     def __exit__(self, *exc: object) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        if self._on_hangup is not None:
+            loop.remove_signal_handler(signal.SIGHUP)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.first.is_set():

@@ -23,6 +23,7 @@ from pydantic import (
 from compression.errors import RecipeError
 from compression.presets import load_recipe
 from compression.recipe import FULL
+from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
 
 ENV_PREFIX = "NARROWGATE_"
@@ -36,6 +37,10 @@ NEXT_RUNG = "next-rung"
 """In a model's ``fallback``: the variant above the active one on its ladder."""
 
 MAX_REPLICAS = 64
+_YAML_IN_ENVIRONMENT = frozenset({"models", "api_keys", "allowed_hosts", "cors_origins"})
+_SECRET = frozenset({"api_keys", "redis_url"})
+_REDIS_URL = re.compile(r"rediss?://.+|redis\+unix:///.+")
+_ORIGIN = re.compile(r"https?://[^/\s]+|\*")
 
 
 class _Frozen(BaseModel):
@@ -113,6 +118,9 @@ class ModelSettings(VariantSettings):
     pin: bool = False
     keep_alive_s: float | None = Field(default=None, gt=0)
     fallback: tuple[str, ...] = ()
+    max_running: int | None = Field(default=None, ge=1)
+    max_queued: int = Field(default=64, ge=0)
+    queue_timeout_s: float = Field(default=30.0, gt=0)
 
     @field_validator("ladder", mode="before")
     @classmethod
@@ -125,6 +133,13 @@ class ModelSettings(VariantSettings):
     def _ladder_says_the_recipes(self) -> Self:
         if self.ladder and "recipe" in self.model_fields_set:
             raise ValueError("'recipe' and 'ladder' exclude each other: each rung has its recipe")
+        return self
+
+    @model_validator(mode="after")
+    def _a_queue_needs_a_limit(self) -> Self:
+        asked = self.model_fields_set & {"max_queued", "queue_timeout_s"}
+        if asked and self.max_running is None:
+            raise ValueError(f"{min(asked)!r} needs 'max_running': without it nothing waits")
         return self
 
 
@@ -144,6 +159,17 @@ class Settings(_Frozen):
     stall_timeout_s: float = Field(default=60.0, gt=0)
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
     canary_max_nll_increase: float = Field(default=2.0, gt=0)
+    api_keys: tuple[ApiKey, ...] = ()
+    api_keys_file: Path | None = None
+    redis_url: str | None = Field(default=None, repr=False)
+    protect_metrics: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_concurrent_requests: int = Field(default=1024, ge=1)
+    request_timeout_s: float | None = Field(default=None, gt=0)
+    head_timeout_s: float = Field(default=30.0, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    write_timeout_s: float = Field(default=60.0, gt=0)
 
     @field_validator("models")
     @classmethod
@@ -154,6 +180,46 @@ class Settings(_Frozen):
                     f"the alias {alias!r} must be 1 to 64 letters, digits, '.', '_' or '-'"
                 )
         return models
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keys_have_names(cls, entries: Any) -> Any:
+        return named(entries)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_addressed(cls, url: str | None) -> str | None:
+        if url is not None and not _REDIS_URL.fullmatch(url):
+            raise ValueError("must begin with redis://, rediss:// or redis+unix:///")
+        return url
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _hosts_are_names(cls, hosts: Any) -> Any:
+        hosts = [hosts] if isinstance(hosts, str) else hosts
+        for host in hosts if isinstance(hosts, (list, tuple)) else ():
+            if not isinstance(host, str) or not re.fullmatch(
+                r"[A-Za-z0-9._-]+|\[[0-9a-f:]+\]", host
+            ):
+                raise ValueError(f"{host!r} must be a host's name or address, without a port")
+        return hosts
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins_are_whole(cls, origins: Any) -> Any:
+        origins = [origins] if isinstance(origins, str) else origins
+        for origin in origins if isinstance(origins, (list, tuple)) else ():
+            if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} must be as https://host or https://host:port, or '*'")
+        return origins
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        check_distinct(self.api_keys)
+        check_models(self.api_keys, list(self.models))
+        if self.protect_metrics and not self.api_keys and self.api_keys_file is None:
+            raise ValueError("'protect_metrics' needs 'api_keys' or 'api_keys_file'")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +384,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if _ENV_OF_KUBERNETES.match(name) or value.startswith("tcp://"):
             continue
         key = name.removeprefix(ENV_PREFIX).lower()
-        found[key] = _parse_mapping(name, value) if key == "models" else value
+        found[key] = _parse_mapping(name, value) if key in _YAML_IN_ENVIRONMENT else value
     return found
 
 
@@ -343,6 +409,8 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
 def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
+    if not key:
+        return f"settings: {problem['msg'].removeprefix('Value error, ')}"
     origin = origins.get(str(problem["loc"][0]), "default")
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key!r} ({origin}): {_suggestion(problem['loc'])}"
@@ -350,5 +418,7 @@ def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:
         return f"missing setting {key!r} ({origin})"
     reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
+        return f"setting {key!r} ({origin}): {reason}"
+    if problem["loc"][0] in _SECRET:
         return f"setting {key!r} ({origin}): {reason}"
     return f"setting {key!r} is {problem['input']!r} ({origin}): {reason}"

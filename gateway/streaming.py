@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.deadline import Deadline
 from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, sse_event
 from gateway.protocol import Usage
 from gateway.trace import RequestTrace
@@ -210,6 +211,7 @@ class OwnedStreamingResponse(Response):
         owner: AsyncExitStack,
         headers: Mapping[str, str],
         keep_alive_s: float,
+        deadline: Deadline,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -218,6 +220,7 @@ class OwnedStreamingResponse(Response):
         self._relay = relay
         self._trace = trace
         self._owner = owner
+        self._deadline = deadline
         self._keep_alive_s = keep_alive_s
         self._num_sent = 0
 
@@ -235,7 +238,7 @@ class OwnedStreamingResponse(Response):
         await send(start)
         keeping_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
-            tail = await self._relay_all(send)
+            tail = await self._deadline.until_end(self._relay_all(send))
         except ApiError as error:
             tail = self._broken_off(error)
         finally:

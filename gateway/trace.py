@@ -9,11 +9,14 @@ from typing import Literal
 from gateway.errors import (
     KNOWN_CODES,
     ApiError,
+    BodyTimeout,
     ClientGone,
+    DeadlineExceeded,
     Draining,
     EngineTimeout,
     InternalError,
     ModelLoading,
+    Overloaded,
 )
 from gateway.metrics import OTHER, Metrics
 from gateway.protocol import Usage
@@ -24,7 +27,14 @@ Operation = Literal["chat", "completion"]
 
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "abort", "error"})
 _OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(
-    {EngineTimeout: "timeout", ModelLoading: "shed", Draining: "shed"}
+    {
+        BodyTimeout: "timeout",
+        DeadlineExceeded: "timeout",
+        EngineTimeout: "timeout",
+        Draining: "shed",
+        ModelLoading: "shed",
+        Overloaded: "shed",
+    }
 )
 
 
@@ -73,6 +83,17 @@ class RequestTrace:
     def see_usage(self, usage: Usage) -> None:
         """Note the engine's own token counts; the last report counts."""
         self._usage = usage
+
+    @property
+    def age_s(self) -> float:
+        """Return the seconds since the request's arrival."""
+        return time.perf_counter() - self._started
+
+    def num_tokens(self, prompt_estimate: int) -> int:
+        """Return the tokens of prompt and answer so far; unreported, they are estimated."""
+        if self._usage is not None:
+            return self._usage.prompt_tokens + self._usage.completion_tokens
+        return prompt_estimate + self._num_texts if self._is_running else 0
 
     def succeed(self, finish_reason: str) -> None:
         """Note a complete reply."""

@@ -1,34 +1,48 @@
-"""Reads the JSON body of a request within its limit."""
+"""Reads the JSON body of a request within its limits."""
 
+import asyncio
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
+from gateway.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest
 from gateway.protocol import parse_object
+from gateway.settings import Settings
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_object(request: Request, settings: Settings) -> dict[str, Any]:
     """Return the body as a JSON object.
 
     Raises:
-        InvalidRequest: another content type, too long, or no JSON object.
+        InvalidRequest: another content type, too long, too slow, or no JSON object.
         ClientGone: the client left before the body was complete.
     """
     _require_json(request)
+    max_bytes = settings.max_body_bytes
     if int(_digits(request.headers.get("content-length"))) > max_bytes:
         raise _too_large(max_bytes)
-    parts: list[bytes] = []
-    num_bytes = 0
     try:
-        async for part in request.stream():
-            num_bytes += len(part)
-            if num_bytes > max_bytes:
-                raise _too_large(max_bytes)
-            parts.append(part)
+        async with asyncio.timeout(settings.body_timeout_s) as timer:
+            return parse_object(await _read(request, max_bytes))
     except ClientDisconnect:
         raise ClientGone("the client left before its request was complete") from None
-    return parse_object(b"".join(parts))
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        raise BodyTimeout(
+            f"the body was not complete after {settings.body_timeout_s:g} s: send it faster"
+        ) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    num_bytes = 0
+    async for part in request.stream():
+        num_bytes += len(part)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _require_json(request: Request) -> None:

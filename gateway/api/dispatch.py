@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from gateway.admission.admission import MayUse
 from gateway.errors import ApiError, EngineDown, EngineFault, EngineRefused, Unavailable
 from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
@@ -34,6 +35,7 @@ class Question:
     fields: Mapping[str, Any]
     request_id: str
     is_stream: bool
+    may_use: MayUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Dispatch:
         demand = demand_of(question.fields)
         failed: set[Replica] = set()
         errors: list[ApiError] = []
-        for variant, may_wait in _in_turn(self._pool.targets(question.model)):
+        first, *others = self._pool.targets(question.model)
+        targets = [first, *(each for each in others if question.may_use(each.spec.alias))]
+        for variant, may_wait in _in_turn(targets):
             while len(failed) <= self._max_retries:
                 attempt = AsyncExitStack()
                 using = self._pool.use(variant, demand, excluding=failed, may_wait=may_wait)

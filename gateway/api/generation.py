@@ -33,14 +33,26 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
     service = service_of(request)
     async with AsyncExitStack() as stack:
         trace = stack.enter_context(traced(service.metrics, operation))
-        fields = await read_object(request, service.settings.max_body_bytes)
+        fields = await read_object(request, service.settings)
         body = parse(fields)
-        question = Question(path, body.model, fields, REQUEST_ID.get(), bool(body.stream))
-        answer = await service.dispatch.ask(
-            question, stack=stack, trace=trace, receive=request.receive
+        entering = service.admission.enter(request, body, trace)
+        entry = await stack.enter_async_context(entering)
+        question = Question(
+            path=path,
+            model=body.model,
+            fields=fields,
+            request_id=REQUEST_ID.get(),
+            is_stream=bool(body.stream),
+            may_use=entry.may_use,
         )
+        asking = service.dispatch.ask(question, stack=stack, trace=trace, receive=request.receive)
+        answer = await entry.deadline.until_reply(asking)
         spec = answer.lease.spec
-        headers = {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
+        headers = {
+            "x-narrowgate-model": spec.alias,
+            "x-narrowgate-variant": spec.variant,
+            **entry.headers,
+        }
         if not body.stream:
             content = answer.head.result()
             read_plain(content, trace)
@@ -52,5 +64,6 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
             trace=trace,
             owner=stack.pop_all(),
             headers=headers,
+            deadline=entry.deadline,
             keep_alive_s=service.settings.sse_keep_alive_s,
         )

@@ -2,15 +2,20 @@
 
 from starlette.requests import Request
 
+from gateway.admission.admission import key_of
+from gateway.admission.door import check_model
 from gateway.api.service import service_of
 from gateway.pool.state import Snapshot
 from gateway.protocol import ModelCard, ModelList
 
 
 async def list_models(request: Request) -> ModelList:
-    """Return every model under its name, and each of its variants under the one that pins it."""
+    """Return every model that the key opens, and each of its variants by the name that pins it."""
+    key = key_of(request)
     cards: list[ModelCard] = []
     for snapshot in service_of(request).pool.snapshots():
+        if key is not None and not key.may_use(snapshot.spec.alias):
+            continue
         if snapshot.is_active:
             cards.append(_card(snapshot.spec.alias, snapshot))
         cards.append(_card(snapshot.spec.served_name, snapshot))
@@ -19,6 +24,7 @@ async def list_models(request: Request) -> ModelList:
 
 async def get_model(request: Request, model: str) -> ModelCard:
     """Return one model by either name."""
+    check_model(key_of(request), model)
     return _card(model, service_of(request).pool.find(model))
 
 

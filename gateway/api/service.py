@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
 from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
@@ -18,6 +19,7 @@ class Service:
     metrics: Metrics
     pool: Pool
     dispatch: Dispatch
+    admission: Admission
 
 
 def service_of(request: Request) -> Service:

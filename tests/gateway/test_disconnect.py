@@ -15,7 +15,7 @@ NEVER = {"tokens": 4000, "pace_s": 0.01}
 def leave_early(gateway: Gateway, content: dict[str, Any], *, after: bytes) -> None:
     """Send a request, wait for ``after`` in the reply or for the engine, and hang up."""
     raw = json.dumps(content).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(raw)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
         client.sendall(head.encode() + raw)
@@ -58,7 +58,7 @@ def test_leaving_in_the_middle_of_the_body(gateway: Gateway) -> None:
     """A client that leaves before its request is complete is counted and harms nobody."""
     before = gateway.metric("requests_total", outcome="client_abort", model="_other")
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         client.sendall(head.encode() + b"content-length: 1000\r\n\r\n{")
     eventually(
         lambda: gateway.metric("requests_total", outcome="client_abort", model="_other") > before
@@ -85,7 +85,7 @@ def test_leaving_after_the_end_is_success(gateway: Gateway) -> None:
 def test_slow_reader_does_not_harm_others(gateway: Gateway) -> None:
     """A client that does not read blocks its own stream only, and memory stays bounded."""
     raw = json.dumps(body(stream=True, fake={"tokens": 200000})).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(raw)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port)) as slow:
         slow.sendall(head.encode() + raw)

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from compression.presets import parse_recipe
+from gateway.api_key import KeyList
 from gateway.settings import Settings, make_specs
 
 ROOT = Path(__file__).parents[2]
@@ -197,9 +198,10 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 
 def test_yaml_examples_are_valid() -> None:
-    """The settings files and the recipe of the README pass validation."""
-    settings, ladder, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    """The settings files, the keys and the recipe of the README pass validation."""
+    settings, ladder, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
     specs = make_specs(Settings.model_validate(ladder))
     assert [len(spec.variants) for spec in specs] == [3, 1]
+    assert [key.name for key in KeyList.model_validate(keys).keys] == ["team-a", "operator"]
     assert parse_recipe(recipe, where="README", default_name="mine").weights.scheme == "int4"

@@ -1,0 +1,1 @@
+"""Who may ask, how much and when: keys, rates, turns, hosts and slow connections."""
