@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
@@ -46,6 +46,7 @@ class ModelSettings(_Frozen):
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     kv_cache_memory_bytes: ByteSize | None = Field(default=None, ge=1)
     enable_prefix_caching: bool = True
+    extra_parameters: frozenset[str] = frozenset()
 
 
 class Settings(_Frozen):
@@ -59,6 +60,7 @@ class Settings(_Frozen):
     read_timeout_s: float = Field(default=600.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
+    unknown_parameters: Literal["reject", "report"] = "reject"
 
     @field_validator("models")
     @classmethod

@@ -12,6 +12,7 @@ from gateway.api.border import REQUEST_ID
 from gateway.api.service import service_of
 from gateway.completion import CompletionRequest, parse_completion
 from gateway.errors import EngineFault
+from gateway.parameters import apply_policy
 from gateway.protocol import ChatRequest, parse_chat
 from gateway.streaming import EventRelay, OwnedStreamingResponse, read_plain, until_disconnect
 from gateway.trace import Operation, traced
@@ -36,10 +37,12 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
         fields = await read_object(request, service.settings.max_body_bytes)
         body = parse(fields)
         lease = await stack.enter_async_context(service.pool.lease(body.model))
+        extra = lease.spec.settings.extra_parameters
+        ignored = apply_policy(service.settings.unknown_parameters, fields, body, extra)
         trace.route(lease.spec.alias, lease.spec.variant, is_stream=bool(body.stream))
         opening = stack.enter_async_context(lease.client.generate(path, fields, REQUEST_ID.get()))
         reply = await until_disconnect(request.receive, opening)
-        headers = {"x-narrowgate-variant": lease.spec.variant}
+        headers = {"x-narrowgate-variant": lease.spec.variant} | ignored
         if body.stream:
             if not reply.content_type.startswith("text/event-stream"):
                 raise EngineFault("the engine did not answer a streamed request with a stream")

@@ -58,20 +58,13 @@ def chat_prompt(
 
 def _plain(index: int, message: Message, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a message as templates expect it: a role, one string, and its calls of tools."""
-    extras: dict[str, Any] = message.model_extra or {}
-    for key in ("function_call", "audio"):
-        if extras.get(key):
-            raise UnsupportedParameter(
-                f"'messages.{index}.{key}' is not supported by this engine",
-                param=f"messages.{index}.{key}",
-            )
     role = TEMPLATE_ROLES.get(message.role, message.role)
     turn: dict[str, Any] = {"role": role, "content": _text(index, message)}
     if message.tool_calls or role == "tool":
         _require_tools(index, message, tokenizer)
     if message.tool_calls:
         turn["tool_calls"] = _calls(index, message)
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, key)) is not None:
             turn[key] = value
     return turn

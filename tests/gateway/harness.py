@@ -57,7 +57,7 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self._notebook = directory / f"engines-{self.port}"
         self._log = directory / f"log-{self.port}"
-        models = {"tiny": {"model": "fake", "recipe": "int4"}}
+        models = {"tiny": {"model": "fake", "recipe": "int4", "extra_parameters": ["fake"]}}
         options = {
             "settings": {"port": self.port, "models": models, **settings},
             "launch": dict(launch),
