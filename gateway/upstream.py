@@ -211,7 +211,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
             type=str(found.get("type") or "invalid_request_error"),
             code=code if isinstance(code, str) and code else "invalid_value",
             param=None if param is None else str(param),
-            retry_after_s=_seconds(headers.get("retry-after")),
+            retry_after_s=_seconds(headers.get("retry-after")) or (1 if status == 429 else None),
         )
     logger.warning("engine status %d: %s", status, message)
     if status == 503:
