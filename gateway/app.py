@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 
 from compression.events import OnProgress, ignore
 from gateway.api.border import Border, on_api_error, on_http_exception
-from gateway.api.routes import body_schemas, make_router
+from gateway.api.document import complete
+from gateway.api.routes import make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
 from gateway.keeper import Launch, Patience
@@ -60,6 +61,4 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        document = super().openapi()
-        document["components"]["schemas"] |= body_schemas()
-        return document
+        return complete(super().openapi())

@@ -162,6 +162,7 @@ class EngineInfo(BaseModel):
     kv_bytes_per_token: int | None = None
     threads: int
     pid: int
+    version: str | None = None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -81,6 +81,18 @@ class FrameSplitter:
         """Return what is left after the last complete event."""
         rest, self._rest = self._rest, b""
         return rest
+
+
+class Relay(Protocol):
+    """What stands between an engine's stream and a client."""
+
+    is_complete: bool
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes for the client."""
+
+    def finish(self) -> bytes:
+        """Return the last bytes for the client after the engine has closed its stream."""
 
 
 class EventRelay:
@@ -184,7 +196,7 @@ class OwnedStreamingResponse(Response):
     def __init__(
         self,
         reply: EngineReply,
-        relay: EventRelay,
+        relay: Relay,
         *,
         trace: RequestTrace,
         owner: AsyncExitStack,

@@ -20,6 +20,7 @@ from gateway.errors import (
     EngineRefused,
     EngineTimeout,
     InvalidRequest,
+    NotSupportedByEngine,
 )
 from gateway.protocol import EngineInfo
 from gateway.transport import READ, EngineTransport, Read
@@ -32,6 +33,17 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
 _PASSED_ON = frozenset({400, 413, 429})
+_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Every engine has these paths, and those for operators; it may lack others."""
+_NO_SUCH_PATH = frozenset({404, 405, 501})
+_INSTEAD: Mapping[str, str] = MappingProxyType(
+    {
+        "/v1/responses": "use /v1/chat/completions",
+        "/v1/embeddings": "ask a model whose engine makes embeddings",
+        "/tokenize": "use the model's tokenizer where you are",
+        "/detokenize": "use the model's tokenizer where you are",
+    }
+)
 # Engines without the code say it in words; the first is vLLM's.
 _OVERFLOW = re.compile(r"maximum context length|context (length|size|window) .*exceed", re.I)
 
@@ -137,7 +149,7 @@ class EngineClient:
         request = self._client.build_request(
             "POST",
             path,
-            content=_encode(self._engine_fields(fields)),
+            content=_encode(self._engine_fields(path, fields)),
             headers={"x-request-id": request_id},
         )
         try:
@@ -147,6 +159,8 @@ class EngineClient:
         try:
             reply = EngineReply(response.headers.get("content-type", ""), response.extensions[READ])
             if response.status_code != 200:
+                if path not in _GENERATING and response.status_code in _NO_SUCH_PATH:
+                    raise self._lacks(path)
                 raise refusal(response.status_code, response.headers, await reply.body())
             yield reply
         finally:
@@ -180,9 +194,14 @@ class EngineClient:
         """Close all connections."""
         await self._client.aclose()
 
-    def _engine_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _lacks(self, path: str) -> NotSupportedByEngine:
+        return NotSupportedByEngine(
+            f"the engine of {self.served_name!r} has no {path}: {_INSTEAD[path]}", param="model"
+        )
+
+    def _engine_fields(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         changed = {**fields, "model": self.served_name}
-        if fields.get("stream"):
+        if fields.get("stream") and path in _GENERATING:
             # Exact token counts need the usage report; `streaming` hides it from who did not ask.
             options = fields.get("stream_options") or {}
             changed["stream_options"] = {**options, "include_usage": True}
