@@ -13,6 +13,7 @@ Request = ChatRequest | CompletionRequest
 MAX_BIAS = 100
 """OpenAI's bound on a logit bias; enough to ban a token or to force it."""
 
+
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """What a model can hold.
