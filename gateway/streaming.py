@@ -35,6 +35,7 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
 _ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:')
 _NULL_USAGE = b',"usage":null'
+_CHUNK_END = b"}\n\n"
 _ANY_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
 
@@ -161,6 +162,8 @@ class EventRelay:
             if _ERROR.match(frame):
                 self._has_failed = True
                 self._trace.fail(EngineFault("the engine reported an error inside its stream"))
+            elif self._includes_usage and frame.endswith(_CHUNK_END):
+                return frame[: -len(_CHUNK_END)] + _NULL_USAGE + _CHUNK_END
         return frame
 
     def _account(self, frame: bytes) -> bytes:
