@@ -55,7 +55,7 @@ def _serve(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
-    found = {field: getattr(options, field) for field in ModelSettings.model_fields}
+    found = {field: getattr(options, field, None) for field in ModelSettings.model_fields}
     return {field: value for field, value in found.items() if value is not None}
 
 

@@ -70,7 +70,7 @@ def post_route(body: type[Wire], reply: type[BaseModel] | None, *, streams: bool
     schema: dict[str, Any] = {"type": "object"} if reply is None else _ref(reply)
     content: dict[str, Any] = {_JSON: {"schema": schema}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {"type": "object"}}  # of each event
     answered = {"description": "The answer.", "content": content}
     return {
         "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(body)}}},

@@ -28,9 +28,10 @@ class _Route:
     path: str
     operation: Operation
     parse: Callable[[dict[str, Any]], Body]
+    streams: bool = False
 
 
-_RESPONSES = _Route("/v1/responses", "response", parse_forwarded)
+_RESPONSES = _Route("/v1/responses", "response", parse_forwarded, streams=True)
 _EMBEDDINGS = _Route("/v1/embeddings", "embedding", parse_forwarded)
 _TOKENIZE = _Route("/tokenize", "tokenize", parse_tokenize)
 _DETOKENIZE = _Route("/detokenize", "tokenize", parse_detokenize)
@@ -67,7 +68,7 @@ async def _forward(request: Request, route: _Route) -> Response:
         if not isinstance(body, Forwarded):
             extra = lease.spec.settings.extra_parameters
             headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
-        is_stream = isinstance(body, Forwarded) and bool(body.stream)
+        is_stream = route.streams and isinstance(body, Forwarded) and bool(body.stream)
         trace.route(lease.spec.alias, lease.spec.variant, is_stream=is_stream)
         opening = stack.enter_async_context(
             lease.client.generate(route.path, fields, REQUEST_ID.get())

@@ -58,6 +58,12 @@ def test_embeddings_by_the_official_client(gateway: Gateway) -> None:
     assert gateway.metric("requests_total", operation="embedding", outcome="ok") >= 1
 
 
+def test_embeddings_never_stream(gateway: Gateway) -> None:
+    """A field 'stream' on a route without streams is the engine's business."""
+    reply = gateway.http.post("/v1/embeddings", json=BODIES["/v1/embeddings"] | {"stream": True})
+    assert reply.json()["object"] == "list"
+
+
 def test_responses_are_passed_on_as_they_are(gateway: Gateway) -> None:
     """Fields that only the engine knows reach it, and nothing is added to them."""
     reply = gateway.http.post("/v1/responses", json=BODIES["/v1/responses"]).json()
