@@ -60,20 +60,27 @@ _INSTEAD: Mapping[str, str] = MappingProxyType(
 )
 
 
-def unknown_parameters(request: Wire, extra: Iterable[str] = ()) -> list[Path]:
+def unknown_parameters(request: Wire, extra: Iterable[str] = ()) -> Iterator[Path]:
     """Return the paths of all fields that ask for something and are not known.
 
     ``extra`` are names that the engine knows besides, nested ones with dots and without numbers.
     """
     allowed = frozenset(extra)
-    return [path for path in _unknown(request, ()) if _plain_name(path) not in allowed]
+    return (path for path in _unknown(request, ()) if _plain_name(path) not in allowed)
 
 
-def refusal_of(path: Path) -> UnsupportedParameter:
-    """Return the error that names one unknown field and what to do."""
+def refuse_unknown(request: Wire, extra: Iterable[str] = ()) -> None:
+    """Refuse a request with an unknown field.
+
+    Raises:
+        UnsupportedParameter: names the first one and what to do.
+    """
+    path = next(unknown_parameters(request, extra), None)
+    if path is None:
+        return
     shown = dotted(path)
     remedy = _INSTEAD.get(str(path[-1]), "leave it out")
-    return UnsupportedParameter(f"{shown!r} is not supported: {remedy}", param=shown)
+    raise UnsupportedParameter(f"{shown!r} is not supported: {remedy}", param=shown)
 
 
 def apply_policy(
@@ -84,11 +91,12 @@ def apply_policy(
     Raises:
         UnsupportedParameter: the policy is to reject, and there is one.
     """
-    unknown = unknown_parameters(request, extra)
+    if policy == "reject":
+        refuse_unknown(request, extra)
+        return {}
+    unknown = list(unknown_parameters(request, extra))
     if not unknown:
         return {}
-    if policy == "reject":
-        raise refusal_of(unknown[0])
     for path in unknown:
         _remove(fields, path)
     names = [quote(dotted(path), safe=".") for path in unknown[:MAX_SHOWN]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gateway.completion import DEFAULT_MAX_TOKENS, CompletionRequest
 from gateway.engine.sequence import SamplingParams
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from gateway.parameters import refusal_of, unknown_parameters
+from gateway.parameters import refuse_unknown
 from gateway.protocol import ChatRequest
 
 Request = ChatRequest | CompletionRequest
@@ -151,8 +151,7 @@ def _prompt_logprobs(request: Request) -> int | None:
 
 
 def _refuse_unsupported(request: Request) -> None:
-    if unknown := unknown_parameters(request):
-        raise refusal_of(unknown[0])
+    refuse_unknown(request)
     if request.prompt_logprobs is not None and request.stream:
         raise UnsupportedParameter(
             "'prompt_logprobs' is for plain replies only: leave out 'stream'",

@@ -29,7 +29,7 @@ from gateway.engine.sequence import Sequence
 from gateway.engine.tokenization import detokenized, tokenized
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import Draining, ModelNotFound
-from gateway.parameters import refusal_of, unknown_parameters
+from gateway.parameters import refuse_unknown
 from gateway.protocol import ChatRequest, EngineInfo
 from gateway.score import parse_score
 from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
@@ -227,8 +227,7 @@ class EngineService:
         self, request: TokenizeRequest | DetokenizeRequest, read: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         self.check_open(request.model)
-        if unknown := unknown_parameters(request):
-            raise refusal_of(unknown[0])
+        refuse_unknown(request)
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
     def _submit(self, prepared: Prepared, request_id: str) -> Choices:

@@ -92,10 +92,10 @@ def outcomes(served: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     source, site = python_client_tests(version("openai"))
     report = tmp_path_factory.mktemp("report") / "report.xml"
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    options += ["-k", "not aiohttp", f"--junitxml={report}"]
     files = [f"tests/api_resources/{name}" for name in FILES]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-k", "not aiohttp", f"--junitxml={report}"]
-        + files,
+        [sys.executable, "-m", "pytest", *options, *files],
         cwd=source,
         env=os.environ | {"TEST_API_BASE_URL": served, "PYTHONPATH": str(site)},
         capture_output=True,
