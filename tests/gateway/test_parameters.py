@@ -47,7 +47,7 @@ HARMLESS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def lenient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Return a gateway that reports what it ignores."""
-    models = {"tiny": {"model": "fake", "recipe": "int4"}}
+    models = {"tiny": {"model": "fake", "recipe": "int4", "extra_parameters": []}}
     settings = {"unknown_parameters": "report", "models": models}
     gateway = Gateway(tmp_path_factory.mktemp("lenient"), settings, {})
     gateway.wait_ready()
