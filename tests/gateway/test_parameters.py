@@ -1,11 +1,13 @@
 """Unknown parameters: refused by name or listed in a header, never silently dropped."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.parameters import WITHOUT_EFFECT
 from tests.gateway.harness import CHAT, QUESTION, Gateway, body
 
 IGNORED = "x-narrowgate-ignored-parameters"
@@ -89,6 +91,14 @@ def test_harmless_parameters_are_accepted(gateway: Gateway, fields: dict[str, An
     reply = gateway.http.post(CHAT, json=body() | fields)
     assert reply.status_code == 200, reply.text
     assert IGNORED not in reply.headers
+
+
+def test_the_readme_names_what_is_accepted_without_effect() -> None:
+    """The README's table has every name of ours, and in its first row no other."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if "no answer depends on them" in line)
+    named = set(re.findall(r"`([a-z_.]+)`", row))
+    assert named == WITHOUT_EFFECT | {"stream_options.include_obfuscation"}
 
 
 def test_the_engine_never_sees_what_is_ignored(lenient: Gateway) -> None:
