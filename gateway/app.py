@@ -11,8 +11,9 @@ from compression.events import OnProgress, ignore
 from gateway.admission.admission import Admission
 from gateway.api.border import Border, on_api_error, on_http_exception
 from gateway.api.dispatch import Dispatch
+from gateway.api.document import complete
 from gateway.api.guard import Guard
-from gateway.api.routes import body_schemas, make_router
+from gateway.api.routes import make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
 from gateway.launch import Launch, Launcher
@@ -87,6 +88,4 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        document = super().openapi()
-        document["components"]["schemas"] |= body_schemas()
-        return document
+        return complete(super().openapi())

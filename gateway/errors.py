@@ -23,6 +23,7 @@ NarrowgateError
     │   └── HostNotAllowed        421 host_not_allowed
     ├── ModelNotFound             404 model_not_found
     ├── RouteNotFound             404 not_found
+    ├── NotSupportedByEngine      404 not_supported_by_engine
     ├── MethodNotAllowed          405 method_not_allowed
     ├── RequestRateExceeded       429 rate_limit_exceeded, always with Retry-After
     │   └── TokenRateExceeded     429 rate_limit_exceeded
@@ -48,6 +49,10 @@ from typing import Any, ClassVar, NamedTuple
 
 MAX_RETRY_AFTER_S = 120
 """The official client ignores longer waits and gives up."""
+
+RETRIED = frozenset({408, 429, 503})
+"""Statuses after which the same request may succeed; after 500, 502 and 504 an engine may have done
+the work already, and the next try would cost it again."""
 
 
 class NarrowgateError(Exception):
@@ -110,6 +115,11 @@ class ApiError(NarrowgateError):
         self.param = self.default_param if param is None else param
         self.retry_after_s = self.default_retry_after_s if retry_after_s is None else retry_after_s
 
+    @property
+    def should_retry(self) -> bool:
+        """Return whether a client does well to send the request again."""
+        return self.status in RETRIED
+
 
 class InvalidRequest(ApiError):
     """A field of the request is missing or has a wrong type or value."""
@@ -126,7 +136,7 @@ class InvalidJson(InvalidRequest):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A parameter that this engine cannot honour has a non-default value."""
+    """A parameter is not known, or asks for what cannot be done."""
 
     code = "unsupported_parameter"
 
@@ -205,6 +215,14 @@ class RouteNotFound(ApiError):
     code = "not_found"
 
 
+class NotSupportedByEngine(ApiError):
+    """The model's engine has no such path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_supported_by_engine"
+
+
 class MethodNotAllowed(ApiError):
     """The path exists, the method does not."""
 
@@ -260,7 +278,7 @@ class Unavailable(ApiError):
 
 
 class ModelLoading(Unavailable):
-    """The model's first load is still running."""
+    """The model is being loaded."""
 
     code = "model_loading"
     default_retry_after_s = 5
@@ -354,8 +372,13 @@ def envelope(error: ApiError) -> dict[str, dict[str, Any]]:
 
 
 def render(error: ApiError) -> RenderedError:
-    """Return the reply for an error: status, headers (Retry-After where it has one), body."""
-    headers = {"content-type": "application/json", **error.headers}
+    """Return the reply for an error: status, headers (when to retry, and whether), body."""
+    should_retry = "true" if error.should_retry else "false"
+    headers = {
+        "content-type": "application/json",
+        "x-should-retry": should_retry,
+        **error.headers,
+    }
     if error.retry_after_s is not None:
         seconds = min(MAX_RETRY_AFTER_S, max(1, round(error.retry_after_s)))
         headers["retry-after"] = str(seconds)

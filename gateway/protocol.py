@@ -32,6 +32,7 @@ class Message(Wire):
     name: str | None = None
     tool_calls: list["ToolCall"] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="after")
     def _only_assistants_may_be_silent(self) -> Self:
@@ -61,6 +62,7 @@ class Function(Wire):
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Wire):
@@ -164,6 +166,7 @@ class EngineInfo(BaseModel):
     kv_bytes_per_token: int | None = None
     threads: int | None = None
     pid: int | None = None
+    version: str | None = None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

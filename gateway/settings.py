@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -71,6 +71,7 @@ class VariantSettings(_Frozen):
     memory: ByteSize | None = Field(default=None, ge=1)
     urls: tuple[str, ...] = Field(default=(), max_length=MAX_REPLICAS)
     url_api_key_env: str | None = None
+    extra_parameters: frozenset[str] = frozenset()
 
     @field_validator("urls")
     @classmethod
@@ -107,6 +108,7 @@ class Rung(_Frozen):
     memory: ByteSize | None = Field(default=None, ge=1)
     urls: tuple[str, ...] | None = None
     url_api_key_env: str | None = None
+    extra_parameters: frozenset[str] | None = None
 
 
 class ModelSettings(VariantSettings):
@@ -157,6 +159,7 @@ class Settings(_Frozen):
     read_timeout_s: float = Field(default=600.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
+    unknown_parameters: Literal["reject", "report"] = "reject"
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
     canary_max_nll_increase: float = Field(default=2.0, gt=0)
     api_keys: tuple[ApiKey, ...] = ()

@@ -37,6 +37,7 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
 _ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:')
 _NULL_USAGE = b',"usage":null'
+_CHUNK_END = b"}\n\n"
 _ANY_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
 
@@ -83,6 +84,18 @@ class FrameSplitter:
         """Return what is left after the last complete event."""
         rest, self._rest = self._rest, b""
         return rest
+
+
+class Relay(Protocol):
+    """What stands between an engine's stream and a client."""
+
+    is_complete: bool
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes for the client."""
+
+    def finish(self) -> bytes:
+        """Return the last bytes for the client after the engine has closed its stream."""
 
 
 class EventRelay:
@@ -151,6 +164,8 @@ class EventRelay:
             if _ERROR.match(frame):
                 self._has_failed = True
                 self._trace.fail(EngineFault("the engine reported an error inside its stream"))
+            elif self._includes_usage and frame.endswith(_CHUNK_END):
+                return frame[: -len(_CHUNK_END)] + _NULL_USAGE + _CHUNK_END
         return frame
 
     def _account(self, frame: bytes) -> bytes:
@@ -205,7 +220,7 @@ class OwnedStreamingResponse(Response):
     def __init__(
         self,
         answer: StreamedAnswer,
-        relay: EventRelay,
+        relay: Relay,
         *,
         trace: RequestTrace,
         owner: AsyncExitStack,

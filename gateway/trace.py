@@ -23,7 +23,7 @@ from gateway.protocol import Usage
 
 Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
 
-Operation = Literal["chat", "completion"]
+Operation = Literal["chat", "completion", "response", "embedding", "tokenize"]
 
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "abort", "error"})
 _OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(

@@ -21,6 +21,7 @@ from gateway.errors import (
     EngineRefused,
     EngineTimeout,
     InvalidRequest,
+    NotSupportedByEngine,
 )
 from gateway.protocol import EngineInfo
 from gateway.transport import READ, EngineTransport, Read
@@ -35,6 +36,17 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
 _PASSED_ON = frozenset({400, 413, 429})
+_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Every engine has these paths, and those for operators; it may lack others."""
+_NO_SUCH_PATH = frozenset({404, 405, 501})
+_INSTEAD: Mapping[str, str] = MappingProxyType(
+    {
+        "/v1/responses": "use /v1/chat/completions",
+        "/v1/embeddings": "ask a model whose engine makes embeddings",
+        "/tokenize": "use the model's tokenizer where you are",
+        "/detokenize": "use the model's tokenizer where you are",
+    }
+)
 # Engines without the code say it in words; the first is vLLM's.
 _OVERFLOW = re.compile(r"maximum context length|context (length|size|window) .*exceed", re.I)
 
@@ -148,7 +160,7 @@ class EngineClient:
         request = self._client.build_request(
             "POST",
             path,
-            content=_encode(self._engine_fields(fields)),
+            content=_encode(self._engine_fields(path, fields)),
             headers={"x-request-id": request_id},
         )
         try:
@@ -158,6 +170,8 @@ class EngineClient:
         try:
             reply = EngineReply(response.headers.get("content-type", ""), response.extensions[READ])
             if response.status_code != 200:
+                if path not in _GENERATING and response.status_code in _NO_SUCH_PATH:
+                    raise self._lacks(path)
                 raise refusal(response.status_code, response.headers, await reply.body())
             yield reply
         finally:
@@ -230,9 +244,14 @@ class EngineClient:
         """Close all connections."""
         await self._client.aclose()
 
-    def _engine_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _lacks(self, path: str) -> NotSupportedByEngine:
+        return NotSupportedByEngine(
+            f"the engine of {self.served_name!r} has no {path}: {_INSTEAD[path]}", param="model"
+        )
+
+    def _engine_fields(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         changed = {**fields, "model": self.served_name}
-        if fields.get("stream"):
+        if fields.get("stream") and path in _GENERATING:
             # Exact token counts need the usage report; `streaming` hides it from who did not ask.
             options = fields.get("stream_options") or {}
             changed["stream_options"] = {**options, "include_usage": True}
@@ -261,7 +280,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
             type=str(found.get("type") or "invalid_request_error"),
             code=code if isinstance(code, str) and code else "invalid_value",
             param=None if param is None else str(param),
-            retry_after_s=_seconds(headers.get("retry-after")),
+            retry_after_s=_seconds(headers.get("retry-after")) or (1 if status == 429 else None),
         )
     logger.warning("engine status %d: %s", status, message)
     if status == 503:

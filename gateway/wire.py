@@ -54,7 +54,8 @@ class SamplingFields(Wire):
     """How tokens are chosen and where an answer ends; the ranges are OpenAI's.
 
     ``top_k``, ``min_p``, ``repetition_penalty``, ``ignore_eos``, ``min_tokens``,
-    ``stop_token_ids``, ``prompt_logprobs`` and ``return_token_ids`` are vLLM's extensions.
+    ``stop_token_ids``, ``prompt_logprobs``, ``return_token_ids``, ``guided_*`` and
+    ``structured_outputs`` are vLLM's extensions.
     """
 
     model: str = Field(min_length=1)
@@ -75,6 +76,10 @@ class SamplingFields(Wire):
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -9,14 +9,13 @@ from functools import partial
 from starlette.requests import Request
 
 from gateway.admission.door import Door, check_model
-from gateway.admission.estimate import estimated
 from gateway.admission.gate import Gate, Ticket
 from gateway.admission.keys import KeyRing
 from gateway.admission.rate_store import RateStore
 from gateway.admission.rates import Rates
 from gateway.api_key import ApiKey
-from gateway.completion import CompletionRequest
 from gateway.deadline import Deadline, deadline_of
+from gateway.demand import Demand
 from gateway.errors import (
     ModelNotFound,
     Overloaded,
@@ -24,7 +23,6 @@ from gateway.errors import (
     TokenRateExceeded,
 )
 from gateway.metrics import OTHER, Metrics, RejectionReason
-from gateway.protocol import ChatRequest
 from gateway.settings import Settings
 from gateway.streaming import until_disconnect
 from gateway.trace import RequestTrace
@@ -68,7 +66,7 @@ class Admission:
 
     @asynccontextmanager
     async def enter(
-        self, request: Request, body: ChatRequest | CompletionRequest, trace: RequestTrace
+        self, request: Request, model: str, demand: Demand, trace: RequestTrace
     ) -> AsyncIterator[Entry]:
         """Let a request through to its model while the block is open.
 
@@ -79,11 +77,11 @@ class Admission:
         limit_s = self._settings.request_timeout_s
         deadline = deadline_of(request.headers, limit_s, age_s=trace.age_s)
         key = key_of(request)
-        alias = body.model.partition("@")[0]
+        alias = model.partition("@")[0]
         alias = alias if alias in self._settings.models else OTHER
-        self._check_model(key, body.model, alias)
+        self._check_model(key, model, alias)
         async with (
-            self._counted(key, body, alias, trace) as headers,
+            self._counted(key, demand, alias, trace) as headers,
             self._turn(key, alias, request, deadline),
         ):
             yield Entry(deadline, partial(_may_use, key), headers)
@@ -102,18 +100,15 @@ class Admission:
 
     @asynccontextmanager
     async def _counted(
-        self,
-        key: ApiKey | None,
-        body: ChatRequest | CompletionRequest,
-        alias: str,
-        trace: RequestTrace,
+        self, key: ApiKey | None, demand: Demand, alias: str, trace: RequestTrace
     ) -> AsyncIterator[dict[str, str]]:
         if key is None:
             yield {}
             return
-        prompt, answer = estimated(body)
         try:
-            reservation = await self._rates.reserve(key, prompt + answer)
+            reservation = await self._rates.reserve(
+                key, demand.prompt_tokens + demand.answer_tokens
+            )
         except RequestRateExceeded as error:
             is_tokens = isinstance(error, TokenRateExceeded)
             self._reject(alias, "token_rate" if is_tokens else "request_rate")
@@ -122,7 +117,7 @@ class Admission:
         try:
             yield dict(reservation.headers)
         finally:
-            used = trace.num_tokens(prompt)
+            used = trace.num_tokens(demand.prompt_tokens)
             self._metrics.counters["key_tokens_total"].labels(key.name).inc(used)
             # Nobody's reply waits for the books.
             settling = asyncio.create_task(self._rates.settle(key, reservation.num_tokens, used))

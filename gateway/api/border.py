@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 import uuid
 from contextvars import ContextVar
 
@@ -26,6 +27,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request being handled, for log lines and for the engine."""
 
 _HEADER = b"x-request-id"
+_DURATION = b"openai-processing-ms"
 _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -42,12 +44,15 @@ class Border:
         request_id = _request_id(scope)
         token = REQUEST_ID.set(request_id.decode())
         has_started = False
+        arrived = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                message["headers"] = [*message["headers"], (_HEADER, request_id)]
+                milliseconds = b"%d" % round((time.perf_counter() - arrived) * 1000)
+                added = [(_HEADER, request_id), (_DURATION, milliseconds)]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         try:

@@ -11,10 +11,10 @@ from typing import Any
 from starlette.types import Receive
 
 from gateway.admission.admission import MayUse
+from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, EngineFault, EngineRefused, Unavailable
 from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
-from gateway.pool.routing import demand_of
 from gateway.pool.state import State
 from gateway.pool.variant import Variant
 from gateway.streaming import until_disconnect
@@ -33,6 +33,7 @@ class Question:
     path: str
     model: str
     fields: Mapping[str, Any]
+    demand: Demand
     request_id: str
     is_stream: bool
     may_use: MayUse
@@ -79,7 +80,6 @@ class Dispatch:
             ClientGone: the client left before.
             ApiError: nobody can answer; the first reason is the one that is told.
         """
-        demand = demand_of(question.fields)
         failed: set[Replica] = set()
         errors: list[ApiError] = []
         first, *others = self._pool.targets(question.model)
@@ -87,7 +87,9 @@ class Dispatch:
         for variant, may_wait in _in_turn(targets):
             while len(failed) <= self._max_retries:
                 attempt = AsyncExitStack()
-                using = self._pool.use(variant, demand, excluding=failed, may_wait=may_wait)
+                using = self._pool.use(
+                    variant, question.demand, excluding=failed, may_wait=may_wait
+                )
                 try:
                     lease = await until_disconnect(receive, attempt.enter_async_context(using))
                 except Unavailable as error:

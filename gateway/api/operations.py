@@ -3,12 +3,27 @@
 from importlib.metadata import version
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.service import service_of
 
 RETRY_AFTER_S = 2
+
+
+class Readiness(BaseModel):
+    """Reply of ``GET /ready``; models by the name that pins their variant."""
+
+    status: str
+    models: dict[str, str]
+
+
+class Versions(BaseModel):
+    """Reply of ``GET /version``; engines by the model they serve, null where one does not say."""
+
+    version: str
+    engines: dict[str, str | None]
 
 
 async def health(request: Request) -> dict[str, str]:
@@ -34,6 +49,8 @@ async def metrics(request: Request) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
-async def get_version(request: Request) -> dict[str, str]:
-    """Return the version of this gateway."""
-    return {"version": version("narrowgate")}
+async def get_version(request: Request) -> Versions:
+    """Return the version of this gateway and those of the engines that told theirs."""
+    shots = service_of(request).pool.snapshots()
+    engines = {shot.spec.served_name: shot.info.version for shot in shots if shot.info}
+    return Versions(version=version("narrowgate"), engines=engines)

@@ -1,54 +1,62 @@
 """The route table."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
 
 from gateway.api.admin import activate, events, list_variants, load, unload
-from gateway.api.generation import chat_completions, completions
+from gateway.api.document import Generated, post_route, refusals
+from gateway.api.engine_routes import (
+    chat_completions,
+    completions,
+    detokenize,
+    embeddings,
+    responses,
+    tokenize,
+)
 from gateway.api.models import get_model, list_models
-from gateway.api.operations import get_version, health, metrics, ready
+from gateway.api.operations import Readiness, get_version, health, metrics, ready
 from gateway.completion import CompletionRequest
+from gateway.forwarding import Forwarded
 from gateway.protocol import ChatRequest
-from gateway.wire import SamplingFields
+from gateway.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from gateway.wire import Wire
 
-_REF_TEMPLATE = "#/components/schemas/{model}"
+_PLAIN_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 def make_router() -> APIRouter:
     """Return every route of the gateway."""
     router = APIRouter()
-    post, get = router.post, router.get
-    # The handler reads the body itself (limits, exact errors); the schema is for clients.
-    chat, text = _body(ChatRequest), _body(CompletionRequest)
-    post("/v1/chat/completions", response_model=None, openapi_extra=chat)(chat_completions)
-    post("/v1/completions", response_model=None, openapi_extra=text)(completions)
-    get("/v1/models")(list_models)
-    get("/v1/models/{model:path}")(get_model)
-    get("/health")(health)
-    get("/ready", response_model=None)(ready)
-    get("/metrics", response_model=None)(metrics)
-    get("/version")(get_version)
-    get("/admin/models", response_model=None)(list_variants)
-    post("/admin/models/{model}/load", response_model=None)(load)
-    post("/admin/models/{model}/unload", response_model=None)(unload)
-    post("/admin/models/{model}/activate", response_model=None)(activate)
-    get("/admin/events", response_model=None)(events)
+
+    def post(path: str, body: type[Wire], reply: Any, handler: Any, *, streams: bool) -> None:
+        # The handler reads the body itself (limits, exact errors); the schema is for clients.
+        extra = post_route(body, reply, streams=streams)
+        router.post(path, response_model=None, openapi_extra=extra)(handler)
+
+    def get(path: str, handler: Callable[..., Any], **options: Any) -> None:
+        router.get(path, **options)(handler)
+        router.head(path, include_in_schema=False, response_model=None)(handler)
+
+    post("/v1/chat/completions", ChatRequest, Generated, chat_completions, streams=True)
+    post("/v1/completions", CompletionRequest, Generated, completions, streams=True)
+    post("/v1/responses", Forwarded, None, responses, streams=True)
+    post("/v1/embeddings", Forwarded, None, embeddings, streams=False)
+    post("/tokenize", TokenizeRequest, Tokens, tokenize, streams=False)
+    post("/detokenize", DetokenizeRequest, Detokenized, detokenize, streams=False)
+    get("/v1/models", list_models)
+    get("/v1/models/{model:path}", get_model, openapi_extra={"responses": refusals(404)})
+    get("/health", health)
+    get("/ready", ready, response_model=Readiness, responses={503: {"model": Readiness}})
+    get("/metrics", metrics, response_model=None, responses={200: _PLAIN_TEXT})
+    get("/version", get_version)
+    guarded: dict[str, Any] = {
+        "response_model": None,
+        "openapi_extra": {"responses": refusals(400, 401, 403, 404, 503)},
+    }
+    get("/admin/models", list_variants, **guarded)
+    router.get("/admin/events", **guarded)(events)
+    for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
+        router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)
     return router
-
-
-def body_schemas() -> dict[str, Any]:
-    """Return the schemas that the bodies of requests refer to."""
-    schemas: dict[str, Any] = {}
-    for kind in (ChatRequest, CompletionRequest):
-        schemas |= _schema(kind).pop("$defs", {})
-    return schemas
-
-
-def _body(kind: type[SamplingFields]) -> dict[str, Any]:
-    schema = {key: value for key, value in _schema(kind).items() if key != "$defs"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _schema(kind: type[SamplingFields]) -> dict[str, Any]:
-    return kind.model_json_schema(ref_template=_REF_TEMPLATE)

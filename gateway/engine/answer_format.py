@@ -71,12 +71,12 @@ def _response_format(request: Request) -> Grammar | None:
 
 def _vllm(request: Request) -> list[Grammar]:
     """Return the grammars of ``guided_*`` and ``structured_outputs``."""
-    extras: dict[str, Any] = request.model_extra or {}
     asked = {
-        f"guided_{form}": (form, extras.get(f"guided_{form}"))
-        for form in ("json", "regex", "choice")
+        "guided_json": ("json", request.guided_json),
+        "guided_regex": ("regex", request.guided_regex),
+        "guided_choice": ("choice", request.guided_choice),
     }
-    structured = extras.get("structured_outputs")
+    structured = request.structured_outputs
     if structured is not None:
         if not isinstance(structured, dict):
             raise InvalidRequest(

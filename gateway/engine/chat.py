@@ -29,21 +29,7 @@ def chat_prompt(
         UnsupportedParameter: a message carries something that this engine cannot read.
         ContextLengthExceeded: the prompt leaves no room for an answer.
     """
-    if not tokenizer.has_chat_template:
-        raise InvalidRequest(
-            "this model has no chat template, so it cannot answer chat completions: "
-            "add chat_template.jinja to its checkpoint",
-            param="messages",
-        )
-    conversation = [_plain(index, message, tokenizer) for index, message in enumerate(messages)]
-    offered = [tool.model_dump(exclude_none=True) for tool in tools]
-    try:
-        text = tokenizer.render(conversation, offered or None)
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidRequest(
-            f"the model's chat template refuses these messages: {reason}", param="messages"
-        ) from error
+    text = chat_text(messages, tokenizer, tools=tools)
     prompt = fit(
         text,
         lambda: tokenizer.encode(text),
@@ -56,22 +42,47 @@ def chat_prompt(
     return prompt
 
 
+def chat_text(
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Items[Tool] = (),
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return the conversation as the model's chat template writes it.
+
+    Raises:
+        InvalidRequest: no chat template, or it refuses the messages.
+        UnsupportedParameter: a message carries something that this engine cannot read.
+    """
+    if not tokenizer.has_chat_template:
+        raise InvalidRequest(
+            "this model has no chat template, so it cannot answer chat completions: "
+            "add chat_template.jinja to its checkpoint",
+            param="messages",
+        )
+    conversation = [_plain(index, message, tokenizer) for index, message in enumerate(messages)]
+    offered = [tool.model_dump(exclude_none=True) for tool in tools]
+    try:
+        return tokenizer.render(
+            conversation, offered or None, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidRequest(
+            f"the model's chat template refuses these messages: {reason}", param="messages"
+        ) from error
+
+
 def _plain(index: int, message: Message, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a message as templates expect it: a role, one string, and its calls of tools."""
-    extras: dict[str, Any] = message.model_extra or {}
-    for key in ("function_call", "audio"):
-        if extras.get(key):
-            raise UnsupportedParameter(
-                f"'messages.{index}.{key}' is not supported by this engine",
-                param=f"messages.{index}.{key}",
-            )
     role = TEMPLATE_ROLES.get(message.role, message.role)
     turn: dict[str, Any] = {"role": role, "content": _text(index, message)}
     if message.tool_calls or role == "tool":
         _require_tools(index, message, tokenizer)
     if message.tool_calls:
         turn["tool_calls"] = _calls(index, message)
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, key)) is not None:
             turn[key] = value
     return turn

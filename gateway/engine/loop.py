@@ -18,6 +18,7 @@ from gateway.engine.sampler import Sampler, sample
 from gateway.engine.scheduler import Scheduler, Work
 from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Delta, Sequence, TokenLogprob
+from gateway.engine.soundness import BrokenLogits, NoTokenAllowed, is_unusable, unusable_peak
 from gateway.errors import ApiError, InternalError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -42,18 +43,6 @@ class ModelRunner(Protocol):
 
         The third item says of how many ids, the last ones, logits are wanted.
         """
-
-
-class BrokenLogits(ApiError):
-    """The model's logits are no numbers; anything sampled from them would be garbage."""
-
-    code = "broken_logits"
-
-
-class NoTokenAllowed(ApiError):
-    """Bans and grammar together leave no token to choose."""
-
-    code = "no_token_allowed"
 
 
 class TooManyTexts(Unavailable):
@@ -224,12 +213,16 @@ class EngineLoop:
         for item in work:
             start, stop = stop, stop + item.wanted
             job = self._jobs[item.sequence]
+            is_scored = item.sequence.logits_from is not None
+            if is_scored and (peak := unusable_peak(logits[start:stop])) is not None:
+                pieces.append(self._broken(job, peak))
+                continue
             if isinstance(job, _ScoringJob):
                 job.receiver.take(item, logits[start:stop])
                 if not item.sequence.num_pending:
                     pieces.append((item.sequence, Delta("", finish_reason="stop")))
                 continue
-            if item.sequence.logits_from is not None:
+            if is_scored:
                 _score_prompt(item, logits[start:stop])
             if item.samples and not item.sequence.params.max_tokens:
                 pieces.append((item.sequence, job.output.nothing()))
@@ -240,24 +233,26 @@ class EngineLoop:
             pieces += self._choose(jobs, logits if len(rows) == stop else logits[rows])
         return pieces
 
+    def _broken(self, job: _Job | _ScoringJob, peak: float) -> Piece:
+        logger.error("request %s: logits whose maximum is %s", job.request_id, peak)
+        return job.sequence, BrokenLogits(peak)
+
     def _choose(self, jobs: list[_Job], logits: torch.Tensor) -> list[Piece]:
         """Choose the next token of each job from its row of ``logits``."""
         pieces: list[Piece] = []
         peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
-        # The maximum of a row is NaN if any of it is, and infinite if the row is unusable.
-        sound = [row for row, peak in enumerate(peaks) if abs(peak) < float("inf")]
+        sound = [row for row, peak in enumerate(peaks) if not is_unusable(peak)]
         if len(sound) < len(jobs):
             for job, peak in zip(jobs, peaks, strict=True):
-                if not abs(peak) < float("inf"):
-                    logger.error("request %s: logits whose maximum is %s", job.request_id, peak)
-                    pieces.append((job.sequence, _broken(peak)))
+                if is_unusable(peak):
+                    pieces.append(self._broken(job, peak))
             jobs, logits = [jobs[row] for row in sound], logits[sound]
             peaks, peak_ids = [peaks[row] for row in sound], [peak_ids[row] for row in sound]
         token_ids = sample([job.sampler for job in jobs], logits, peaks, peak_ids)
         logprobs = _chosen_logprobs(jobs, logits, token_ids)
         for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True)):
             if token_id is None:
-                pieces.append((job.sequence, _no_token()))
+                pieces.append((job.sequence, NoTokenAllowed()))
                 continue
             job.sequence.output_ids.append(token_id)
             job.sampler.push(token_id)
@@ -294,20 +289,6 @@ class EngineLoop:
                 self._open.discard(receiver)
             if piece is not None:
                 receiver.put(piece)
-
-
-def _broken(peak: float) -> BrokenLogits:
-    return BrokenLogits(
-        f"the model returned logits whose maximum is {peak}: the weights are damaged or overflow "
-        "in this data type; build the variant again or use a safer recipe"
-    )
-
-
-def _no_token() -> NoTokenAllowed:
-    return NoTokenAllowed(
-        "no token is left that the request allows: its form is too complex to go on with, or its "
-        "bans exclude what the form needs; simplify the schema or leave out 'logit_bias'"
-    )
 
 
 def _score_prompt(item: Work, logits: torch.Tensor) -> None:

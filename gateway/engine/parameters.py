@@ -1,41 +1,17 @@
 """A request → sampling parameters; what cannot be honoured is refused by name."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 from gateway.completion import DEFAULT_MAX_TOKENS, CompletionRequest
 from gateway.engine.sequence import SamplingParams
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from gateway.parameters import refuse_unknown
 from gateway.protocol import ChatRequest
 
 Request = ChatRequest | CompletionRequest
 
 MAX_BIAS = 100
 """OpenAI's bound on a logit bias; enough to ban a token or to force it."""
-
-WITHOUT_EFFECT = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"})
-"""Labels of the client's own; no engine could act on them."""
-
-NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "modalities": (["text"],),
-        "service_tier": ("auto", "default"),
-        "verbosity": ("medium",),
-        "echo": (False,),
-        "skip_special_tokens": (True,),
-        "spaces_between_special_tokens": (True,),
-        "include_stop_str_in_output": (False,),
-        "use_beam_search": (False,),
-    }
-)
-"""Parameters that this engine does not have, with the values that ask for nothing."""
-
-READ_ELSEWHERE = frozenset({"guided_json", "guided_regex", "guided_choice", "structured_outputs"})
-"""Undeclared parameters that ``answer_format`` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +151,7 @@ def _prompt_logprobs(request: Request) -> int | None:
 
 
 def _refuse_unsupported(request: Request) -> None:
-    for name, value in (request.model_extra or {}).items():
-        is_neutral = value is None or name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ())
-        if not is_neutral and name not in READ_ELSEWHERE:
-            shown = name[:64]
-            raise UnsupportedParameter(
-                f"{shown!r} is not supported by this engine: leave it out", param=shown
-            )
+    refuse_unknown(request)
     if request.prompt_logprobs is not None and request.stream:
         raise UnsupportedParameter(
             "'prompt_logprobs' is for plain replies only: leave out 'stream'",

@@ -71,6 +71,14 @@ def create_app(service: EngineService) -> Starlette:
             fields = parse_object(await _read_body(request))
             return ScoreReply(*service.score(fields, request_id=_request_id(request)))
 
+    async def tokenize(request: Request) -> Response:
+        with service.preparing():
+            return _json(await service.tokenize(parse_object(await _read_body(request))))
+
+    async def detokenize(request: Request) -> Response:
+        with service.preparing():
+            return _json(await service.detokenize(parse_object(await _read_body(request))))
+
     async def metrics(request: Request) -> Response:
         view: View = "vllm" if request.url.path.endswith("/vllm") else "own"
         body, content_type = service.metrics.render(request.headers.get("accept", ""), view)
@@ -89,6 +97,8 @@ def create_app(service: EngineService) -> Starlette:
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/engine/info", info, methods=["GET"]),
             Route("/engine/score", score, methods=["POST"]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -25,10 +26,13 @@ from gateway.engine.preparation import Preparation, Prepared
 from gateway.engine.sampler import Sampler
 from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Sequence
+from gateway.engine.tokenization import detokenized, tokenized
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import Draining, ModelNotFound
+from gateway.parameters import refuse_unknown
 from gateway.protocol import ChatRequest, EngineInfo
 from gateway.score import parse_score
+from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
 
 STALLED_AFTER_S = 60.0
 """The longest step of a slow machine is shorter by far."""
@@ -50,6 +54,7 @@ def describe(runner: DescribedRunner, *, served_model_name: str) -> dict[str, An
         "vocab_size": runner.vocab_size,
         "threads": torch.get_num_threads(),
         "pid": os.getpid(),
+        "version": version("narrowgate"),
     }
 
 
@@ -190,6 +195,24 @@ class EngineService:
         head = self._head("score") | {"recipe_digest": self.info.recipe_digest}
         return scoring, head | {"object": "scores", "start": request.start}
 
+    async def tokenize(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to a request for token ids.
+
+        Raises:
+            ApiError: the request cannot be honoured; see ``tokenization``.
+        """
+        request = parse_tokenize(fields)
+        return await self._read(request, lambda: tokenized(request, self.tokenizer, self.limits))
+
+    async def detokenize(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to a request for the text of token ids.
+
+        Raises:
+            ApiError: the request cannot be honoured; see ``tokenization``.
+        """
+        request = parse_detokenize(fields)
+        return await self._read(request, lambda: detokenized(request, self.tokenizer, self.limits))
+
     def close(self) -> None:
         """End the threads; running requests get nothing more."""
         self._reader.shutdown(wait=False, cancel_futures=True)
@@ -198,6 +221,13 @@ class EngineService:
 
     async def _prepare(self, request: Request, read: Callable[[], Prepared]) -> Prepared:
         sampling_params(request, limits=self.limits)  # refused before anything long is done
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read)
+
+    async def _read(
+        self, request: TokenizeRequest | DetokenizeRequest, read: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        self.check_open(request.model)
+        refuse_unknown(request)
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
     def _submit(self, prepared: Prepared, request_id: str) -> Choices:

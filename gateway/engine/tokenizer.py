@@ -45,15 +45,19 @@ class Tokenizer:
         return any(token.special and token.content == content for token in added)
 
     def render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """Return the conversation as the chat template writes it, ready for the answer.
+        """Return the conversation as the chat template writes it, ready for the answer by default.
 
         Raises:
             jinja2.TemplateError: the template refuses the messages.
         """
         text: str = self.backend.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True
+            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
         return text
 
@@ -63,6 +67,15 @@ class Tokenizer:
         found = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = found[0].ids
         return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ``ids``, special tokens included."""
+        text: str = self._fast.decode(ids, skip_special_tokens=False)
+        return text
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Return the vocabulary's own spelling of each id."""
+        return [self._fast.id_to_token(token_id) or "" for token_id in ids]
 
     @property
     def _templates(self) -> str:

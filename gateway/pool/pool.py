@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from compression.events import OnProgress, Progress
+from gateway.demand import Demand
 from gateway.errors import Draining, ModelNotFound, NoMemory
 from gateway.launch import Launch
 from gateway.metrics import Metrics
@@ -17,7 +18,6 @@ from gateway.pool.canary import Canary
 from gateway.pool.events import EventLog
 from gateway.pool.record import record_state
 from gateway.pool.replica import Replica
-from gateway.pool.routing import Demand
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.settings import NEXT_RUNG, ModelSpec, VariantSpec

@@ -1,29 +1,16 @@
 """Which replica takes a request: the one that knows its beginning, unless it has too much to do."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-BYTES_PER_TOKEN = 4
-"""A rough measure that only ranks replicas; text in English has about this."""
+from gateway.demand import Demand
 
 DEFAULT_ANSWER_TOKENS = 256
 """What a request without a limit is taken to generate."""
 
-PREFIX_CHARACTERS = 1024
-"""Requests that begin with the same characters share what an engine has read of them."""
-
 AFFINITY_SLACK_TOKENS = 2048
 """The replica that knows a prefix may have so much more to do than the idlest one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request will cost, roughly, and how it begins."""
-
-    tokens: int = 0
-    prefix: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +21,9 @@ class ReplicaLoad:
     outstanding_tokens: int
 
 
-def demand_of(fields: Mapping[str, Any]) -> Demand:
-    """Return the demand of a chat or completion request."""
-    text = str(fields.get("messages") or fields.get("prompt") or "")
-    limit = fields.get("max_completion_tokens") or fields.get("max_tokens")
-    answer = limit if isinstance(limit, int) else DEFAULT_ANSWER_TOKENS
-    choices = fields.get("n")
-    num_choices = choices if isinstance(choices, int) else 1
-    return Demand(
-        tokens=len(text) // BYTES_PER_TOKEN + answer * num_choices,
-        prefix=text[:PREFIX_CHARACTERS].encode(errors="replace"),
-    )
+def work_of(demand: Demand) -> int:
+    """Return the tokens that a replica has outstanding for a request."""
+    return demand.prompt_tokens + (demand.answer_tokens or DEFAULT_ANSWER_TOKENS)
 
 
 def choose(replicas: Sequence[ReplicaLoad], demand: Demand) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from compression.events import OnProgress, Progress
+from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
 from gateway.launch import Launch, Prepared
 from gateway.metrics import Metrics
 from gateway.pool.policy import Resident
 from gateway.pool.replica import Replica, TryEngine
-from gateway.pool.routing import Demand, ReplicaLoad, choose
+from gateway.pool.routing import ReplicaLoad, choose, work_of
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.settings import ModelSettings, VariantSpec
 
@@ -157,12 +158,13 @@ class Variant:
         self.num_running += 1
         self._idle.clear()
         replica.num_running += 1
-        replica.outstanding_tokens += demand.tokens
+        work = work_of(demand)
+        replica.outstanding_tokens += work
         replica.breaker.enter(time.monotonic())
         try:
             yield replica
         finally:
-            replica.outstanding_tokens -= demand.tokens
+            replica.outstanding_tokens -= work
             replica.num_running -= 1
             replica.breaker.leave()
             self.num_running -= 1

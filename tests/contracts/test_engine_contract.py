@@ -239,3 +239,22 @@ def test_client_that_leaves(engine: Client) -> None:
     started = time.monotonic()
     assert engine.plain(max_tokens=1)["usage"]["completion_tokens"] == 1
     assert time.monotonic() - started < 5
+
+
+def test_tokenize_and_back(engine: Client) -> None:
+    """A text becomes ids with their count, and the ids become the text again."""
+    fields = {"model": engine.name, "prompt": "one two three", "add_special_tokens": False}
+    found = httpx.post(f"{engine.url}/tokenize", json=fields).json()
+    assert found["count"] == len(found["tokens"]) > 0
+    assert found["max_model_len"] > 0
+    back = {"model": engine.name, "tokens": found["tokens"]}
+    assert httpx.post(f"{engine.url}/detokenize", json=back).json() == {"prompt": "one two three"}
+
+
+def test_tokenize_a_conversation(engine: Client) -> None:
+    """Messages become ids with their spelling if asked for; an id below zero is refused."""
+    fields = {"model": engine.name, "messages": MESSAGES, "return_token_strs": True}
+    found = httpx.post(f"{engine.url}/tokenize", json=fields).json()
+    assert len(found["token_strs"]) == found["count"]
+    refused = httpx.post(f"{engine.url}/detokenize", json={"model": engine.name, "tokens": [-1]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens.0")

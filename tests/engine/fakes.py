@@ -50,7 +50,7 @@ class FakeRunner:
     vocab_size: int = 320
     max_model_len: int = 256
     delay_s: float = 0.0
-    fault: Literal["raise", "nan", "hang"] | None = None
+    fault: Literal["raise", "nan", "nan_row", "hang"] | None = None
     faulty_ids: frozenset[int] = frozenset()  # only rows of caches that hold one of these
     batches: list[list[list[int]]] = field(default_factory=list)
     healed: threading.Event = field(default_factory=threading.Event)
@@ -95,6 +95,8 @@ class FakeRunner:
         row = torch.linspace(0, 1, self.vocab_size)
         row[self._next(ids)] = PEAK
         if self.fault == "nan" and (not self.faulty_ids or self.faulty_ids & set(ids)):
+            row[7] = float("nan")
+        if self.fault == "nan_row" and ids[-1] in self.faulty_ids:  # of one position only
             row[7] = float("nan")
         return row
 

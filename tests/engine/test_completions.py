@@ -187,6 +187,18 @@ def test_prompt_logprobs_are_vllms(engine: RunningEngine) -> None:
     assert len(reply["prompt_logprobs"]) == reply["usage"]["prompt_tokens"]
 
 
+def test_one_broken_row_of_a_prompt_is_an_error(engine: RunningEngine) -> None:
+    """A row that is no number in the midst of a scored prompt is never passed off as null."""
+    ids = engine.tokenizer.encode(PROMPT)
+    engine.runner.faulty_ids = frozenset({ids[len(ids) // 2]})
+    engine.runner.fault = "nan_row"
+    fields = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 1}
+    for asked in ({"prompt_logprobs": 0}, {"echo": True, "logprobs": 1}):
+        reply = post(engine, fields | asked)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "broken_logits")
+    assert post(engine, fields).status_code == 200  # without scores that row is not looked at
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_token_ids_are_returned_under_vllms_names(engine: RunningEngine, is_stream: bool) -> None:
     """Ids of prompt and answer, the end token included, on both routes."""

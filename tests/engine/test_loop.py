@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from gateway.engine.generation import Generation
-from gateway.engine.loop import BrokenLogits, EngineLoop
+from gateway.engine.loop import EngineLoop
 from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Delta, SamplingParams, Sequence
+from gateway.engine.soundness import BrokenLogits
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import ApiError, InternalError
 from tests.engine.fakes import FakeRunner, make_runner, make_toy_tokenizer

@@ -189,3 +189,14 @@ def test_metrics_are_served_under_both_names(fake: RunningEngine) -> None:
     assert f'narrowgate_engine_sequences_total{{finished_reason="stop",model="{MODEL}"}} 1.0' in own
     assert "vllm:request_success_total" in view
     assert "narrowgate" not in view
+
+
+def test_one_broken_row_of_a_scored_text_is_an_error(fake: RunningEngine) -> None:
+    """A position without numbers ends the scoring instead of becoming null."""
+    fake.runner.fault, fake.runner.faulty_ids = "nan_row", frozenset({12})
+    for ids, status in (([10, 11, 12, 13, 14], 500), ([10, 11, 13, 14], 200)):
+        candidates = [[token_id] for token_id in ids[1:]]
+        reply = score(fake, token_ids=ids, start=1, candidates=candidates)
+        assert reply.status_code == status
+        if status == 500:
+            assert reply.json()["error"]["code"] == "broken_logits"

@@ -27,6 +27,7 @@ from gateway.errors import (
     render,
 )
 from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
+from tests.gateway.fake_routes import ROUTES, reply_to, response_events
 
 MAX_MODEL_LEN = 4096
 
@@ -111,6 +112,8 @@ class FakeEngine:
                 await self._answer_with(ChatAnswer, body, wire)
             elif path == "/v1/completions" and method == "POST":
                 await self._answer_with(TextAnswer, body, wire)
+            elif path in ROUTES and method == "POST":
+                self._answer_beside(path, parse_object(body), wire.writer)
             else:
                 status, reply = self._describe(path)
                 _write_json(wire.writer, status, reply)
@@ -118,6 +121,19 @@ class FakeEngine:
             status, headers, raw = render(error)
             _write(wire.writer, status, raw, headers)
         await wire.writer.drain()
+
+    def _answer_beside(
+        self, path: str, fields: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> None:
+        script = Script(**fields.pop("fake", {}))
+        if script.status:
+            _write(writer, script.status, script.body.encode(), {})
+        elif path == "/v1/responses" and fields.get("stream"):
+            events = response_events(fields)
+            cut = events[: script.after] if script.fault == "truncate" else events
+            writer.write(_STREAM_HEAD + b"".join(map(_chunk, cut)) + b"0\r\n\r\n")
+        else:
+            _write_json(writer, 200, reply_to(path, fields, MAX_MODEL_LEN))
 
     def _describe(self, path: str) -> tuple[int, dict[str, Any]]:
         if path == "/health":
@@ -148,6 +164,7 @@ class FakeEngine:
             kv_bytes_per_token=120,
             threads=1,
             pid=os.getpid(),
+            version="0.fake",
         )
 
     async def _answer_with(self, kind: "type[Answer]", body: bytes, wire: Wire) -> None:

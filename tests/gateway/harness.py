@@ -57,9 +57,12 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self._notebook = directory / f"engines-{self.port}"
         self._log = directory / f"log-{self.port}"
-        models = {"tiny": {"model": "fake", "recipe": "int4"}}
+        models: dict[str, Any] = {"tiny": {"model": "fake", "recipe": "int4"}}
+        models = dict(settings.get("models", models))
+        for alias, model in models.items():
+            models[alias] = {"extra_parameters": ["fake"]} | model
         options = {
-            "settings": {"port": self.port, "models": models, **settings},
+            "settings": {"port": self.port, **settings, "models": models},
             "launch": dict(launch),
             "notebook": str(self._notebook),
         }

@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 
-from gateway.admission.estimate import estimated
 from gateway.admission.rate_store import RateStore
 from gateway.admission.rates import Rates, Reservation
 from gateway.admission.window import Window
 from gateway.api_key import ApiKey
 from gateway.backends.embedded import free_port
-from gateway.completion import parse_completion
 from gateway.errors import RequestRateExceeded, SettingsError, TokenRateExceeded, render
-from gateway.protocol import parse_chat
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 
@@ -118,18 +115,6 @@ def test_a_guess_beyond_the_limit_can_pass() -> None:
         return await Rates(store_in_memory()).reserve(KEY, 5000)
 
     assert asyncio.run(main()).num_tokens == 100
-
-
-def test_estimates() -> None:
-    """A quarter of the prompt's bytes, exact token ids, and the limits of all answers."""
-    texts = [{"role": "user", "content": "12345678"}]
-    parts = [{"role": "user", "content": [{"type": "text", "text": "äöü"}]}]  # 6 bytes
-    chat: dict[str, Any] = {"model": "m", "messages": texts + parts}
-    assert estimated(parse_chat(chat)) == (4, 0)
-    assert estimated(parse_chat(chat | {"max_tokens": 7, "n": 3})) == (4, 21)
-    assert estimated(parse_completion({"model": "m", "prompt": [1, 2, 3]})) == (3, 0)
-    prompts = {"model": "m", "prompt": ["abcd", "abcde"], "max_tokens": 5}
-    assert estimated(parse_completion(prompts)) == (3, 10)
 
 
 def test_redis_url_is_checked() -> None:

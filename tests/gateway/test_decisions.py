@@ -4,15 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.demand import PREFIX_BYTES, Demand, demand_of
 from gateway.pool.breaker import Breaker, BreakerState
 from gateway.pool.policy import Resident, evictions, idle_too_long
-from gateway.pool.routing import (
-    AFFINITY_SLACK_TOKENS,
-    Demand,
-    ReplicaLoad,
-    choose,
-    demand_of,
-)
+from gateway.pool.routing import AFFINITY_SLACK_TOKENS, ReplicaLoad, choose, work_of
 
 
 def resident(
@@ -93,15 +88,15 @@ def test_keep_alive() -> None:
 def test_least_outstanding_tokens() -> None:
     """Without a known beginning the replica with the least to do is chosen."""
     loads = [ReplicaLoad(0, 300), ReplicaLoad(1, 20), ReplicaLoad(2, 20)]
-    assert choose(loads, Demand(tokens=10)) == 1
+    assert choose(loads, Demand(10)) == 1
 
 
 def test_prefix_affinity() -> None:
     """Equal beginnings meet on one replica, different ones spread, and a busy one is passed by."""
     idle = [ReplicaLoad(index, 0) for index in range(4)]
     prefixes = [f"system prompt {number}".encode() for number in range(400)]
-    chosen = {prefix: choose(idle, Demand(1, prefix)) for prefix in prefixes}
-    assert all(choose(idle, Demand(9, prefix)) == chosen[prefix] for prefix in prefixes)
+    chosen = {prefix: choose(idle, Demand(prefix=prefix)) for prefix in prefixes}
+    assert all(choose(idle, Demand(9, prefix=prefix)) == chosen[prefix] for prefix in prefixes)
     shares = [list(chosen.values()).count(index) for index in range(4)]
     assert min(shares) > 60
     prefix = prefixes[0]
@@ -109,31 +104,52 @@ def test_prefix_affinity() -> None:
         ReplicaLoad(index, AFFINITY_SLACK_TOKENS + 1 if index == chosen[prefix] else 0)
         for index in range(4)
     ]
-    assert choose(busy, Demand(1, prefix)) != chosen[prefix]
+    assert choose(busy, Demand(prefix=prefix)) != chosen[prefix]
 
 
 def test_a_lost_replica_moves_only_its_own_prefixes() -> None:
     """Who was on another replica stays there."""
     all_of_them = [ReplicaLoad(index, 0) for index in range(4)]
     for number in range(100):
-        demand = Demand(1, str(number).encode())
+        demand = Demand(prefix=str(number).encode())
         before = choose(all_of_them, demand)
         after = choose([each for each in all_of_them if each.index != 2], demand)
         assert before in (2, after)
 
 
+_PARTS = [{"type": "text", "text": "äöü"}, {"type": "image_url", "image_url": {"url": "x" * 999}}]
+
+
 @pytest.mark.parametrize(
-    ("fields", "tokens"),
+    ("fields", "prompt", "answer"),
     [
-        ({"prompt": "x" * 400, "max_tokens": 10}, 110),
-        ({"prompt": "", "max_tokens": 10, "n": 3}, 30),
-        ({"messages": [], "max_completion_tokens": 7, "max_tokens": 99}, 7),
-        ({"prompt": "", "max_tokens": "many", "n": None}, 256),
+        ({"prompt": "x" * 400, "max_tokens": 10}, 100, 10),
+        ({"prompt": "", "max_tokens": 10, "n": 3}, 0, 30),
+        ({"prompt": [1, 2, 3]}, 3, 0),
+        ({"prompt": ["abcd", "abcde"], "max_tokens": 5}, 3, 10),
+        ({"prompt": [[1, 2], [3]], "max_tokens": 5}, 3, 10),
+        ({"messages": [], "max_completion_tokens": 7, "max_tokens": 99}, 0, 7),
+        ({"messages": [{"role": "user", "content": "12345678"}]}, 2, 0),
+        ({"messages": [{"role": "user", "content": _PARTS}]}, 2, 0),
+        ({"input": "12345678"}, 2, 0),
+        ({"prompt": "", "max_tokens": "many", "n": None, "messages": 3.5}, 0, 0),
+        ({"prompt": "", "max_tokens": True}, 0, 0),
     ],
 )
-def test_demand(fields: dict[str, object], tokens: int) -> None:
-    """A request's size is its text and what it may generate, whatever rubbish it holds."""
-    assert demand_of(fields).tokens == tokens
+def test_demand(fields: dict[str, object], prompt: int, answer: int) -> None:
+    """A quarter of the prompt's bytes, exact token ids, the limits of all answers."""
+    demand = demand_of(fields)
+    assert (demand.prompt_tokens, demand.answer_tokens) == (prompt, answer)
+    assert work_of(demand) == prompt + (answer or 256)
+
+
+def test_beginnings() -> None:
+    """Requests whose first bytes are alike begin alike, and others do not."""
+    system = {"role": "system", "content": "y" * PREFIX_BYTES}
+    alike = [demand_of({"messages": [system, {"role": "user", "content": c}]}) for c in "ab"]
+    assert alike[0].prefix == alike[1].prefix != b""
+    assert demand_of({"prompt": "a"}).prefix != demand_of({"prompt": "b"}).prefix
+    assert demand_of({"prompt": [1, 23]}).prefix != demand_of({"prompt": [12, 3]}).prefix
 
 
 def test_breaker() -> None:

@@ -46,6 +46,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"models": MODELS}, {"NARROWGATE_PROT": "1"}, "unknown setting 'prot' (environment)"),
     ({"models": MODELS}, {"NARROWGATE_PORT": "x"}, "setting 'port' is 'x' (environment)"),
     ({"models": MODELS, "port": 70000}, {}, "setting 'port' is 70000 (command line)"),
+    ({"models": MODELS, "unknown_parameters": "drop"}, {}, "'unknown_parameters' is 'drop'"),
+    ({"models": {"a": {"model": "x", "extra_parameters": "top_a"}}}, {}, "is 'top_a'"),
     ({"models": {"a": {"mdel": "x"}}}, {}, "missing setting 'models.a.model'"),
     ({"models": {"a": {"model": "x", "y": 1}}}, {}, "unknown setting 'models.a.y'"),
     ({"models": {"a@b": {"model": "x"}}}, {}, "the alias 'a@b' must be"),

@@ -97,7 +97,8 @@ def test_splitter_is_bounded() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_relay_is_transparent(seed: int) -> None:
     """Random borders change nothing in what the client gets or what is counted."""
-    stream = text("a", usage=None) + text("b", usage=None) + FINISH + USAGE + DONE
+    finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage=None)
+    stream = text("a", usage=None) + text("b", usage=None) + finish + USAGE + DONE
     done = Relayed(*cut(stream, random.Random(seed)), includes_usage=True)
     assert done.out == stream
     assert done.count("prompt_tokens_total", model="m", variant="v") == 3
@@ -226,3 +227,15 @@ def test_a_stream_ends_early_while_a_choice_is_open(end: bytes) -> None:
     assert Relayed(*frames[:3], piece(1, "", "length"), num_choices=2).error is None
     both = event(choices=[{"index": i, "text": "", "finish_reason": "stop"} for i in range(2)])
     assert Relayed(both, num_choices=2).error is None
+
+
+def test_chunks_of_an_engine_without_the_key_get_a_null_usage() -> None:
+    """Who asks for usage finds the key in every chunk, whatever the engine writes."""
+    quoted = text('a "usage" }')
+    failure = event(error={"message": "m", "type": "t", "param": None, "code": "c"})
+    asked = Relayed(quoted, FINISH, failure, DONE, includes_usage=True)
+    chunk, finish, error, done, _ = asked.out.split(b"\n\n")
+    assert json.loads(chunk[6:]) == json.loads(quoted[6:]) | {"usage": None}
+    assert json.loads(finish[6:])["usage"] is None
+    assert (error + b"\n\n", done) == (failure, b"data: [DONE]")
+    assert Relayed(quoted, FINISH, DONE).out == quoted + FINISH + DONE

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from compression.events import ignore
+from gateway.demand import Demand
 from gateway.errors import EngineDown, LoadRefused, ModelLoading, ModelNotFound, NoMemory
 from gateway.launch import Prepared
 from gateway.metrics import Metrics
 from gateway.pool.pool import Lease, Pool
-from gateway.pool.routing import Demand
 from gateway.pool.state import Patience, State
 from gateway.settings import Settings, VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch

@@ -1,0 +1,125 @@
+"""The routes that an engine answers: one way through admission and dispatch for all of them."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.body import read_object
+from gateway.api.border import REQUEST_ID
+from gateway.api.dispatch import Question
+from gateway.api.service import service_of
+from gateway.completion import CompletionRequest, parse_completion
+from gateway.demand import demand_of
+from gateway.forwarding import Forwarded, ResponseRelay, parse_forwarded, read_forwarded
+from gateway.parameters import apply_policy
+from gateway.protocol import ChatRequest, parse_chat
+from gateway.streaming import EventRelay, OwnedStreamingResponse, Relay, read_plain
+from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
+from gateway.trace import Operation, RequestTrace, traced
+
+Body = ChatRequest | CompletionRequest | Forwarded | TokenizeRequest | DetokenizeRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One path; the fields of a ``Forwarded`` body are the engine's business alone."""
+
+    path: str
+    operation: Operation
+    parse: Callable[[dict[str, Any]], Body]
+    read: Callable[[bytes, RequestTrace], None] = read_forwarded
+    streams: bool = False
+
+
+_CHAT = _Route("/v1/chat/completions", "chat", parse_chat, read_plain, streams=True)
+_TEXT = _Route("/v1/completions", "completion", parse_completion, read_plain, streams=True)
+_RESPONSES = _Route("/v1/responses", "response", parse_forwarded, streams=True)
+_EMBEDDINGS = _Route("/v1/embeddings", "embedding", parse_forwarded)
+_TOKENIZE = _Route("/tokenize", "tokenize", parse_tokenize)
+_DETOKENIZE = _Route("/detokenize", "tokenize", parse_detokenize)
+
+
+async def chat_completions(request: Request) -> Response:
+    """Pass a chat request to the model's engine and its reply back, plain or streamed."""
+    return await _answer(request, _CHAT)
+
+
+async def completions(request: Request) -> Response:
+    """Pass a completion request to the model's engine and its reply back, plain or streamed."""
+    return await _answer(request, _TEXT)
+
+
+async def responses(request: Request) -> Response:
+    """Pass a request for a response to the model's engine as it is, plain or streamed."""
+    return await _answer(request, _RESPONSES)
+
+
+async def embeddings(request: Request) -> Response:
+    """Pass a request for embeddings to the model's engine as it is."""
+    return await _answer(request, _EMBEDDINGS)
+
+
+async def tokenize(request: Request) -> Response:
+    """Return the token ids of a prompt or of messages, as the model's engine reads them."""
+    return await _answer(request, _TOKENIZE)
+
+
+async def detokenize(request: Request) -> Response:
+    """Return the text of token ids."""
+    return await _answer(request, _DETOKENIZE)
+
+
+async def _answer(request: Request, route: _Route) -> Response:
+    service = service_of(request)
+    async with AsyncExitStack() as stack:
+        trace = stack.enter_context(traced(service.metrics, route.operation))
+        fields = await read_object(request, service.settings)
+        body = route.parse(fields)
+        demand = demand_of(fields)
+        entering = service.admission.enter(request, body.model, demand, trace)
+        entry = await stack.enter_async_context(entering)
+        headers = dict(entry.headers)
+        if not isinstance(body, Forwarded):
+            extra = service.pool.targets(body.model)[0].spec.settings.extra_parameters
+            headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
+        question = Question(
+            path=route.path,
+            model=body.model,
+            fields=fields,
+            demand=demand,
+            request_id=REQUEST_ID.get(),
+            is_stream=route.streams and _asks_for_a_stream(body),
+            may_use=entry.may_use,
+        )
+        asking = service.dispatch.ask(question, stack=stack, trace=trace, receive=request.receive)
+        answer = await entry.deadline.until_reply(asking)
+        spec = answer.lease.spec
+        headers |= {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
+        if not question.is_stream:
+            content = answer.head.result()
+            route.read(content, trace)
+            return Response(content, media_type="application/json", headers=headers)
+        return OwnedStreamingResponse(
+            answer,
+            _relay(body, trace),
+            trace=trace,
+            owner=stack.pop_all(),
+            headers=headers,
+            deadline=entry.deadline,
+            keep_alive_s=service.settings.sse_keep_alive_s,
+        )
+
+
+def _asks_for_a_stream(body: Body) -> bool:
+    return not isinstance(body, (TokenizeRequest, DetokenizeRequest)) and bool(body.stream)
+
+
+def _relay(body: Body, trace: RequestTrace) -> Relay:
+    if isinstance(body, (ChatRequest, CompletionRequest)):
+        choices = body.num_choices
+        return EventRelay(trace, includes_usage=body.includes_usage, num_choices=choices)
+    return ResponseRelay(trace)

@@ -1,0 +1,67 @@
+"""What a request will cost and how it begins, guessed before anybody has counted its tokens."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BYTES_PER_TOKEN = 4
+"""English text has about this."""
+
+PREFIX_BYTES = 1024
+"""Requests that begin with the same bytes share what an engine has read of them."""
+
+_PROMPTS = ("messages", "prompt", "input", "tokens")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Tokens of the prompt, by its bytes; of the answers, 0 without a limit; and the beginning."""
+
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    prefix: bytes = b""
+
+
+def demand_of(fields: Mapping[str, Any]) -> Demand:
+    """Return the demand of a request, whatever rubbish it holds."""
+    num_bytes = num_ids = 0
+    prefix = b""
+    for piece in (each for name in _PROMPTS for each in _pieces(fields.get(name))):
+        if isinstance(piece, int):
+            num_ids += 1
+            raw = b"%d," % piece if len(prefix) < PREFIX_BYTES else b""
+        else:
+            raw = piece.encode(errors="replace")
+            num_bytes += len(raw)
+        if len(prefix) < PREFIX_BYTES:
+            prefix += raw[: PREFIX_BYTES - len(prefix)]
+    limit = next((fields[name] for name in _LIMITS if _is_count(fields.get(name))), 0)
+    num_choices = fields["n"] if _is_count(fields.get("n")) else 1
+    return Demand(
+        prompt_tokens=-(-num_bytes // BYTES_PER_TOKEN) + num_ids,
+        answer_tokens=limit * num_choices * _num_prompts(fields.get("prompt")),
+        prefix=prefix,
+    )
+
+
+def _pieces(value: object) -> Iterator[str | int]:
+    """Return the texts and token ids of a prompt, of messages or of parts; other media are none."""
+    if isinstance(value, (str, int)):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, Mapping):
+        yield from _pieces(value.get("content"))
+        yield from _pieces(value.get("text"))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _num_prompts(prompts: object) -> int:
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
+        return len(prompts)
+    return 1

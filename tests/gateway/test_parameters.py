@@ -1,0 +1,143 @@
+"""Unknown parameters: refused by name or listed in a header, never silently dropped."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.parameters import WITHOUT_EFFECT
+from tests.gateway.harness import CHAT, QUESTION, Gateway, body
+
+IGNORED = "x-narrowgate-ignored-parameters"
+
+UNKNOWN: list[tuple[dict[str, Any], str]] = [
+    ({"shout": True}, "shout"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"verbosity": "low"}, "verbosity"),
+    ({"service_tier": "priority"}, "service_tier"),
+    ({"moderation": {"model": "m"}}, "moderation"),
+    ({"response_format": {"type": "text", "shape": 1}}, "response_format.shape"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "x": 1}}]}, "tools.0.function.x"),
+    ({"messages": [*QUESTION, {"role": "user", "content": "a", "x": 1}]}, "messages.1.x"),
+    (
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": ""}}]},
+        "messages.0.function_call",
+    ),
+]
+
+HARMLESS: list[dict[str, Any]] = [
+    {"user": "u", "metadata": {"a": "b"}, "store": True, "safety_identifier": "s"},
+    {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "prompt_cache_options": {}},
+    {"prediction": {"type": "content", "content": "x"}},
+    {"service_tier": "auto", "verbosity": "medium", "modalities": ["text"]},
+    {"functions": [], "function_call": "auto"},
+    {"reasoning_effort": None, "audio": None, "web_search_options": None},
+    {"guided_regex": "a+", "structured_outputs": None, "logit_bias": {}},
+    {"messages": [*QUESTION, {"role": "assistant", "content": "a", "refusal": None}, *QUESTION]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
+    {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}},
+]
+
+
+@pytest.fixture(scope="module")
+def lenient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Return a gateway that reports what it ignores."""
+    models = {"tiny": {"model": "fake", "recipe": "int4", "extra_parameters": []}}
+    settings = {"unknown_parameters": "report", "models": models}
+    gateway = Gateway(tmp_path_factory.mktemp("lenient"), settings, {})
+    gateway.wait_ready()
+    yield gateway
+    gateway.close()
+
+
+def bare(*, stream: bool = False) -> dict[str, Any]:
+    """Return a request without the script of the fake engine."""
+    return {"model": "tiny", "messages": QUESTION, "stream": stream}
+
+
+@pytest.mark.parametrize(("fields", "param"), UNKNOWN)
+def test_unknown_parameters_are_refused(
+    gateway: Gateway, fields: dict[str, Any], param: str
+) -> None:
+    """By default a field that nobody knows is 400 and named, before an engine sees it."""
+    reply = gateway.http.post(CHAT, json=body() | fields)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["param"] == param
+    assert IGNORED not in reply.headers
+
+
+@pytest.mark.parametrize(("fields", "param"), UNKNOWN)
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_parameters_are_listed(
+    lenient: Gateway, fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    """By setting the request is answered, and the header names what was left out."""
+    reply = lenient.http.post(CHAT, json=bare(stream=stream) | fields)
+    assert reply.status_code == 200
+    assert reply.headers[IGNORED] == param
+
+
+@pytest.mark.parametrize("fields", HARMLESS)
+def test_harmless_parameters_are_accepted(gateway: Gateway, fields: dict[str, Any]) -> None:
+    """What no answer depends on, and values that ask for nothing, are accepted without a word."""
+    reply = gateway.http.post(CHAT, json=body() | fields)
+    assert reply.status_code == 200, reply.text
+    assert IGNORED not in reply.headers
+
+
+def test_the_readme_names_what_is_accepted_without_effect() -> None:
+    """The README's table has every name of ours, and in its first row no other."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if "no answer depends on them" in line)
+    named = set(re.findall(r"`([a-z_.]+)`", row))
+    assert named == WITHOUT_EFFECT | {"stream_options.include_obfuscation"}
+
+
+def test_the_engine_never_sees_what_is_ignored(lenient: Gateway) -> None:
+    """The body that reaches the engine has no trace of an ignored field."""
+    for stream in (False, True):
+        reply = lenient.http.post(CHAT, json=body(stream=stream, fake={"status": 500}))
+        assert (reply.status_code, reply.headers[IGNORED]) == (200, "fake")
+    reply = lenient.http.post("/tokenize", json={"model": "tiny", "prompt": "a", "odd": 1})
+    assert (reply.status_code, reply.headers[IGNORED]) == (200, "odd")
+
+
+@pytest.mark.parametrize("name", ["a\r\nset-cookie: x", "é\ud7ff", "a, b", "", "x" * 5000])
+def test_odd_names_cannot_break_the_header(lenient: Gateway, name: str) -> None:
+    """Names stand in the header in percent-encoding, cut short, and add no line of their own."""
+    reply = lenient.http.post(CHAT, json=bare() | {name: 1})
+    assert reply.status_code == 200
+    assert "set-cookie" not in reply.headers
+    listed = reply.headers[IGNORED]
+    assert listed.isascii()
+    assert len(listed) < 400
+    assert "," not in listed
+
+
+def test_many_names_are_cut(lenient: Gateway) -> None:
+    """Hundreds of unknown names give a header that any client can read."""
+    reply = lenient.http.post(CHAT, json=bare() | {f"name{i}": 1 for i in range(500)})
+    assert reply.status_code == 200
+    listed = reply.headers[IGNORED].split(", ")
+    assert (len(listed), listed[-1]) == (65, "...")
+
+
+def test_extra_parameters_pass(start_gateway: Any, tmp_path: Path) -> None:
+    """What the model's setting names reaches the engine, nested names with dots."""
+    names = ["fake", "stream_options.continuous_usage_stats", "messages.x"]
+    models = {"tiny": {"model": "fake", "recipe": "int4", "extra_parameters": names}}
+    gateway = start_gateway(models=models)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    messages = [QUESTION[0] | {"x": 1}]
+    fields = {"messages": messages, "stream_options": options}
+    assert gateway.http.post(CHAT, json=body(stream=True) | fields).status_code == 200
+    reply = gateway.http.post(CHAT, json=body() | {"y": 1})
+    assert reply.json()["error"]["param"] == "y"
