@@ -16,6 +16,7 @@ from gateway.launch import Launcher
 from gateway.metrics import Metrics
 from gateway.pool import Pool
 from gateway.settings import Settings, make_specs
+from gateway.telemetry import open_tracing
 
 
 def create_service(
@@ -28,7 +29,7 @@ def create_service(
     """Return the parts behind the routes; nothing is started yet.
 
     Raises:
-        SettingsError: a recipe is unknown or malformed.
+        SettingsError: a recipe is unknown or malformed, or traces need libraries.
     """
     metrics = Metrics()
     pool = Pool(
@@ -38,7 +39,7 @@ def create_service(
         on_progress=on_progress,
         patience=patience or Patience(stall_timeout_s=settings.stall_timeout_s),
     )
-    return Service(settings, metrics, pool)
+    return Service(settings, metrics, pool, open_tracing(settings.otlp_endpoint))
 
 
 class Application(FastAPI):
@@ -56,7 +57,7 @@ class Application(FastAPI):
         self.include_router(make_router())
         self.add_exception_handler(ApiError, on_api_error)
         self.add_exception_handler(HTTPException, on_http_exception)
-        self.add_middleware(Border)
+        self.add_middleware(Border, tracing=service.tracing)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
@@ -14,6 +14,9 @@ from compression.errors import RecipeError
 from compression.presets import load_recipe
 from compression.recipe import FULL
 from gateway.errors import SettingsError
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 ENV_PREFIX = "NARROWGATE_"
 _ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME"})
@@ -59,6 +62,11 @@ class Settings(_Frozen):
     read_timeout_s: float = Field(default=600.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
+    log_format: LogFormat = "text"
+    log_level: LogLevel | None = None
+    """None means ``warning`` in a terminal, where progress bars tell the story, else ``info``."""
+    log_prompts: bool = False
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
 
     @field_validator("models")
     @classmethod

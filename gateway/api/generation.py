@@ -1,5 +1,6 @@
 """``POST /v1/chat/completions`` and ``POST /v1/completions``."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -8,13 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import read_object
-from gateway.api.border import REQUEST_ID
 from gateway.api.service import service_of
 from gateway.completion import CompletionRequest, parse_completion
 from gateway.errors import EngineFault
+from gateway.logs import PRIVATE
 from gateway.protocol import ChatRequest, parse_chat
+from gateway.record import REQUEST_ID
 from gateway.streaming import EventRelay, OwnedStreamingResponse, read_plain, until_disconnect
 from gateway.trace import Operation, traced
+
+logger = logging.getLogger(__name__)
 
 Parse = Callable[[dict[str, Any]], ChatRequest | CompletionRequest]
 
@@ -34,6 +38,8 @@ async def _generate(request: Request, path: str, parse: Parse, operation: Operat
     async with AsyncExitStack() as stack:
         trace = stack.enter_context(traced(service.metrics, operation))
         fields = await read_object(request, service.settings.max_body_bytes)
+        if service.settings.log_prompts:
+            logger.info("request", extra={PRIVATE: fields})
         body = parse(fields)
         lease = await stack.enter_async_context(service.pool.lease(body.model))
         trace.route(lease.spec.alias, lease.spec.variant, is_stream=bool(body.stream))

@@ -6,6 +6,7 @@ from starlette.requests import Request
 
 from gateway.metrics import Metrics
 from gateway.pool import Pool
+from gateway.record import Tracing
 from gateway.settings import Settings
 
 
@@ -16,6 +17,7 @@ class Service:
     settings: Settings
     metrics: Metrics
     pool: Pool
+    tracing: Tracing | None = None
 
 
 def service_of(request: Request) -> Service:

@@ -24,6 +24,7 @@ def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
             f"--{alone[0].replace('_', '-')} needs --model: it describes that model"
         )
     settings = load_settings(options.config, flags)
+    terminal.log_as(settings.log_format, settings.log_level, shows_prompts=settings.log_prompts)
     return uvloop.run(serve(settings, terminal))
 
 
