@@ -6,6 +6,7 @@ NarrowgateError
 │   ├── PortInUse                 another process listens there
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
 │   ├── ChildFailed               a child process crashed or never became ready
+│   ├── RemoteFailed              a running endpoint is not there, or refuses
 │   └── SchemeMismatch            the engine runs other schemes than the artifact records
 ├── ClientGone                    nobody is left to read a reply
 └── ApiError                      status, type, code, param, retry_after_s
@@ -64,6 +65,14 @@ class LoadRefused(StartupError):
 
 class ChildFailed(StartupError):
     """A child process crashed or never became ready."""
+
+
+class RemoteFailed(StartupError):
+    """A running endpoint is not there, or refuses; ``code`` is its own word for why."""
+
+    def __init__(self, message: str, *, code: object = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class SchemeMismatch(StartupError):

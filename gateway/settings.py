@@ -19,7 +19,7 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 ENV_PREFIX = "NARROWGATE_"
-_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME"})
+_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY"})
 # Kubernetes injects these for a Service that happens to be called "narrowgate".
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

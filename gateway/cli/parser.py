@@ -1,16 +1,21 @@
 """Every command and flag of the command line."""
 
 import argparse
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 from gateway.cli.building import run_build, run_inspect
+from gateway.cli.chat.session import run_chat
 from gateway.cli.comparing import run_compare, run_search
+from gateway.cli.completion import SHELLS, run_completion
 from gateway.cli.exits import EXIT_REFUSED
+from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
 from gateway.cli.serving import run_serve
 
+_URL = "http://127.0.0.1:8000"
 _DESCRIPTION = "Serve models made small behind the OpenAI API, and prove that they still behave."
 
 
@@ -48,11 +53,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a model behind the OpenAI API"))
+    _add_chat(commands.add_parser("chat", help="chat with a running server"))
+    _add_models(commands.add_parser("models", help="list what a running server serves"))
     _add_build(commands.add_parser("build", help="compress a model into a directory"))
     _add_compare(commands.add_parser("compare", help="measure recipes against the full model"))
     _add_search(commands.add_parser("search", help="find the smallest recipe within a budget"))
     _add_inspect(commands.add_parser("inspect", help="show what an artifact is"))
     _add_recipes(commands.add_parser("recipes", help="list the presets, with sizes for a model"))
+    completion = commands.add_parser("completion", help="print a shell's completion script")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=run_completion, parser=parser)
     return parser
 
 
@@ -74,6 +84,23 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
+
+
+def _add_chat(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run_chat)
+    _add_endpoint(command)
+    command.add_argument("--model", metavar="NAME", help="default: the first that is served")
+    command.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    command.add_argument("--temperature", type=float, metavar="T", help="0 is always the same")
+    command.add_argument("--top-p", type=float, metavar="P")
+    command.add_argument("--max-tokens", type=_positive, metavar="N", help="of an answer")
+    command.add_argument("--seed", type=int, metavar="N")
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run_models)
+    _add_endpoint(command)
+    command.add_argument("--json", action="store_true", help="print what the server says")
 
 
 def _add_build(command: argparse.ArgumentParser) -> None:
@@ -127,6 +154,14 @@ def _add_recipes(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_recipes)
     command.add_argument("name", nargs="?", metavar="NAME", help="print this one as YAML")
     _add_source(command, required=False)
+
+
+def _add_endpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", default=_URL, help="of any OpenAI API (default: %(default)s)")
+    known = os.environ.get("NARROWGATE_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    command.add_argument(
+        "--api-key", default=known, metavar="KEY", help="default: from NARROWGATE_API_KEY"
+    )
 
 
 def _add_source(command: argparse.ArgumentParser, *, required: bool) -> None:
