@@ -10,6 +10,7 @@ from gateway.cli.building import run_build, run_inspect
 from gateway.cli.chat.session import run_chat
 from gateway.cli.comparing import run_compare, run_search
 from gateway.cli.completion import SHELLS, run_completion
+from gateway.cli.doctor import run_doctor
 from gateway.cli.exits import EXIT_REFUSED
 from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
@@ -29,6 +30,12 @@ class _Parser(argparse.ArgumentParser):
 def _positive(value: str) -> int:
     if not (value.isascii() and value.isdecimal()) or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
+def _port(value: str) -> int:
+    if not (value.isascii() and value.isdecimal()) or int(value) > 65535:
+        raise argparse.ArgumentTypeError(f"{value!r} is no port: give 0 to 65535")
     return int(value)
 
 
@@ -60,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_search(commands.add_parser("search", help="find the smallest recipe within a budget"))
     _add_inspect(commands.add_parser("inspect", help="show what an artifact is"))
     _add_recipes(commands.add_parser("recipes", help="list the presets, with sizes for a model"))
+    _add_doctor(commands.add_parser("doctor", help="check this machine"))
     completion = commands.add_parser("completion", help="print a shell's completion script")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=run_completion, parser=parser)
@@ -154,6 +162,13 @@ def _add_recipes(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_recipes)
     command.add_argument("name", nargs="?", metavar="NAME", help="print this one as YAML")
     _add_source(command, required=False)
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run_doctor)
+    command.add_argument("--config", type=Path, metavar="FILE", help="settings to check, too")
+    command.add_argument("--port", type=_port, metavar="N", help="default: 8000")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_endpoint(command: argparse.ArgumentParser) -> None:
