@@ -93,6 +93,8 @@ class Launcher:
         command = embedded.command(
             prepared.directory, served_name=spec.served_name, port=port, settings=spec.settings
         )
+        if self._settings.otlp_endpoint is not None:
+            command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(
             command, client, backend=embedded.BACKEND, timeout_s=self._settings.start_timeout_s
         )

@@ -37,6 +37,14 @@ def make_provider(endpoint: str | None, *, service: str) -> TracerProvider:
     return provider
 
 
+def send_rest(provider: TracerProvider) -> None:
+    """Send what is left and end; blocks for a few seconds at most."""
+    # With nobody listening the library tries for much longer.
+    last = threading.Thread(target=provider.shutdown, daemon=True)
+    last.start()
+    last.join(_LAST_BATCH_S)
+
+
 class OtelTracing:
     """Opens the spans of requests; one a process."""
 
@@ -52,10 +60,7 @@ class OtelTracing:
 
     def close(self) -> None:
         """Send what is left; blocks for a few seconds at most."""
-        # With nobody listening the library tries for much longer.
-        last = threading.Thread(target=self._provider.shutdown, daemon=True)
-        last.start()
-        last.join(_LAST_BATCH_S)
+        send_rest(self._provider)
 
 
 class _ServerSpan:
