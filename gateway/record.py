@@ -41,6 +41,9 @@ class Tracing(Protocol):
         """Send what is left; blocks for a few seconds at most."""
 
 
+_HIDDEN = frozenset({"trace_headers", "span"})
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request; the border opens it, its trace fills it in; times are in seconds."""
@@ -63,9 +66,13 @@ class RequestRecord:
 
     def known(self) -> dict[str, Any]:
         """Return what is known, as plain data."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        hidden = {"trace_headers", "span"}
-        return {key: v for key, v in found.items() if v is not None and key not in hidden}
+        shown = [each.name for each in fields(self) if each.name not in _HIDDEN]
+        found = {name: getattr(self, name) for name in shown}
+        return {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in found.items()
+            if value is not None
+        }
 
 
 RECORD: ContextVar[RequestRecord | None] = ContextVar("record", default=None)

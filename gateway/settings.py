@@ -22,6 +22,7 @@ ENV_PREFIX = "NARROWGATE_"
 _ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY"})
 # Kubernetes injects these for a Service that happens to be called "narrowgate".
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
+_ENDPOINT = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -66,7 +67,16 @@ class Settings(_Frozen):
     log_level: LogLevel | None = None
     """None means ``warning`` in a terminal, where progress bars tell the story, else ``info``."""
     log_prompts: bool = False
-    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    otlp_endpoint: str | None = None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
+            raise ValueError(
+                f"{endpoint!r} is no address of a collector: give one like http://127.0.0.1:4318"
+            )
+        return endpoint
 
     @field_validator("models")
     @classmethod
