@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -199,10 +200,14 @@ class Typist:
         os.write(self._terminal, text.encode())
 
     def end(self) -> int:
-        """Return the exit code."""
-        _, status = os.waitpid(self._pid, 0)
+        """Return the exit code; a chat that does not end is killed."""
+        until = time.monotonic() + 10
+        while (found := os.waitpid(self._pid, os.WNOHANG))[0] == 0:
+            time.sleep(0.01)
+            if time.monotonic() > until:
+                os.kill(self._pid, signal.SIGKILL)
         os.close(self._terminal)
-        return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(found[1])
 
 
 def test_chat_in_a_terminal(api: FakeApi, tmp_path: Path) -> None:
@@ -211,7 +216,7 @@ def test_chat_in_a_terminal(api: FakeApi, tmp_path: Path) -> None:
     person.see("other at http://127.0.0.1")
     person.see(">>> ")
     person.type("hello\n")
-    person.see("Sea[31m and sky\r\n")  # neither escape sequences nor odd line ends
+    person.see("Sea\u2028[31m and sky\r\n")  # no escape sequences
     person.see("3 tokens, ")
     person.see(" tokens/s, first after 0.")
     person.type("/model nope\n")
@@ -233,6 +238,7 @@ def test_chat_in_a_terminal(api: FakeApi, tmp_path: Path) -> None:
     person.see("3 tokens")
     person.type("/what\n")
     person.see("no command /what")
+    person.see(">>> ")  # before that, the terminal takes Ctrl-D for itself
     person.type("\x04")
     assert person.end() == 0
     said = json.loads(file.read_text())["messages"]

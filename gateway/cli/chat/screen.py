@@ -1,6 +1,7 @@
 """What a chat shows: answers on stdout, everything about them on stderr."""
 
 import sys
+from unicodedata import category
 
 from rich.console import Console
 from rich.text import Text
@@ -57,4 +58,4 @@ def describe(answer: Answer) -> str:
 
 def printable(text: str) -> str:
     """Return the text without control characters: a model must not steer the terminal."""
-    return "".join(one for one in text if one in _KEPT or one.isprintable())
+    return "".join(one for one in text if one in _KEPT or category(one) != "Cc")

@@ -127,6 +127,8 @@ class Session:
             conversation.answer(said)
             if answer is not None:
                 self._screen.end(answer, was_stopped=was_stopped)
+            elif was_stopped:
+                self._screen.note("\n(stopped)")
 
     def _explained(self, error: RemoteFailed) -> RemoteFailed:
         if error.code != MODEL_NOT_FOUND:
