@@ -21,6 +21,7 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.settings import Settings, make_specs
+from gateway.telemetry import open_tracing
 
 _EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")
 """The headers of a reply that pages of other origins may read."""
@@ -36,7 +37,8 @@ def create_service(
     """Return the parts behind the routes; nothing is started yet.
 
     Raises:
-        SettingsError: a recipe, the key file or the URL of Redis cannot be used.
+        SettingsError: a recipe, the key file or the URL of Redis cannot be used, or traces need
+            libraries.
     """
     metrics = Metrics()
     pool = Pool(
@@ -56,7 +58,9 @@ def create_service(
     dispatch = Dispatch(
         pool, max_retries=settings.max_retries, patience_s=settings.sse_keep_alive_s
     )
-    return Service(settings, metrics, pool, dispatch, Admission(settings, metrics))
+    admission = Admission(settings, metrics)
+    tracing = open_tracing(settings.otlp_endpoint)
+    return Service(settings, metrics, pool, dispatch, admission, tracing)
 
 
 class Application(FastAPI):
@@ -84,7 +88,7 @@ class Application(FastAPI):
                 allow_headers=["*"],
                 expose_headers=_EXPOSED,
             )
-        self.add_middleware(Border)
+        self.add_middleware(Border, tracing=service.tracing)
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""

@@ -7,7 +7,8 @@ NarrowgateError
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
 │   ├── ChildFailed               a child process crashed or never became ready
 │   ├── SchemeMismatch            the engine runs other schemes than the artifact records
-│   └── CanaryFailed              a started engine finds recorded tokens unlikely
+│   ├── CanaryFailed              a started engine finds recorded tokens unlikely
+│   └── RemoteFailed              a running endpoint is not there, or refuses
 ├── ClientGone                    nobody is left to read a reply
 └── ApiError                      status, type, code, param, retry_after_s
     ├── InvalidRequest            400 invalid_value
@@ -82,6 +83,14 @@ class LoadRefused(StartupError):
 
 class ChildFailed(StartupError):
     """A child process crashed or never became ready."""
+
+
+class RemoteFailed(StartupError):
+    """A running endpoint is not there, or refuses; ``code`` is its own word for why."""
+
+    def __init__(self, message: str, *, code: object = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class SchemeMismatch(StartupError):

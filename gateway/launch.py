@@ -129,6 +129,8 @@ class Launcher:
             settings=spec.settings,
             kv_cache_memory_bytes=self.kv_cache_bytes(spec),
         )
+        if self._settings.otlp_endpoint is not None:
+            command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(
             command, client, backend=embedded.BACKEND, timeout_s=self._settings.start_timeout_s
         )

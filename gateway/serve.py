@@ -76,6 +76,8 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             tending.cancel()
             await _shut_down(service, server, serving, signals)
             await asyncio.gather(loading, stopping, tending, return_exceptions=True)
+            if service.tracing is not None:
+                await asyncio.to_thread(service.tracing.close)
     return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
 
 

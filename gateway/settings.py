@@ -26,10 +26,14 @@ from compression.recipe import FULL
 from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
 
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 ENV_PREFIX = "NARROWGATE_"
-_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME"})
+_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY"})
 # Kubernetes injects these for a Service that happens to be called "narrowgate".
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
+_ENDPOINT = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
@@ -173,6 +177,20 @@ class Settings(_Frozen):
     head_timeout_s: float = Field(default=30.0, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
     write_timeout_s: float = Field(default=60.0, gt=0)
+    log_format: LogFormat = "text"
+    log_level: LogLevel | None = None
+    """None means ``warning`` in a terminal, where progress bars tell the story, else ``info``."""
+    log_prompts: bool = False
+    otlp_endpoint: str | None = None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
+            raise ValueError(
+                f"{endpoint!r} is no address of a collector: give one like http://127.0.0.1:4318"
+            )
+        return endpoint
 
     @field_validator("models")
     @classmethod

@@ -15,7 +15,9 @@ from rich.text import Text
 
 from compression.events import Progress
 from compression.recipe import FULL
+from gateway.logs import ConsoleHandler, log_to
 from gateway.pool.state import Snapshot, State
+from gateway.settings import LogFormat, LogLevel
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +46,39 @@ class Terminal:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, float] = {}
+        self._has_bars = False
+        self._handler: logging.Handler | None = None
 
     def __enter__(self) -> "Terminal":
-        handler = _ConsoleHandler(self._err)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        # In a terminal the bars tell the story; the engine's chatter would push them away.
-        level = logging.WARNING if self._err.is_terminal else logging.INFO
-        logging.basicConfig(level=level, handlers=[handler])
-        for chatty in ("uvicorn", "httpx"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self.log_as()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._end_bars()
+        if self._handler is not None:
+            logging.getLogger().removeHandler(self._handler)
+
+    def log_as(
+        self,
+        form: LogFormat = "text",
+        level: LogLevel | None = None,
+        *,
+        shows_prompts: bool = False,
+    ) -> None:
+        """Choose the form of log lines, and from which level on they are written."""
+        if self._handler is not None:
+            logging.getLogger().removeHandler(self._handler)
+        self._has_bars = self._err.is_terminal and form == "text"
+        self._handler = (
+            ConsoleHandler(self._err) if self._has_bars else logging.StreamHandler(sys.stderr)
+        )
+        # In a terminal the bars tell the story; the engine's chatter would push them away.
+        usual: LogLevel = "warning" if self._has_bars else "info"
+        log_to(self._handler, form=form, level=level or usual, shows_prompts=shows_prompts)
 
     def on_progress(self, progress: Progress) -> None:
         """Show one event."""
-        if self._err.is_terminal:
+        if self._has_bars:
             self._draw(progress)
         else:
             self._log(progress)
@@ -84,6 +102,7 @@ class Terminal:
         header = shlex.quote("content-type: application/json")
         url = f"{base_url}/v1/chat/completions"
         self._say(f"\nTry it:\n  curl {url} -H {header} -d {shlex.quote(body)}\n")
+        self._say(f"  Chat      narrowgate chat --url {base_url}")
         self._say(f"  API base  {base_url}/v1")
         self._say(f"  Models    {base_url}/v1/models")
         self._say(f"  Metrics   {base_url}/metrics")
@@ -184,17 +203,6 @@ def _count(done: int, total: int, unit: str) -> str:
     if unit == "bytes":
         done, total, unit = done // 1_000_000, total // 1_000_000, "MB"
     return f"{done}/{total} {unit}" if total else f"{done} {unit}"
-
-
-class _ConsoleHandler(logging.Handler):
-    """Log lines that do not tear the progress bars."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False, soft_wrap=True)
 
 
 def _describe(snapshot: Snapshot) -> str:

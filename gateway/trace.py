@@ -20,6 +20,7 @@ from gateway.errors import (
 )
 from gateway.metrics import OTHER, Metrics
 from gateway.protocol import Usage
+from gateway.record import RECORD
 
 Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
 
@@ -53,6 +54,10 @@ class RequestTrace:
         self._finish_reason = "error"
         self._num_texts = 0
         self._last_text: dict[int, float] = {}  # by choice
+        self._first_text_s: float | None = None
+        self._record = RECORD.get()
+        if self._record is not None:
+            self._record.operation = operation
 
     def route(self, model: str, variant: str, is_stream: bool) -> None:
         """Note which variant's engine works on the request from now on."""
@@ -60,6 +65,8 @@ class RequestTrace:
             self._metrics.gauges["requests_running"].labels(self._model, self._variant).dec()
         self._model, self._variant = model, variant
         self._is_running, self._is_stream = True, is_stream
+        if self._record is not None:
+            self._record.model, self._record.variant = model, variant
         self._metrics.gauges["requests_running"].labels(model, variant).inc()
         histograms = self._metrics.histograms
         self._first = histograms["time_to_first_token_seconds"].labels(model, variant)
@@ -76,7 +83,8 @@ class RequestTrace:
         if last is not None:
             self._inter.observe(now - last)
         elif not self._num_texts:
-            self._first.observe(now - self._started)
+            self._first_text_s = now - self._started
+            self._first.observe(self._first_text_s)
         self._last_text[choice] = now
         self._num_texts += 1
 
@@ -113,6 +121,8 @@ class RequestTrace:
         self._finish_reason = "error"
         code = error.code if error.code in KNOWN_CODES else OTHER
         status_class = f"{error.status // 100}xx"
+        if self._record is not None:
+            self._record.error = code
         errors = self._metrics.counters["request_errors_total"]
         errors.labels(self._model, code, status_class).inc()
 
@@ -132,6 +142,18 @@ class RequestTrace:
             counters["prompt_tokens_total"].labels(*where).inc(usage.prompt_tokens)
         if usage.completion_tokens:
             counters["generated_tokens_total"].labels(*where).inc(usage.completion_tokens)
+        self._note(usage)
+
+    def _note(self, usage: Usage) -> None:
+        """Hand what became of the request to its log line and its span."""
+        record = self._record
+        if record is None:
+            return
+        record.outcome, record.finish_reason = self._outcome, self._finish_reason
+        record.first_token_s = self._first_text_s
+        if self._is_running:
+            record.input_tokens = usage.prompt_tokens
+            record.output_tokens = usage.completion_tokens
 
 
 @contextmanager

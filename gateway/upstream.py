@@ -23,7 +23,9 @@ from gateway.errors import (
     InvalidRequest,
     NotSupportedByEngine,
 )
+from gateway.logs import PRIVATE
 from gateway.protocol import EngineInfo
+from gateway.record import engine_call
 from gateway.transport import READ, EngineTransport, Read
 
 logger = logging.getLogger(__name__)
@@ -157,25 +159,27 @@ class EngineClient:
             InvalidRequest: the fields are nested too deep to be written as JSON.
             ApiError: the engine refused the request, failed or is gone.
         """
-        request = self._client.build_request(
-            "POST",
-            path,
-            content=_encode(self._engine_fields(path, fields)),
-            headers={"x-request-id": request_id},
-        )
-        try:
-            response = await self._client.send(request, stream=True)
-        except httpx.TransportError as error:
-            raise translate(error) from error
-        try:
-            reply = EngineReply(response.headers.get("content-type", ""), response.extensions[READ])
-            if response.status_code != 200:
-                if path not in _GENERATING and response.status_code in _NO_SUCH_PATH:
-                    raise self._lacks(path)
-                raise refusal(response.status_code, response.headers, await reply.body())
-            yield reply
-        finally:
-            await response.aclose()
+        with engine_call(self.served_name, self.base_url) as trace_headers:
+            request = self._client.build_request(
+                "POST",
+                path,
+                content=_encode(self._engine_fields(path, fields)),
+                headers={"x-request-id": request_id, **trace_headers},
+            )
+            try:
+                response = await self._client.send(request, stream=True)
+            except httpx.TransportError as error:
+                raise translate(error) from error
+            try:
+                content_type = response.headers.get("content-type", "")
+                reply = EngineReply(content_type, response.extensions[READ])
+                if response.status_code != 200:
+                    if path not in _GENERATING and response.status_code in _NO_SUCH_PATH:
+                        raise self._lacks(path)
+                    raise refusal(response.status_code, response.headers, await reply.body())
+                yield reply
+            finally:
+                await response.aclose()
 
     async def complete(self, fields: Mapping[str, Any], request_id: str) -> Any:
         """Return the parsed reply to a plain completion request.
@@ -282,7 +286,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
             param=None if param is None else str(param),
             retry_after_s=_seconds(headers.get("retry-after")) or (1 if status == 429 else None),
         )
-    logger.warning("engine status %d: %s", status, message)
+    # Its words may quote the prompt.
+    logger.warning("engine status %d", status, extra={PRIVATE: message})
     if status == 503:
         return EngineDown(
             "the engine takes no requests now: try again",

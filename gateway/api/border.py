@@ -4,7 +4,6 @@ import logging
 import re
 import time
 import uuid
-from contextvars import ContextVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,22 +19,25 @@ from gateway.errors import (
     RouteNotFound,
     render,
 )
+from gateway.logs import PROBES, log_access
+from gateway.record import RECORD, REQUEST_ID, RequestRecord, Tracing
 
 logger = logging.getLogger(__name__)
-
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
-"""The id of the request being handled, for log lines and for the engine."""
 
 _HEADER = b"x-request-id"
 _DURATION = b"openai-processing-ms"
 _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_MAX_PATH = 200
 
 
 class Border:
     """Gives every reply an ``x-request-id`` and lets no failure out without an error body."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracing: Tracing | None = None) -> None:
         self._app = app
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,6 +45,9 @@ class Border:
             return
         request_id = _request_id(scope)
         token = REQUEST_ID.set(request_id.decode())
+        record = self._open(scope)
+        outer = RECORD.set(record)
+        started = time.perf_counter()
         has_started = False
         arrived = time.perf_counter()
 
@@ -50,6 +55,7 @@ class Border:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
+                record.status = message["status"]
                 milliseconds = b"%d" % round((time.perf_counter() - arrived) * 1000)
                 added = [(_HEADER, request_id), (_DURATION, milliseconds)]
                 message["headers"] = [*message["headers"], *added]
@@ -65,7 +71,27 @@ class Border:
                 raise
             await error_response(InternalError())(scope, receive, send_with_id)
         finally:
+            record.duration_s = time.perf_counter() - started
+            if record.span is not None:
+                record.span.end(record)
+            log_access(record)
+            RECORD.reset(outer)
             REQUEST_ID.reset(token)
+
+    def _open(self, scope: Scope) -> RequestRecord:
+        method, path = scope["method"], scope["path"][:_MAX_PATH]
+        if not path.isprintable():  # it must not forge log lines
+            path = path.encode("unicode_escape").decode()
+        found = {name: value for name, value in scope["headers"] if name in _TRACE_HEADERS}
+        trace_headers = {}
+        if _TRACEPARENT.fullmatch(found.get(b"traceparent", b"")):
+            trace_headers = {
+                name.decode(): value.decode("latin-1") for name, value in found.items()
+            }
+        record = RequestRecord(method, path, trace_headers)
+        if self._tracing is not None and path not in PROBES:
+            record.span = self._tracing.open(method, trace_headers)
+        return record
 
 
 def error_response(error: ApiError) -> Response:

@@ -1,5 +1,6 @@
 """The routes that an engine answers: one way through admission and dispatch for all of them."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,17 +10,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import read_object
-from gateway.api.border import REQUEST_ID
 from gateway.api.dispatch import Question
 from gateway.api.service import service_of
 from gateway.completion import CompletionRequest, parse_completion
 from gateway.demand import demand_of
 from gateway.forwarding import Forwarded, ResponseRelay, parse_forwarded, read_forwarded
+from gateway.logs import PRIVATE
 from gateway.parameters import apply_policy
 from gateway.protocol import ChatRequest, parse_chat
+from gateway.record import REQUEST_ID
 from gateway.streaming import EventRelay, OwnedStreamingResponse, Relay, read_plain
 from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
 from gateway.trace import Operation, RequestTrace, traced
+
+logger = logging.getLogger(__name__)
 
 Body = ChatRequest | CompletionRequest | Forwarded | TokenizeRequest | DetokenizeRequest
 
@@ -78,6 +82,8 @@ async def _answer(request: Request, route: _Route) -> Response:
     async with AsyncExitStack() as stack:
         trace = stack.enter_context(traced(service.metrics, route.operation))
         fields = await read_object(request, service.settings)
+        if service.settings.log_prompts:
+            logger.info("request", extra={PRIVATE: fields})
         body = route.parse(fields)
         demand = demand_of(fields)
         entering = service.admission.enter(request, body.model, demand, trace)

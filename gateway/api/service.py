@@ -8,6 +8,7 @@ from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
 from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
+from gateway.record import Tracing
 from gateway.settings import Settings
 
 
@@ -20,6 +21,7 @@ class Service:
     pool: Pool
     dispatch: Dispatch
     admission: Admission
+    tracing: Tracing | None = None
 
 
 def service_of(request: Request) -> Service:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.backends.resident import resident_bytes
 from gateway.errors import ChildFailed
+from gateway.logs import FIELDS
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> N
 
 def _forward_to_log(name: str) -> OnLine:
     def forward(line: str) -> None:
-        logger.info("[%s] %s", name, line)
+        logger.info("[%s] %s", name, line, extra={FIELDS: {"engine": name}})
 
     return forward
 

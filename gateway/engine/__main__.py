@@ -10,10 +10,15 @@ import time
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compression.errors import CompressionError
 from gateway.engine.lifeline import end_with_parent
 from gateway.errors import PortInUse, StartupError
+from gateway.telemetry import is_wanted
+
+if TYPE_CHECKING:
+    from gateway.engine.sequence import SpanSink
 
 logger = logging.getLogger("gateway.engine")
 
@@ -47,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-num-batched-tokens", type=_positive, help="of all sequences in one step"
     )
     parser.add_argument("--kv-cache-memory-bytes", type=_positive, help="of keys and values")
+    parser.add_argument("--otlp-endpoint", metavar="URL", help="of a collector of traces")
     parser.add_argument(
         "--no-enable-prefix-caching",
         dest="shares_prefixes",
@@ -100,7 +106,8 @@ def _serve(options: argparse.Namespace) -> int:
         sizes=sizes,
         shares_prefixes=options.shares_prefixes,
     )
-    metrics = EngineMetrics(scheduler, model=options.served_model_name)
+    spans = _open_spans(options.otlp_endpoint, model=options.served_model_name)
+    metrics = EngineMetrics(scheduler, model=options.served_model_name, spans=spans)
     description = describe(runner, served_model_name=options.served_model_name)
     service = EngineService(
         description=description | {"kv_tokens": sizes.total * PAGE_TOKENS},
@@ -117,6 +124,19 @@ def _serve(options: argparse.Namespace) -> int:
     logger.info("serving %s on %s:%d after %.1f s", options.served_model_name, host, port, seconds)
     uvloop.run(serve(service, listener))
     return 0
+
+
+def _open_spans(endpoint: str | None, *, model: str) -> "SpanSink | None":
+    """Return what sends spans, if they are wanted.
+
+    Raises:
+        SettingsError: there is an endpoint, but not the libraries.
+    """
+    if not is_wanted(endpoint):
+        return None
+    from gateway.engine.spans import SequenceSpans
+
+    return SequenceSpans(endpoint, model=model)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -6,7 +6,6 @@ Under its own names on ``/metrics``; on ``/metrics/vllm`` under the names of vLL
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,7 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from gateway.engine.scheduler import Scheduler, Work
-from gateway.engine.sequence import Sequence
+from gateway.engine.sequence import Sequence, SequenceTimes, SpanSink
 from gateway.metrics import DURATION_S, FIRST_TOKEN_S, INTER_TOKEN_S, WithoutCreated, encoder
 
 View = Literal["own", "vllm"]
@@ -67,20 +66,14 @@ TABLE = (
 )
 
 
-@dataclass(slots=True)
-class _Times:
-    arrived: float
-    is_scheduled: bool = False
-    last_token: float | None = None
-
-
 class EngineMetrics:
     """Follows every sequence; recorded on the step thread, rendered on any."""
 
-    def __init__(self, scheduler: Scheduler, *, model: str) -> None:
+    def __init__(self, scheduler: Scheduler, *, model: str, spans: SpanSink | None = None) -> None:
         self._model = model
+        self.spans = spans
         self._registry = CollectorRegistry()
-        self._times: dict[Sequence, _Times] = {}
+        self._times: dict[Sequence, SequenceTimes] = {}
         self._registry.register(_SchedulerView(scheduler))
         self._prompt, self._generated = (self._counter(each) for each in (PROMPT, GENERATED))
         self._ended = self._counter(ENDED, "finished_reason")
@@ -91,15 +84,15 @@ class EngineMetrics:
 
     def arrived(self, sequence: Sequence) -> None:
         """Begin to follow a sequence."""
-        self._times[sequence] = _Times(time.monotonic())
+        self._times[sequence] = SequenceTimes(time.monotonic())
 
     def scheduled(self, work: Iterable[Work]) -> None:
         """Note which sequences got their first step."""
         now = time.monotonic()
         for item in work:
             times = self._times.get(item.sequence)
-            if times is not None and not times.is_scheduled:
-                times.is_scheduled = True
+            if times is not None and times.scheduled is None:
+                times.scheduled = now
                 self._queue.observe(now - times.arrived)
 
     def stepped(self, work: Iterable[Work], seconds: float) -> None:
@@ -113,6 +106,7 @@ class EngineMetrics:
                 continue
             sampled += 1
             if times.last_token is None:
+                times.first_token = now
                 self._first_token.observe(now - times.arrived)
             else:
                 self._inter_token.observe(now - times.last_token)
@@ -129,6 +123,8 @@ class EngineMetrics:
         self._prompt.inc(len(sequence.prompt_ids))
         self._duration.observe(time.monotonic() - times.arrived)
         self._ended.labels(finished_reason=reason).inc()
+        if self.spans is not None:
+            self.spans.ended(sequence, times, reason)
 
     def render(self, accept: str, view: View) -> tuple[bytes, str]:
         """Return the exposition and its content type for an ``Accept`` header."""

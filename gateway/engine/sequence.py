@@ -1,7 +1,10 @@
 """The nouns of generation: what is asked for, a sequence on its way, and a piece of its answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from gateway.engine.trace_headers import TRACE_HEADERS
 
 FinishReason = Literal["stop", "length"]
 
@@ -62,6 +65,8 @@ class Sequence:
     shared: Any = None  # the prefix that the cache will begin with; the scheduler's
     cache: Any = None  # the runner's own; set by the engine loop at the first chunk
     is_cancelled: bool = False  # set by the event loop, read once per step
+    # Of the request in which the sequence was made.
+    trace_headers: Mapping[str, str] = field(default_factory=TRACE_HEADERS.get)
     # One entry for each prompt token but the first; appended by the engine loop.
     prompt_logprobs: list["TokenLogprob"] = field(default_factory=list)
 
@@ -101,6 +106,26 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Return whether the model has read all but the token that it chose last."""
         return bool(self.output_ids) and self.num_pending == 1
+
+
+@dataclass(slots=True)
+class SequenceTimes:
+    """When what happened to a sequence, on the monotonic clock in seconds."""
+
+    arrived: float
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+class SpanSink(Protocol):
+    """Who is told of sequences that have ended; :mod:`gateway.engine.spans` sends them."""
+
+    def ended(self, sequence: Sequence, times: SequenceTimes, reason: str) -> None:
+        """Take a sequence that ended for this reason."""
+
+    def close(self) -> None:
+        """Send what is left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from gateway.engine.metrics import View
 from gateway.engine.reply import PlainReply, StreamedReply
 from gateway.engine.score_reply import ScoreReply
 from gateway.engine.service import EngineService
+from gateway.engine.trace_headers import TakeTrace
 from gateway.errors import (
     ApiError,
     BodyTooLarge,
@@ -114,6 +115,8 @@ def create_app(service: EngineService) -> Starlette:
     )
     # A redirect would point wherever the client's Host header says.
     app.router.redirect_slashes = False
+    if service.metrics.spans is not None:
+        app.add_middleware(TakeTrace)
     return app
 
 

@@ -218,6 +218,8 @@ class EngineService:
         self._reader.shutdown(wait=False, cancel_futures=True)
         self.loop.stop()
         self._compiler.close()
+        if self.metrics.spans is not None:
+            self.metrics.spans.close()
 
     async def _prepare(self, request: Request, read: Callable[[], Prepared]) -> Prepared:
         sampling_params(request, limits=self.limits)  # refused before anything long is done

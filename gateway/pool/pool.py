@@ -16,7 +16,7 @@ from gateway.metrics import Metrics
 from gateway.pool import canary, policy
 from gateway.pool.canary import Canary
 from gateway.pool.events import EventLog
-from gateway.pool.record import record_state
+from gateway.pool.gauges import record_state
 from gateway.pool.replica import Replica
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.pool.variant import Variant

@@ -17,6 +17,7 @@ import torch
 from gateway.engine.loop import EngineLoop
 from gateway.engine.metrics import EngineMetrics
 from gateway.engine.scheduler import Scheduler
+from gateway.engine.sequence import SpanSink
 from gateway.engine.server import make_server
 from gateway.engine.service import DescribedRunner, EngineService, describe
 from gateway.engine.tokenizer import Tokenizer, load_tokenizer
@@ -144,10 +145,11 @@ def running_engine(
     *,
     max_num_sequences: int = 4,
     token_budget: int = 64,
+    spans: SpanSink | None = None,
 ) -> Iterator[RunningEngine]:
     """Serve the fake model on a free port, in a thread of its own."""
     scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
-    metrics = EngineMetrics(scheduler, model=MODEL)
+    metrics = EngineMetrics(scheduler, model=MODEL, spans=spans)
     service = EngineService(
         description=describe(runner, served_model_name=MODEL),
         loop=EngineLoop(runner, scheduler, metrics),

@@ -20,6 +20,9 @@ def main() -> int:
     launch = FakeLaunch(notebook=Path(options["notebook"]), **options["launch"])
     try:
         with Terminal() as terminal:
+            terminal.log_as(
+                settings.log_format, settings.log_level, shows_prompts=settings.log_prompts
+            )
             return uvloop.run(serve(settings, terminal, launch=launch))
     except StartupError as error:
         print(f"narrowgate: error: {error}", file=sys.stderr)

@@ -36,6 +36,7 @@ def test_what_kubernetes_injects_is_no_setting() -> None:
         "NARROWGATE_SERVICE_PORT_HTTP": "8000",
         "NARROWGATE_PORT_8000_TCP_ADDR": "10.0.0.1",
         "NARROWGATE_HOME": "/cache",
+        "NARROWGATE_API_KEY": "of the chat",
     }
     assert load_settings(None, {"models": MODELS}, environment).port == 8000
 
@@ -68,6 +69,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"models": MODELS}, {"NARROWGATE_CORS_ORIGINS": "[a.b]"}, "'a.b' must be as https://host"),
     ({"models": MODELS, "request_timeout_s": 0}, {}, "setting 'request_timeout_s' is 0"),
     ({"models": {"a": {"model": "x", "max_queued": 3}}}, {}, "'max_queued' needs 'max_running'"),
+    ({"models": MODELS, "log_level": "loud"}, {}, "setting 'log_level' is 'loud' (command line)"),
+    ({"models": MODELS, "otlp_endpoint": "x:1"}, {}, "'x:1' is no address of a collector"),
     ({}, {"NARROWGATE_MODELS": "{a"}, "NARROWGATE_MODELS is not YAML"),
     ({}, {"NARROWGATE_MODELS": "[" * 9000}, "NARROWGATE_MODELS is not YAML"),
     ({}, {"NARROWGATE_MODELS": "2026-99-99"}, "NARROWGATE_MODELS is not YAML"),

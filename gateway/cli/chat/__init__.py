@@ -1,0 +1,1 @@
+"""``narrowgate chat``: a small chat in the terminal with any OpenAI endpoint."""

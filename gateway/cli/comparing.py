@@ -1,0 +1,39 @@
+"""``narrowgate compare`` and ``narrowgate search``: recipes, measured."""
+
+import argparse
+
+from gateway.cli.jobs import run_job, source
+from gateway.terminal import Terminal
+
+
+def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Measure recipes against the full model."""
+    # Only this command needs it, and serving should stay small.
+    from compression.report.tables import render_tables
+
+    words = ["-m", "gateway.engine.compare", *source(options)]
+    words += [f"--recipe={recipe}" for recipe in options.recipe]
+    for flag in ("text", "json", "html", "png", "max_tokens", "threads"):
+        if (value := getattr(options, flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}={value}"]
+    code, compared = run_job(words, terminal)
+    if compared is not None:
+        terminal.show(render_tables(compared["report"], statistics=options.statistics))
+    return code
+
+
+def run_search(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Find the smallest recipe within a budget."""
+    from compression.search.tables import render_search
+
+    words = ["-m", "compression.search", *source(options), f"--out={options.out}"]
+    for flag in ("budget", "max_bytes", "png", "calibration", "tokens"):
+        if (value := getattr(options, flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}={value}"]
+    code, found = run_job(words, terminal)
+    if found is not None:
+        terminal.show(render_search(found["report"]))
+        terminal.note(
+            f"The chosen recipe is in {options.out}: serve it with --recipe {options.out}"
+        )
+    return code

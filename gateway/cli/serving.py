@@ -1,0 +1,33 @@
+"""``narrowgate serve``."""
+
+import argparse
+from typing import Any
+
+import uvloop
+
+from gateway.errors import SettingsError
+from gateway.serve import serve
+from gateway.settings import ModelSettings, default_alias, load_settings
+from gateway.terminal import Terminal
+
+
+def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Serve until a signal comes."""
+    flags: dict[str, Any] = {"host": options.host, "port": options.port}
+    if options.model is not None:
+        alias = options.name or default_alias(options.model)
+        flags["models"] = {alias: _model(options)}
+    elif alone := [
+        field for field in ("name", *_model(options)) if getattr(options, field) is not None
+    ]:
+        raise SettingsError(
+            f"--{alone[0].replace('_', '-')} needs --model: it describes that model"
+        )
+    settings = load_settings(options.config, flags)
+    terminal.log_as(settings.log_format, settings.log_level, shows_prompts=settings.log_prompts)
+    return uvloop.run(serve(settings, terminal))
+
+
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    found = {field: getattr(options, field, None) for field in ModelSettings.model_fields}
+    return {field: value for field, value in found.items() if value is not None}
