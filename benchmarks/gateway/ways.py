@@ -68,7 +68,9 @@ def litellm(engine: str, directory: Path) -> Iterator[Way]:
     parameters = {"model": f"openai/{NAME}", "api_base": f"{engine}/v1", "api_key": "none"}
     file = directory / "litellm.yaml"
     models = [{"model_name": NAME, "litellm_params": parameters}]
-    file.write_text(json.dumps({"model_list": models}), encoding="utf-8")
+    general = {"dangerously_permit_weak_or_unset_master_key": True}  # nobody has a key here
+    config = {"model_list": models, "general_settings": general}
+    file.write_text(json.dumps(config), encoding="utf-8")
     tool = environment.python.parent / "litellm"
     words = ["--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
     with _child([str(tool), *words, "--telemetry", "False"], port, "/health/liveliness") as way:
