@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import Receive
-
 from gateway.admission.admission import MayUse
 from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, EngineFault, EngineRefused, Unavailable
@@ -17,7 +15,6 @@ from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
 from gateway.pool.state import State
 from gateway.pool.variant import Variant
-from gateway.streaming import until_disconnect
 from gateway.trace import RequestTrace
 from gateway.upstream import EngineReply
 
@@ -69,7 +66,7 @@ class Dispatch:
         self._patience_s = patience_s
 
     async def ask(
-        self, question: Question, *, stack: AsyncExitStack, trace: RequestTrace, receive: Receive
+        self, question: Question, *, stack: AsyncExitStack, trace: RequestTrace
     ) -> Answer:
         """Return the first answer; what it holds open is closed with ``stack``.
 
@@ -77,7 +74,6 @@ class Dispatch:
         told that work goes on.
 
         Raises:
-            ClientGone: the client left before.
             ApiError: nobody can answer; the first reason is the one that is told.
         """
         failed: set[Replica] = set()
@@ -91,13 +87,13 @@ class Dispatch:
                     variant, question.demand, excluding=failed, may_wait=may_wait
                 )
                 try:
-                    lease = await until_disconnect(receive, attempt.enter_async_context(using))
+                    lease = await attempt.enter_async_context(using)
                 except Unavailable as error:
                     errors.append(error)
                     break
                 try:
                     trace.route(variant.spec.alias, variant.spec.variant, question.is_stream)
-                    answer = await self._ask(question, lease, attempt, receive)
+                    answer = await self._ask(question, lease, attempt)
                 except (EngineDown, EngineFault, EngineRefused) as error:
                     await attempt.aclose()
                     if not _is_worth_another(error):
@@ -114,22 +110,19 @@ class Dispatch:
                     return answer
         raise errors[0]
 
-    async def _ask(
-        self, question: Question, lease: Lease, attempt: AsyncExitStack, receive: Receive
-    ) -> Answer:
+    async def _ask(self, question: Question, lease: Lease, attempt: AsyncExitStack) -> Answer:
         sending = lease.client.generate(question.path, question.fields, question.request_id)
-        reply = await until_disconnect(receive, attempt.enter_async_context(sending))
+        reply = await attempt.enter_async_context(sending)
         if not question.is_stream:
             head = asyncio.ensure_future(reply.body())
             attempt.callback(head.cancel)
-            await until_disconnect(receive, _done(head, None))
-            head.result()
+            await head
             return Answer(lease, reply, head)
         if not reply.content_type.startswith("text/event-stream"):
             raise EngineFault("the engine did not answer a streamed request with a stream")
         head = asyncio.ensure_future(reply.read())
         attempt.callback(head.cancel)
-        await until_disconnect(receive, _done(head, self._patience_s))
+        await asyncio.wait({head}, timeout=self._patience_s)
         if head.done() and not head.result():
             raise EngineDown("the engine's stream ended before the answer did")
         return Answer(lease, reply, head)
@@ -149,7 +142,3 @@ def _in_turn(targets: list[Variant]) -> list[tuple[Variant, bool]]:
 
 def _is_worth_another(error: ApiError) -> bool:
     return not isinstance(error, EngineRefused) or error.status == _TOO_MANY_REQUESTS
-
-
-async def _done(future: asyncio.Future[bytes], timeout_s: float | None) -> None:
-    await asyncio.wait({future}, timeout=timeout_s)

@@ -19,7 +19,13 @@ from gateway.logs import PRIVATE
 from gateway.parameters import apply_policy
 from gateway.protocol import ChatRequest, parse_chat
 from gateway.record import REQUEST_ID
-from gateway.streaming import EventRelay, OwnedStreamingResponse, Relay, read_plain
+from gateway.streaming import (
+    EventRelay,
+    OwnedStreamingResponse,
+    Relay,
+    read_plain,
+    until_disconnect,
+)
 from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
 from gateway.trace import Operation, RequestTrace, traced
 
@@ -101,8 +107,9 @@ async def _answer(request: Request, route: _Route) -> Response:
             is_stream=route.streams and _asks_for_a_stream(body),
             may_use=entry.may_use,
         )
-        asking = service.dispatch.ask(question, stack=stack, trace=trace, receive=request.receive)
-        answer = await entry.deadline.until_reply(asking)
+        asking = service.dispatch.ask(question, stack=stack, trace=trace)
+        in_time = entry.deadline.until_reply(asking)
+        answer = await until_disconnect(request.receive, in_time)
         spec = answer.lease.spec
         headers |= {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
         if not question.is_stream:
