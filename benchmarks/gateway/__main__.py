@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.gateway import overload, soak, steady, swaps
 from benchmarks.gateway.page import write_page
+from benchmarks.gateway.ways import peer_pins
 from benchmarks.machine import describe
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -32,6 +33,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             measured = _measure(part, Path(directory), options)
         results[part] = {"machine": describe(), "command": _command(part), "measured": measured}
+        if part == "steady":
+            results[part]["peers"] = peer_pins()
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_page(results, RESULTS / "gateway.md")
         print(json.dumps(measured, indent=1), flush=True)

@@ -62,4 +62,5 @@ def _shown(value: object) -> str:
 def _source(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
+    versions += "".join(f", {pin}" for pin in found.get("peers", ()))
     return f"`{found['command']}` on {machine['processor']}, {machine['cores']} cores; {versions}\n"

@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from benchmarks.gateway.scripted_engine import NAME
+from benchmarks.peers import environments
 from benchmarks.peers.environments import WORK, Environment
 from gateway.backends.embedded import free_port
 
@@ -119,6 +120,13 @@ def _wait(url: str, child: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             time.sleep(0.05)
     raise RuntimeError(f"{url} was not ready after {START_LIMIT_S:g} s")
+
+
+def peer_pins() -> list[str]:
+    """Return the versions of the peers, as they are installed."""
+    folder = Path(environments.__file__).parent
+    files = [folder / f"requirements-{name}.txt" for name in ("litellm", "router")]
+    return [line for file in files for line in file.read_text(encoding="utf-8").split()]
 
 
 async def settle() -> None:
