@@ -28,10 +28,11 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: use any of {', '.join(PARTS)}")
     file = RESULTS / "gateway.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as directory:
             measured = _measure(part, Path(directory), options)
+        # Read only now: another part may be measured beside this one.
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         results[part] = {"machine": describe(), "command": _command(part), "measured": measured}
         if part == "steady":
             results[part]["peers"] = peer_pins()

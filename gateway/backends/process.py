@@ -6,9 +6,11 @@ import ctypes
 import logging
 import os
 import signal
+import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gateway.backends.resident import resident_bytes
 from gateway.errors import ChildFailed
@@ -35,10 +37,13 @@ class ChildProcess:
     def __init__(self, process: Process, *, on_stdout: OnLine, on_stderr: OnLine) -> None:
         self._process = process
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._on_stdout = on_stdout
         self._on_stderr = on_stderr
         self._is_killed = False
+        self.last_heard = time.monotonic()
+        """When it last wrote a line, or started."""
         self._readers = [
-            asyncio.ensure_future(_read_lines(process.stdout, on_stdout)),
+            asyncio.ensure_future(_read_lines(process.stdout, self._hear)),
             asyncio.ensure_future(_read_lines(process.stderr, self._log)),
         ]
 
@@ -107,7 +112,12 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    def _hear(self, line: str) -> None:
+        self.last_heard = time.monotonic()
+        self._on_stdout(line)
+
     def _log(self, line: str) -> None:
+        self.last_heard = time.monotonic()
         if line.strip():
             self._tail.append(line.strip())
         self._on_stderr(line)
@@ -166,10 +176,13 @@ class EngineProcess:
     async def _become_ready(self, timeout_s: float) -> None:
         ended = asyncio.ensure_future(self.wait())
         healthy = asyncio.ensure_future(self.client.wait_healthy())
+        done: set[asyncio.Future[Any]] = set()
         try:
-            done, _ = await asyncio.wait(
-                {ended, healthy}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            # What writes makes progress: a large model may take longer than any fixed time.
+            while not done and (left_s := self._patience_left_s(timeout_s)) > 0:
+                done, _ = await asyncio.wait(
+                    {ended, healthy}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
             ended.cancel()
             healthy.cancel()
@@ -181,7 +194,13 @@ class EngineProcess:
                 f"{self.last_words}"
             )
         if not done:
-            raise ChildFailed(f"the engine of {name} was not ready after {timeout_s:g} s")
+            raise ChildFailed(
+                f"the engine of {name} was neither ready nor heard for {timeout_s:g} s: "
+                f"{self.last_words}"
+            )
+
+    def _patience_left_s(self, timeout_s: float) -> float:
+        return self._child.last_heard + timeout_s - time.monotonic()
 
 
 async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:

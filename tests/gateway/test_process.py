@@ -158,7 +158,13 @@ def test_command_that_does_not_exist() -> None:
     ("code", "message"),
     [
         ("import sys; sys.exit('no memory')", "ended with code 1 while it started: no memory"),
-        ("import time; time.sleep(60)", "was not ready after 0.5 s"),
+        ("import time; time.sleep(60)", "was neither ready nor heard for 0.5 s: it wrote no log"),
+        (
+            "import sys, time\n"
+            "for n in range(5): print(n, file=sys.stderr, flush=True); time.sleep(0.2)\n"
+            "sys.exit('it made progress')",
+            "ended with code 1 while it started: it made progress",
+        ),
     ],
 )
 def test_engine_that_does_not_start(code: str, message: str) -> None:
