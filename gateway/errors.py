@@ -7,7 +7,7 @@ NarrowgateError
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
 │   ├── ChildFailed               a child process crashed or never became ready
 │   ├── SchemeMismatch            the engine runs other schemes than the artifact records
-│   ├── CanaryFailed              a started engine finds recorded tokens unlikely
+│   ├── CanaryFailed              a started engine finds a known text unlikely
 │   └── RemoteFailed              a running endpoint is not there, or refuses
 ├── ClientGone                    nobody is left to read a reply
 └── ApiError                      status, type, code, param, retry_after_s
@@ -98,7 +98,7 @@ class SchemeMismatch(StartupError):
 
 
 class CanaryFailed(StartupError):
-    """A started engine finds recorded tokens unlikely, or answers with no numbers."""
+    """A started engine finds a known text unlikely, or answers with no numbers."""
 
 
 class ClientGone(NarrowgateError):

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -10,13 +9,13 @@ from functools import partial
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
-from gateway.errors import Draining, ModelNotFound, NoMemory
+from gateway.errors import Draining, ModelNotFound
 from gateway.launch import Launch
 from gateway.metrics import Metrics
-from gateway.pool import canary, policy
-from gateway.pool.canary import Canary
+from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
+from gateway.pool.memory import Memory
 from gateway.pool.replica import Replica
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.pool.variant import Variant
@@ -26,8 +25,6 @@ from gateway.wire import MAX_ECHO
 
 logger = logging.getLogger(__name__)
 
-_TEND_EVERY_S = 0.5
-_MEASURE_EVERY_S = 5.0
 _ANY = Demand()
 
 
@@ -48,7 +45,8 @@ class Model:
     variants: dict[str, Variant]
     active: Variant
     swapping: asyncio.Lock
-    canary: Canary | None = None
+    best_cost: float = float("inf")
+    """The lowest cost of the canary's text so far, in nats a token."""
 
 
 class Pool:
@@ -70,18 +68,15 @@ class Pool:
         self._metrics = metrics
         self._on_progress = on_progress
         self._patience = patience
-        self._budget = memory_budget
         self._canary_max_nll_increase = canary_max_nll_increase
         self._is_draining = False
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._room = asyncio.Lock()
-        self._news = asyncio.Event()
         self._states: dict[str, State] = {}
-        self._models = {spec.alias: self._model(spec) for spec in specs}
-        if memory_budget is not None:
-            metrics.gauges["memory_budget_bytes"].set(memory_budget)
+        self._models: dict[str, Model] = {}
+        self._memory = Memory(self._all, memory_budget, metrics=metrics, patience=patience)
+        self._models |= {spec.alias: self._model(spec) for spec in specs}
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -161,11 +156,7 @@ class Pool:
 
     def snapshots(self) -> list[Snapshot]:
         """Return all variants as they are now, model by model, rung by rung."""
-        return [
-            variant.snapshot()
-            for model in self._models.values()
-            for variant in model.variants.values()
-        ]
+        return [variant.snapshot() for variant in self._all()]
 
     @property
     def is_draining(self) -> bool:
@@ -255,18 +246,8 @@ class Pool:
     # -- the whole life ---------------------------------------------------------------------
 
     async def tend(self) -> None:
-        """Stop, for ever, whoever has been idle for longer than its keep-alive time."""
-        measured_at = -float("inf")
-        while True:
-            await asyncio.sleep(_TEND_EVERY_S)
-            if time.monotonic() - measured_at >= _MEASURE_EVERY_S:
-                measured_at = time.monotonic()
-                for variant in self._residents():
-                    variant.measure()
-                    record_state(self._metrics, variant.snapshot())
-            residents = [variant.resident() for variant in self._residents()]
-            for name in policy.idle_too_long(residents, time.monotonic()):
-                await self._evict(self._variant(name), "idle")
+        """Keep memory tidy, for ever."""
+        await self._memory.tend()
 
     def drain(self) -> None:
         """Refuse new requests from now on; running ones go on."""
@@ -280,8 +261,7 @@ class Pool:
         """Stop all loads and engines; safe to repeat."""
         self.drain()
         seconds = self._patience.stop_grace_s if grace_s is None else grace_s
-        variants = [each for model in self._models.values() for each in model.variants.values()]
-        await asyncio.gather(*(variant.stop(seconds) for variant in variants))
+        await asyncio.gather(*(variant.stop(seconds) for variant in self._all()))
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -302,8 +282,8 @@ class Pool:
             patience=self._patience,
             on_progress=partial(self._progress, spec.served_name),
             on_change=self._changed,
-            on_idle=self._tell,
-            make_room=self._make_room,
+            on_idle=self._memory.tell,
+            make_room=self._memory.make_room,
             try_engine=partial(self._try, model.alias),
         )
 
@@ -315,76 +295,25 @@ class Pool:
         for each in model.variants.values():
             gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
 
-    async def _evict(self, variant: Variant, reason: str) -> None:
-        logger.info("%s is stopped (%s)", variant.spec.served_name, reason)
-        evictions = self._metrics.counters["evictions_total"]
-        evictions.labels(variant.spec.alias, variant.spec.variant, reason).inc()
-        await variant.stop(self._patience.stop_grace_s)
-
-    async def _make_room(self, variant: Variant, need: int) -> None:
-        """Stop idle variants until ``need`` bytes fit under the budget; wait for some to be idle.
-
-        Raises:
-            NoMemory: it is more than the budget, or nothing became idle in time.
-        """
-        budget = self._budget
-        if budget is None:
-            variant.reserve(need)
-            return
-        name = variant.spec.served_name
-        if need > budget:
-            raise NoMemory(
-                f"{name} needs {need} bytes, the memory budget is {budget}: raise "
-                "'memory_budget', or lower 'kv_cache_memory_bytes' or 'replicas'"
-            )
-        try:
-            async with asyncio.timeout(self._patience.load_wait_s), self._room:
-                while (victims := self._victims(need, budget)) is None:
-                    await self._news.wait()
-                for victim in victims:
-                    await self._evict(self._variant(victim), "memory")
-                variant.reserve(need)
-        except TimeoutError:
-            raise NoMemory(
-                f"the memory budget has no room for {name}: what is loaded is in use or pinned"
-            ) from None
-
-    def _victims(self, need: int, budget: int) -> list[str] | None:
-        residents = [each.resident() for each in self._residents()]
-        return policy.evictions(residents, need=need, budget=budget)
-
-    def _residents(self) -> list[Variant]:
-        return [
-            variant
-            for model in self._models.values()
-            for variant in model.variants.values()
-            if variant.is_resident
-        ]
-
     async def _try(self, alias: str, client: EngineClient) -> None:
-        model = self._models[alias]
-        if model.canary is None:
-            recorded = await canary.record(client)
-            model.canary = model.canary or recorded
+        cost = await canary.cost_of_text(client)
+        if cost is None:
+            logger.info("%s cannot be tried on a known text", client.served_name)
             return
+        model = self._models[alias]
         limit = self._canary_max_nll_increase
-        increase = await canary.check(client, model.canary, max_increase=limit)
-        if increase is not None:
-            logger.info("canary of %s: %+.3f nats a token", client.served_name, increase)
+        canary.require_near(client.served_name, cost, model.best_cost, max_increase=limit)
+        model.best_cost = min(model.best_cost, cost)
+        logger.info("a known text costs %s %.3f nats a token", client.served_name, cost)
 
     def _changed(self, variant: Variant) -> None:
-        self._tell()
+        self._memory.tell()
         shot = variant.snapshot()
         name = shot.spec.served_name
         record_state(self._metrics, shot)
         if self._states.get(name) is not shot.state:
             self._states[name] = shot.state
             self.events.publish("state", {"model": name, "state": shot.state.value})
-
-    def _tell(self) -> None:
-        """Wake whoever waits for room: something may have changed for it."""
-        news, self._news = self._news, asyncio.Event()
-        news.set()
 
     def _progress(self, name: str, progress: Progress) -> None:
         self._on_progress(progress)
@@ -397,12 +326,11 @@ class Pool:
             return model, None
         if model is not None and pinned in model.variants:
             return model, model.variants[pinned]
-        known = ", ".join(
-            variant.spec.served_name
-            for model in self._models.values()
-            for variant in model.variants.values()
-        )
+        known = ", ".join(variant.spec.served_name for variant in self._all())
         raise ModelNotFound(f"no model {name[:MAX_ECHO]!r} is served here: use one of {known}")
+
+    def _all(self) -> list[Variant]:
+        return [each for model in self._models.values() for each in model.variants.values()]
 
     def _variant(self, name: str) -> Variant:
         model, pinned = self._find(name)

@@ -11,7 +11,14 @@ import pytest
 
 from compression.events import ignore
 from gateway.demand import Demand
-from gateway.errors import EngineDown, LoadRefused, ModelLoading, ModelNotFound, NoMemory
+from gateway.errors import (
+    CanaryFailed,
+    EngineDown,
+    LoadRefused,
+    ModelLoading,
+    ModelNotFound,
+    NoMemory,
+)
 from gateway.launch import Prepared
 from gateway.metrics import Metrics
 from gateway.pool.pool import Lease, Pool
@@ -259,19 +266,34 @@ def test_a_swap_waits_for_the_running_requests_of_the_old_one() -> None:
 
 
 def test_a_variant_that_fails_the_canary_is_not_swapped_in() -> None:
-    """Recorded tokens that cost the new engine far more end the swap; the old one goes on."""
+    """A known text that costs the new engine far more ends the swap; the old one goes on."""
 
     async def run() -> None:
         launch = FakeLaunch(nll={"int4": 0.5, "int8": 9.0, "full": 1.2})
         async with pool_of({"a": LADDER}, launch) as pool:
             await pool.ensure_ready()
-            with pytest.raises(Exception, match=r"a@int8 finds recorded tokens 8\.50 nats"):
+            with pytest.raises(CanaryFailed, match=r"a@int8 finds a known text 8\.50 nats"):
                 await pool.activate("a@int8")
             assert pool.find("a").spec.variant == "int4"
             assert states(pool)["a@int8"] == "failed"
             async with pool.lease("a") as lease:
                 assert (await answer(lease))["model"] == "a@int4"
             await pool.activate("a@full")
+
+    asyncio.run(run())
+
+
+def test_a_broken_variant_can_be_swapped_out() -> None:
+    """A first engine that is broken keeps no good one out, but does not come back in."""
+
+    async def run() -> None:
+        launch = FakeLaunch(nll={"int4": 9.0, "int8": 0.5})
+        async with pool_of({"a": LADDER}, launch) as pool:
+            await pool.ensure_ready()
+            await pool.activate("a@int8")
+            with pytest.raises(CanaryFailed):
+                await pool.activate("a@int4")
+            assert pool.find("a").spec.variant == "int8"
 
     asyncio.run(run())
 

@@ -1,0 +1,104 @@
+"""Who stays in memory: room for a load under the budget, and an end to idleness."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from gateway.errors import NoMemory
+from gateway.metrics import Metrics
+from gateway.pool import policy
+from gateway.pool.gauges import record_state
+from gateway.pool.state import Patience
+from gateway.pool.variant import Variant
+
+logger = logging.getLogger(__name__)
+
+TEND_EVERY_S = 0.5
+MEASURE_EVERY_S = 5.0
+
+
+class Memory:
+    """Stops variants that nobody uses, when the budget asks for it or their time is over."""
+
+    def __init__(
+        self,
+        variants: Callable[[], Iterable[Variant]],
+        budget: int | None,
+        *,
+        metrics: Metrics,
+        patience: Patience,
+    ) -> None:
+        self._variants = variants
+        self._budget = budget
+        self._metrics = metrics
+        self._patience = patience
+        self._line = asyncio.Lock()
+        self._news = asyncio.Event()
+        if budget is not None:
+            metrics.gauges["memory_budget_bytes"].set(budget)
+
+    def tell(self) -> None:
+        """Wake whoever waits for room: something may have changed for it."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def make_room(self, variant: Variant, need: int) -> None:
+        """Reserve ``need`` bytes for a variant; others stop for it, or it waits until they can.
+
+        Raises:
+            NoMemory: it is more than the budget, or nothing became idle in time.
+        """
+        budget = self._budget
+        if budget is None:
+            variant.reserve(need)
+            return
+        name = variant.spec.served_name
+        if need > budget:
+            raise NoMemory(
+                f"{name} needs {need} bytes, the memory budget is {budget}: raise "
+                "'memory_budget', or lower 'kv_cache_memory_bytes' or 'replicas'"
+            )
+        try:
+            # Loads wait in line, so that a large one is not starved by small ones.
+            async with asyncio.timeout(self._patience.load_wait_s), self._line:
+                while (victims := self._victims(need, budget)) is None:
+                    await self._news.wait()
+                for victim in victims:
+                    await self._evict(victim, "memory")
+                variant.reserve(need)
+        except TimeoutError:
+            raise NoMemory(
+                f"the memory budget has no room for {name}: what is loaded is in use or pinned"
+            ) from None
+
+    async def tend(self) -> None:
+        """Stop, for ever, whoever has been idle for longer than its keep-alive time."""
+        measured_at = -float("inf")
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            residents = self._residents()
+            if time.monotonic() - measured_at >= MEASURE_EVERY_S:
+                measured_at = time.monotonic()
+                for variant in residents.values():
+                    variant.measure()
+                    record_state(self._metrics, variant.snapshot())
+            idle = [variant.resident() for variant in residents.values()]
+            for name in policy.idle_too_long(idle, time.monotonic()):
+                await self._evict(residents[name], "idle")
+
+    def _victims(self, need: int, budget: int) -> list[Variant] | None:
+        residents = self._residents()
+        named = policy.evictions(
+            [each.resident() for each in residents.values()], need=need, budget=budget
+        )
+        return None if named is None else [residents[name] for name in named]
+
+    def _residents(self) -> dict[str, Variant]:
+        return {each.spec.served_name: each for each in self._variants() if each.is_resident}
+
+    async def _evict(self, variant: Variant, reason: str) -> None:
+        logger.info("%s is stopped (%s)", variant.spec.served_name, reason)
+        evictions = self._metrics.counters["evictions_total"]
+        evictions.labels(variant.spec.alias, variant.spec.variant, reason).inc()
+        await variant.stop(self._patience.stop_grace_s)
