@@ -25,7 +25,7 @@ from benchmarks.machine import describe
 from compression.events import ignore
 from compression.prepare import prepare
 from gateway.backends.embedded import command, free_port
-from gateway.settings import VariantSettings
+from gateway.model_settings import VariantSettings
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = 16

@@ -20,7 +20,8 @@ from gateway.launch import Launch, Launcher
 from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
-from gateway.settings import Settings, make_specs
+from gateway.settings import Settings
+from gateway.specs import make_specs
 from gateway.telemetry import open_tracing
 
 _EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")

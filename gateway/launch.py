@@ -20,7 +20,8 @@ from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.backends.url import RemoteEngine
 from gateway.errors import ChildFailed, LoadRefused, SchemeMismatch, SettingsError
 from gateway.protocol import EngineInfo
-from gateway.settings import Settings, VariantSpec
+from gateway.settings import Settings
+from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)

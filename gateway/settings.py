@@ -4,27 +4,22 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     BaseModel,
     ByteSize,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from compression.errors import RecipeError
-from compression.presets import load_recipe
-from compression.recipe import FULL
 from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
+from gateway.model_settings import Frozen, ModelSettings, Rung
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -34,122 +29,14 @@ _ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY"})
 # Kubernetes injects these for a Service that happens to be called "narrowgate".
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 _ENDPOINT = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VARIANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-
-NEXT_RUNG = "next-rung"
-"""In a model's ``fallback``: the variant above the active one on its ladder."""
-
-MAX_REPLICAS = 64
+ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _YAML_IN_ENVIRONMENT = frozenset({"models", "api_keys", "allowed_hosts", "cors_origins"})
 _SECRET = frozenset({"api_keys", "redis_url"})
 _REDIS_URL = re.compile(r"rediss?://.+|redis\+unix:///.+")
 _ORIGIN = re.compile(r"https?://[^/\s]+|\*")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*")
-    @classmethod
-    def _no_nul(cls, value: Any) -> Any:
-        # No command line, path or host name can carry one.
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{value!r} has a NUL character: remove it")
-        return value
-
-
-class VariantSettings(_Frozen):
-    """How one variant of a model is made and served."""
-
-    model: str = Field(min_length=1)
-    recipe: str = Field(default="int4", min_length=1)
-    revision: str | None = None
-    max_model_len: int | None = Field(default=None, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1)
-    kv_cache_memory_bytes: ByteSize | None = Field(default=None, ge=1)
-    enable_prefix_caching: bool = True
-    replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS)
-    memory: ByteSize | None = Field(default=None, ge=1)
-    urls: tuple[str, ...] = Field(default=(), max_length=MAX_REPLICAS)
-    url_api_key_env: str | None = None
-    extra_parameters: frozenset[str] = frozenset()
-
-    @field_validator("urls")
-    @classmethod
-    def _urls_are_http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{url!r} is no address such as http://10.0.0.5:8000")
-        return tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
-
-    @model_validator(mode="after")
-    def _urls_are_the_replicas(self) -> Self:
-        if self.urls and "replicas" in self.model_fields_set:
-            raise ValueError("'replicas' and 'urls' exclude each other: each URL is a replica")
-        if self.url_api_key_env is not None and not self.urls:
-            raise ValueError("'url_api_key_env' needs 'urls': it is the key of engines elsewhere")
-        return self
-
-
-class Rung(_Frozen):
-    """One variant of a ladder; what it leaves out is as the model says."""
-
-    name: str | None = Field(default=None, pattern=_VARIANT.pattern)
-    model: str | None = Field(default=None, min_length=1)
-    recipe: str | None = Field(default=None, min_length=1)
-    revision: str | None = None
-    max_model_len: int | None = Field(default=None, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1)
-    kv_cache_memory_bytes: ByteSize | None = Field(default=None, ge=1)
-    enable_prefix_caching: bool | None = None
-    replicas: int | None = Field(default=None, ge=1, le=MAX_REPLICAS)
-    memory: ByteSize | None = Field(default=None, ge=1)
-    urls: tuple[str, ...] | None = None
-    url_api_key_env: str | None = None
-    extra_parameters: frozenset[str] | None = None
-
-
-class ModelSettings(VariantSettings):
-    """One model: where it comes from, its variants, and when they are in memory."""
-
-    ladder: tuple[Rung, ...] = ()
-    active: str | None = None
-    preload: bool = True
-    pin: bool = False
-    keep_alive_s: float | None = Field(default=None, gt=0)
-    fallback: tuple[str, ...] = ()
-    max_running: int | None = Field(default=None, ge=1)
-    max_queued: int = Field(default=64, ge=0)
-    queue_timeout_s: float = Field(default=30.0, gt=0)
-
-    @field_validator("ladder", mode="before")
-    @classmethod
-    def _recipes_are_rungs(cls, ladder: Any) -> Any:
-        if not isinstance(ladder, (list, tuple)):
-            return ladder
-        return [{"recipe": rung} if isinstance(rung, str) else rung for rung in ladder]
-
-    @model_validator(mode="after")
-    def _ladder_says_the_recipes(self) -> Self:
-        if self.ladder and "recipe" in self.model_fields_set:
-            raise ValueError("'recipe' and 'ladder' exclude each other: each rung has its recipe")
-        return self
-
-    @model_validator(mode="after")
-    def _a_queue_needs_a_limit(self) -> Self:
-        asked = self.model_fields_set & {"max_queued", "queue_timeout_s"}
-        if asked and self.max_running is None:
-            raise ValueError(f"{min(asked)!r} needs 'max_running': without it nothing waits")
-        return self
-
-
-class Settings(_Frozen):
+class Settings(Frozen):
     """The whole service; times are in seconds."""
 
     host: str = "127.0.0.1"
@@ -196,7 +83,7 @@ class Settings(_Frozen):
     @classmethod
     def _aliases_are_names(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
         for alias in models:
-            if not _ALIAS.fullmatch(alias):
+            if not ALIAS.fullmatch(alias):
                 raise ValueError(
                     f"the alias {alias!r} must be 1 to 64 letters, digits, '.', '_' or '-'"
                 )
@@ -241,121 +128,6 @@ class Settings(_Frozen):
         if self.protect_metrics and not self.api_keys and self.api_keys_file is None:
             raise ValueError("'protect_metrics' needs 'api_keys' or 'api_keys_file'")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class VariantSpec:
-    """One variant of a model under its names."""
-
-    alias: str
-    variant: str
-    settings: VariantSettings
-
-    @property
-    def served_name(self) -> str:
-        """Return the name that pins the variant: ``alias@variant``."""
-        return f"{self.alias}@{self.variant}"
-
-    @property
-    def num_replicas(self) -> int:
-        """Return how many engines serve it."""
-        return len(self.settings.urls) or self.settings.replicas
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model: its ladder from the smallest variant to the safest, and which one is active."""
-
-    alias: str
-    variants: tuple[VariantSpec, ...]
-    active: str
-    settings: ModelSettings
-
-
-def make_specs(settings: Settings) -> tuple[ModelSpec, ...]:
-    """Return the models with their variants.
-
-    Raises:
-        SettingsError: a recipe is unknown, or a name stands for nothing or for two things.
-    """
-    specs = tuple(_model_spec(alias, model) for alias, model in settings.models.items())
-    known = {spec.alias for spec in specs} | {NEXT_RUNG}
-    known |= {variant.served_name for spec in specs for variant in spec.variants}
-    for spec in specs:
-        for name in spec.settings.fallback:
-            if name not in known:
-                raise SettingsError(
-                    f"model {spec.alias!r}: 'fallback' names {name!r}: use "
-                    f"{', '.join(sorted(known - {spec.alias}))}"
-                )
-    return specs
-
-
-def _model_spec(alias: str, model: ModelSettings) -> ModelSpec:
-    base = VariantSettings.model_validate(
-        {key: getattr(model, key) for key in _set_of(model) & set(VariantSettings.model_fields)}
-    )
-    rungs = model.ladder or (Rung(recipe=model.recipe if "recipe" in _set_of(model) else None),)
-    variants: dict[str, VariantSpec] = {}
-    for rung in rungs:
-        spec = _variant_spec(alias, base, rung)
-        if spec.variant in variants:
-            raise SettingsError(
-                f"model {alias!r}: two rungs of 'ladder' are called {spec.variant!r}: "
-                "give one another 'name'"
-            )
-        variants[spec.variant] = spec
-    active = model.active or next(iter(variants))
-    if active not in variants:
-        raise SettingsError(
-            f"model {alias!r}: 'active' is {active!r}: use one of {', '.join(variants)}"
-        )
-    return ModelSpec(alias, tuple(variants.values()), active, model)
-
-
-def _variant_spec(alias: str, base: VariantSettings, rung: Rung) -> VariantSpec:
-    said = {key: getattr(base, key) for key in _set_of(base)}
-    said |= {
-        key: value for key in _set_of(rung) - {"name"} if (value := getattr(rung, key)) is not None
-    }
-    if rung.urls:
-        said.pop("replicas", None)
-    if said.get("urls"):
-        said.setdefault("recipe", FULL)
-    try:
-        settings = VariantSettings.model_validate(said)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "ladder"
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"model {alias!r}: {key!r}: {reason}") from None
-    return VariantSpec(alias, rung.name or _variant(alias, settings.recipe), settings)
-
-
-def _set_of(settings: _Frozen) -> set[str]:
-    return settings.model_fields_set
-
-
-def _variant(alias: str, recipe: str) -> str:
-    if recipe == FULL:
-        return FULL
-    try:
-        return load_recipe(recipe).name
-    except RecipeError as error:
-        raise SettingsError(f"model {alias!r}: {error}") from None
-
-
-def default_alias(model: str) -> str:
-    """Return the name that clients send when the operator gave none.
-
-    Raises:
-        SettingsError: the last part of ``model`` is no valid alias.
-    """
-    path = Path(model)
-    alias = (path.absolute() if model.startswith(".") else path).name.lower()
-    if not _ALIAS.fullmatch(alias):
-        raise SettingsError(f"cannot make an alias of the model {model!r}: give one with --name")
-    return alias
 
 
 def load_settings(

@@ -5,7 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
-from gateway.settings import VariantSettings
+from gateway.model_settings import VariantSettings
 
 BACKEND = "embedded"
 HOST = "127.0.0.1"

@@ -6,8 +6,10 @@ from typing import Any
 import uvloop
 
 from gateway.errors import SettingsError
+from gateway.model_settings import ModelSettings
 from gateway.serve import serve
-from gateway.settings import ModelSettings, default_alias, load_settings
+from gateway.settings import load_settings
+from gateway.specs import default_alias
 from gateway.terminal import Terminal
 
 

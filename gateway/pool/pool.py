@@ -19,7 +19,7 @@ from gateway.pool.memory import Memory
 from gateway.pool.replica import Replica
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.pool.variant import Variant
-from gateway.settings import NEXT_RUNG, ModelSpec, VariantSpec
+from gateway.specs import NEXT_RUNG, ModelSpec, VariantSpec
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_ECHO
 

@@ -13,7 +13,7 @@ from gateway.metrics import Metrics, RestartReason
 from gateway.pool.breaker import Breaker
 from gateway.pool.state import Patience, ReplicaSnapshot, State
 from gateway.protocol import EngineInfo
-from gateway.settings import VariantSpec
+from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)

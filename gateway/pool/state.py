@@ -6,7 +6,7 @@ from enum import StrEnum
 from gateway.launch import Prepared
 from gateway.pool.breaker import BreakerState
 from gateway.protocol import EngineInfo
-from gateway.settings import VariantSpec
+from gateway.specs import VariantSpec
 
 
 class State(StrEnum):

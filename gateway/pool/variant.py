@@ -11,11 +11,12 @@ from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
 from gateway.launch import Launch, Prepared
 from gateway.metrics import Metrics
+from gateway.model_settings import ModelSettings
 from gateway.pool.policy import Resident
 from gateway.pool.replica import Replica, TryEngine
 from gateway.pool.routing import ReplicaLoad, choose, work_of
 from gateway.pool.state import Patience, Snapshot, State
-from gateway.settings import ModelSettings, VariantSpec
+from gateway.specs import VariantSpec
 
 logger = logging.getLogger(__name__)
 

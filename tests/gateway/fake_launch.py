@@ -13,7 +13,7 @@ from gateway.backends.process import EngineProcess
 from gateway.backends.url import RemoteEngine
 from gateway.errors import LoadRefused
 from gateway.launch import Prepared
-from gateway.settings import VariantSpec
+from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 
 

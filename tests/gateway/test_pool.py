@@ -21,9 +21,11 @@ from gateway.errors import (
 )
 from gateway.launch import Prepared
 from gateway.metrics import Metrics
+from gateway.model_settings import ModelSettings
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, State
-from gateway.settings import ModelSettings, Settings, VariantSpec, make_specs
+from gateway.settings import Settings
+from gateway.specs import VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.harness import is_alive, until
 

@@ -13,7 +13,9 @@ from gateway.backends import embedded
 from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
 from gateway.launch import Launcher, run_job
-from gateway.settings import VariantSettings, load_settings, make_specs
+from gateway.model_settings import VariantSettings
+from gateway.settings import load_settings
+from gateway.specs import make_specs
 from gateway.upstream import EngineClient
 from tests.gateway.harness import eventually, is_alive, until
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.settings import default_alias, load_settings, make_specs
+from gateway.settings import load_settings
+from gateway.specs import default_alias, make_specs
 
 MODELS = {"a": {"model": "x"}}
 

@@ -23,7 +23,8 @@ from gateway.launch import Prepared
 from gateway.metrics import Metrics
 from gateway.pool.pool import Lease, Pool
 from gateway.pool.state import Patience, State
-from gateway.settings import Settings, VariantSpec, make_specs
+from gateway.settings import Settings
+from gateway.specs import VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.harness import is_alive, until
 

@@ -21,7 +21,8 @@ import yaml
 
 from compression.presets import parse_recipe
 from gateway.api_key import KeyList
-from gateway.settings import Settings, make_specs
+from gateway.settings import Settings
+from gateway.specs import make_specs
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
