@@ -10,6 +10,7 @@ BYTES_PER_TOKEN = 4
 PREFIX_BYTES = 1024
 """Requests that begin with the same bytes share what an engine has read of them."""
 
+_MAX_DEPTH = 16
 _PROMPTS = ("messages", "prompt", "input", "tokens")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
@@ -45,16 +46,18 @@ def demand_of(fields: Mapping[str, Any]) -> Demand:
     )
 
 
-def _pieces(value: object) -> Iterator[str | int]:
+def _pieces(value: object, depth: int = 0) -> Iterator[str | int]:
     """Return the texts and token ids of a prompt, of messages or of parts; other media are none."""
     if isinstance(value, (str, int)):
         yield value
+    elif depth == _MAX_DEPTH:
+        return  # no prompt is nested so deep
     elif isinstance(value, list):
         for item in value:
-            yield from _pieces(item)
+            yield from _pieces(item, depth + 1)
     elif isinstance(value, Mapping):
-        yield from _pieces(value.get("content"))
-        yield from _pieces(value.get("text"))
+        yield from _pieces(value.get("content"), depth + 1)
+        yield from _pieces(value.get("text"), depth + 1)
 
 
 def _is_count(value: object) -> bool:

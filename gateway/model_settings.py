@@ -8,6 +8,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, mo
 
 _VARIANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
+_HOST = re.compile(r"[0-9a-z_-]+(\.[0-9a-z_-]+)*\.?|[0-9a-f:.]+", re.IGNORECASE)
+
 MAX_REPLICAS = 64
 
 
@@ -43,13 +45,18 @@ class VariantSettings(Frozen):
     url_api_key_env: str | None = None
     extra_parameters: frozenset[str] = frozenset()
 
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _urls_are_a_list(cls, urls: Any) -> Any:
+        if isinstance(urls, str):
+            raise ValueError(f"must be a list: write [{_without_secret(urls)}]")
+        return urls
+
     @field_validator("urls")
     @classmethod
     def _urls_are_http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{url!r} is no address such as http://10.0.0.5:8000")
+            _check_address(url)
         return tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
 
     @model_validator(mode="after")
@@ -59,6 +66,26 @@ class VariantSettings(Frozen):
         if self.url_api_key_env is not None and not self.urls:
             raise ValueError("'url_api_key_env' needs 'urls': it is the key of engines elsewhere")
         return self
+
+
+def _check_address(url: str) -> None:
+    if "@" in url:
+        raise ValueError(
+            f"{_without_secret(url)!r} must not hold a password: name a variable that holds the "
+            "key in 'url_api_key_env'"
+        )
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in {"http", "https"} and parts.port != 0
+    except ValueError:  # the port is none
+        is_address = False
+    if not is_address or not _HOST.fullmatch(parts.hostname or "") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is no address such as http://10.0.0.5:8000")
+
+
+def _without_secret(url: str) -> str:
+    head, separator, rest = url.rpartition("@")
+    return url if not separator else f"{head.partition('//')[0]}//...@{rest}"
 
 
 class Rung(Frozen):

@@ -154,6 +154,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # who is local must not be a header's word
             )
         )
 

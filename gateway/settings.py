@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from compression.strict_yaml import load_yaml
 from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
 from gateway.model_settings import Frozen, ModelSettings, Rung
@@ -43,7 +44,7 @@ class Settings(Frozen):
     port: int = Field(default=8000, ge=0, le=65535)
     models: dict[str, ModelSettings] = Field(min_length=1)
     memory_budget: ByteSize | None = Field(default=None, ge=1)
-    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    max_body_bytes: ByteSize = Field(default=ByteSize(8 * 1024 * 1024), ge=1024)
     max_retries: int = Field(default=1, ge=0, le=10)
     drain_s: float = Field(default=30.0, ge=0)
     load_wait_s: float = Field(default=30.0, ge=0)
@@ -158,7 +159,7 @@ def load_settings(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {file}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -183,7 +184,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _parse_mapping(name: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
+        return load_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise SettingsError(f"the environment variable {name} is not YAML or JSON") from None
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.deadline import Deadline
-from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, sse_event
+from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, EngineTimeout, sse_event
 from gateway.protocol import Usage
 from gateway.trace import RequestTrace
 from gateway.upstream import EngineReply
@@ -36,6 +36,7 @@ _CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\{[^{}\[\]]*?"index"\s*:\s*(\d{1,6}
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"]*)"')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
 _ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:')
+_USAGE = re.compile(rb'"usage"\s*:')
 _NULL_USAGE = b',"usage":null'
 _CHUNK_END = b"}\n\n"
 _ANY_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
@@ -156,7 +157,8 @@ class EventRelay:
         if not is_usual and (found := _FINISH.findall(frame)):
             self._finish_reason = found[-1].decode(errors="replace")
             self._num_finished += len(found)
-        if b'"usage"' in frame:
+        # A text may be just that word; a key is followed by a colon.
+        if b'"usage"' in frame and _USAGE.search(frame):
             return self._account(frame)
         if frame.startswith(b"data:"):
             if _DONE.match(frame):
@@ -205,6 +207,9 @@ class StreamedAnswer(Protocol):
     @property
     def head(self) -> asyncio.Future[bytes]:
         """Return the first bytes, which may still be on their way."""
+
+    def praise(self) -> None:
+        """Note that the engine answered to the end."""
 
     def blame(self) -> None:
         """Note that the engine broke off."""
@@ -267,7 +272,9 @@ class OwnedStreamingResponse(Response):
                 self._num_sent += 1
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             chunk = await self._answer.reply.read()
-        return self._relay.finish()
+        tail = self._relay.finish()
+        self._answer.praise()
+        return tail
 
     async def _keep_alive(self, send: Send) -> None:
         num_sent = -1
@@ -280,7 +287,8 @@ class OwnedStreamingResponse(Response):
     def _broken_off(self, error: ApiError) -> bytes:
         if self._relay.is_complete:
             return b""
-        self._answer.blame()
+        if isinstance(error, (EngineDown, EngineFault, EngineTimeout)):
+            self._answer.blame()
         self._trace.fail(error)
         # Clients take the plain end of a stream for success, so say it.
         return sse_event(error) + DONE

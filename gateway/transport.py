@@ -6,7 +6,7 @@ quarter of that (figures in DESIGN.md).
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol, cast
 
 import httptools
@@ -48,6 +48,8 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._num_unread = 0
         self._has_head = False
+        self.has_heard = False
+        """Whether any byte of the reply has come."""
         self._is_framed = False
         self._is_complete = False
         self._keeps_alive = False
@@ -102,6 +104,13 @@ class _Connection(asyncio.Protocol):
         if self._socket is not None:
             self._socket.abort()
 
+    def break_off(self) -> None:
+        """Drop the connection and fail whoever reads from it."""
+        if not self._is_complete:
+            self._fail(httpx.ReadError("the connection was closed here"))
+        self.close()
+        self._wake()
+
     def rest(self) -> None:
         """End the exchange but keep the connection."""
         self._stop_timer()
@@ -113,6 +122,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_seen = self._loop.time()
+        self.has_heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -227,6 +237,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._idle: dict[_Origin, list[tuple[_Connection, float]]] = {}
+        self._busy: set[_Connection] = set()
         self._tls: ssl.SSLContext | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -238,17 +249,36 @@ class EngineTransport(httpx.AsyncBaseTransport):
         origin = _origin(request.url)
         timeouts = request.extensions.get("timeout", {})
         message = _head(request) + await request.aread()
-        connection = self._reuse(origin) or await self._connect(origin, timeouts.get("connect"))
-        try:
-            status, headers = await connection.exchange(message, timeouts.get("read"))
-        except BaseException:
-            connection.close()
-            raise
+        connection = self._reuse(origin)
+        reply: tuple[int, list[Header]] | None = None
+        if connection is not None:
+            try:
+                reply = await self._exchange(connection, message, timeouts)
+            except httpx.ReadError:
+                # Closed by the peer while it lay idle: that says nothing of the request.
+                if connection.has_heard:
+                    raise
+        if connection is None or reply is None:
+            connection = await self._connect(origin, timeouts.get("connect"))
+            reply = await self._exchange(connection, message, timeouts)
+        status, headers = reply
         body = _Body(connection, self, origin)
         return httpx.Response(status, headers=headers, stream=body, extensions={READ: body.read})
 
+    async def _exchange(
+        self, connection: _Connection, message: bytes, timeouts: Mapping[str, Any]
+    ) -> tuple[int, list[Header]]:
+        self._busy.add(connection)
+        try:
+            return await connection.exchange(message, timeouts.get("read"))
+        except BaseException:
+            self._busy.discard(connection)
+            connection.close()
+            raise
+
     def take_back(self, connection: _Connection, origin: _Origin) -> None:
         """Keep a connection whose exchange ended cleanly, close any other."""
+        self._busy.discard(connection)
         if not connection.is_reusable:
             connection.close()
             return
@@ -257,7 +287,9 @@ class EngineTransport(httpx.AsyncBaseTransport):
         self._idle.setdefault(origin, []).append((connection, now + IDLE_S))
 
     async def aclose(self) -> None:
-        """Close all idle connections."""
+        """Close all connections; who reads from one is told."""
+        for busy in list(self._busy):
+            busy.break_off()
         for connections in self._idle.values():
             for connection, _ in connections:
                 connection.close()

@@ -322,4 +322,5 @@ def _error_fields(body: bytes) -> Mapping[str, Any]:
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdigit() else None
+    is_number = text is not None and text.isascii() and text.isdecimal() and len(text) < 8
+    return float(text) if text and is_number else None

@@ -24,6 +24,12 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def is_local_name(host: str) -> bool:
+    """Return whether a header ``host`` is a name of this machine for itself."""
+    found = _HOST.fullmatch(host.lower())
+    return found is not None and found[1].removesuffix(".") in _LOCAL_NAMES
+
+
 class HostList:
     """The values of the header ``host`` that are served.
 

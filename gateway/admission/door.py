@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from gateway.admission.addresses import HostList, is_loopback
+from gateway.admission.addresses import HostList, is_local_name, is_loopback
 from gateway.admission.keys import KeyRing
 from gateway.api_key import ApiKey
 from gateway.errors import (
@@ -39,6 +39,7 @@ class Door:
     def __init__(self, settings: Settings, ring: KeyRing, metrics: Metrics) -> None:
         self._ring = ring
         self._hosts = HostList(settings.host, settings.allowed_hosts)
+        self._is_local = is_loopback(settings.host)
         self._open = _OPEN if settings.protect_metrics else _OPEN | {_METRICS}
         self._max_requests = settings.max_concurrent_requests
         self._num_requests = 0
@@ -71,8 +72,11 @@ class Door:
             self._num_requests -= 1
 
     def _check(self, path: str, headers: Mapping[str, str], client: str | None) -> ApiKey | None:
+        is_open = path in self._open
+        if is_open and not self._is_local:
+            return None  # probes and scrapers call by address
         self._hosts.check(headers.get("host", ""))
-        if path in self._open:
+        if is_open:
             return None
         key = self._identify(headers)
         if path.startswith(ADMIN_PREFIX):
@@ -103,9 +107,12 @@ class Door:
             raise AdminOnly(
                 "without a key with 'admin: true' this path is for clients on this machine only"
             )
-        # A page in a browser on this machine is a client on it too.
+        # A page in a browser on this machine is a client on it too, by whatever name it calls.
+        host = headers.get("host", "")
+        if not is_local_name(host):
+            raise AdminOnly("without a key with 'admin: true' call this path as 127.0.0.1")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and urlsplit(origin).netloc != host:
             raise AdminOnly(f"this path is not for pages of {origin[:MAX_ECHO]!r}")
 
 

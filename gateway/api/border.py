@@ -82,7 +82,12 @@ class Border:
         method, path = scope["method"], scope["path"][:_MAX_PATH]
         if not path.isprintable():  # it must not forge log lines
             path = path.encode("unicode_escape").decode()
-        found = {name: value for name, value in scope["headers"] if name in _TRACE_HEADERS}
+        # What is not ASCII could not be sent on.
+        found = {
+            name: value
+            for name, value in scope["headers"]
+            if name in _TRACE_HEADERS and value.isascii()
+        }
         trace_headers = {}
         if _TRACEPARENT.fullmatch(found.get(b"traceparent", b"")):
             trace_headers = {

@@ -10,7 +10,14 @@ from typing import Any
 
 from gateway.admission.admission import MayUse
 from gateway.demand import Demand
-from gateway.errors import ApiError, EngineDown, EngineFault, EngineRefused, Unavailable
+from gateway.errors import (
+    ApiError,
+    EngineDown,
+    EngineFault,
+    EngineRefused,
+    EngineTimeout,
+    Unavailable,
+)
 from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
 from gateway.pool.state import State
@@ -47,6 +54,10 @@ class Answer:
     reply: EngineReply
     head: asyncio.Future[bytes]
 
+    def praise(self) -> None:
+        """Note that the engine answered to the end."""
+        self.lease.replica.breaker.succeed()
+
     def blame(self) -> None:
         """Note that the engine broke off in the middle."""
         self.lease.replica.breaker.fail(time.monotonic())
@@ -76,11 +87,11 @@ class Dispatch:
         Raises:
             ApiError: nobody can answer; the first reason is the one that is told.
         """
-        failed: set[Replica] = set()
         errors: list[ApiError] = []
         first, *others = self._pool.targets(question.model)
         targets = [first, *(each for each in others if question.may_use(each.spec.alias))]
         for variant, may_wait in _in_turn(targets):
+            failed: set[Replica] = set()
             while len(failed) <= self._max_retries:
                 attempt = AsyncExitStack()
                 using = self._pool.use(
@@ -94,20 +105,25 @@ class Dispatch:
                 try:
                     trace.route(variant.spec.alias, variant.spec.variant, question.is_stream)
                     answer = await self._ask(question, lease, attempt)
-                except (EngineDown, EngineFault, EngineRefused) as error:
+                except (EngineDown, EngineFault, EngineTimeout, EngineRefused) as error:
                     await attempt.aclose()
+                    self._note_failure(lease, error)
                     if not _is_worth_another(error):
                         raise
+                    trace.retry()
                     errors.append(error)
                     failed.add(lease.replica)
-                    self._note_failure(lease, error, trace)
                 except BaseException:
                     await attempt.aclose()
                     raise
                 else:
-                    lease.replica.breaker.succeed()
+                    if not question.is_stream:
+                        answer.praise()
                     stack.push_async_exit(attempt)
                     return answer
+        if self._pool.targets(question.model)[0] is not first:
+            # It was swapped out while the request waited for it.
+            return await self.ask(question, stack=stack, trace=trace)
         raise errors[0]
 
     async def _ask(self, question: Question, lease: Lease, attempt: AsyncExitStack) -> Answer:
@@ -127,11 +143,12 @@ class Dispatch:
             raise EngineDown("the engine's stream ended before the answer did")
         return Answer(lease, reply, head)
 
-    def _note_failure(self, lease: Lease, error: ApiError, trace: RequestTrace) -> None:
-        if error.status != _TOO_MANY_REQUESTS:
-            lease.replica.breaker.fail(time.monotonic())
+    @staticmethod
+    def _note_failure(lease: Lease, error: ApiError) -> None:
+        if isinstance(error, EngineRefused):
+            return
+        lease.replica.breaker.fail(time.monotonic())
         logger.warning("%s failed a request: %s", lease.replica.name, error)
-        trace.retry()
 
 
 def _in_turn(targets: list[Variant]) -> list[tuple[Variant, bool]]:
@@ -141,4 +158,7 @@ def _in_turn(targets: list[Variant]) -> list[tuple[Variant, bool]]:
 
 
 def _is_worth_another(error: ApiError) -> bool:
-    return not isinstance(error, EngineRefused) or error.status == _TOO_MANY_REQUESTS
+    """Return whether another engine may try: this one has not answered and is not at work."""
+    if isinstance(error, EngineRefused):
+        return error.status == _TOO_MANY_REQUESTS
+    return not isinstance(error, EngineTimeout)

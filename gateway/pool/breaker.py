@@ -38,10 +38,12 @@ class Breaker:
             state is BreakerState.HALF_OPEN and not self._is_trying
         )
 
-    def enter(self, now: float) -> None:
-        """Note that a request passes; in the half-open state it is the trial."""
-        if self.state(now) is BreakerState.HALF_OPEN:
-            self._is_trying = True
+    def enter(self, now: float) -> bool:
+        """Note that a request passes; return whether it is the trial of the half-open state."""
+        if self.state(now) is not BreakerState.HALF_OPEN or self._is_trying:
+            return False
+        self._is_trying = True
+        return True
 
     def succeed(self) -> None:
         """Note that the replica answered."""
@@ -55,7 +57,7 @@ class Breaker:
         self._is_trying = False
 
     def leave(self) -> None:
-        """Note that a request ended in a way that says nothing of the replica."""
+        """Note that the trial is over; if it said nothing of the replica another one may follow."""
         self._is_trying = False
 
     def reset(self) -> None:

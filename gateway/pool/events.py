@@ -38,7 +38,8 @@ class EventLog:
 
     async def follow(self, after: int | None = None) -> AsyncGenerator[Event]:
         """Yield every event behind the number ``after``, for ever; None: those from now on."""
-        seen = self._number if after is None else after
+        # A number from before a restart says nothing of this log.
+        seen = self._number if after is None else after if after <= self._number else 0
         while True:
             news = self._news
             for event in [each for each in self._kept if each.number > seen]:

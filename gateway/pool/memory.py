@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from gateway.errors import NoMemory
 from gateway.metrics import Metrics
@@ -59,18 +60,19 @@ class Memory:
                 f"{name} needs {need} bytes, the memory budget is {budget}: raise "
                 "'memory_budget', or lower 'kv_cache_memory_bytes' or 'replicas'"
             )
+        until = asyncio.get_running_loop().time() + self._patience.load_wait_s
+        # Loads wait in line, so that a large one is not starved by small ones.
+        await self._in_time(self._line.acquire(), until, name)
         try:
-            # Loads wait in line, so that a large one is not starved by small ones.
-            async with asyncio.timeout(self._patience.load_wait_s), self._line:
-                while (victims := self._victims(need, budget)) is None:
-                    await self._news.wait()
-                for victim in victims:
+            # Somebody may begin to use a victim while another one stops, so look again.
+            while (victims := self._victims(need, budget)) != []:
+                if victims is None:
+                    await self._in_time(self._news.wait(), until, name)
+                for victim in victims or ():
                     await self._evict(victim, "memory")
-                variant.reserve(need)
-        except TimeoutError:
-            raise NoMemory(
-                f"the memory budget has no room for {name}: what is loaded is in use or pinned"
-            ) from None
+            variant.reserve(need)
+        finally:
+            self._line.release()
 
     async def tend(self) -> None:
         """Stop, for ever, whoever has been idle for longer than its keep-alive time."""
@@ -87,6 +89,16 @@ class Memory:
             for name in policy.idle_too_long(idle, time.monotonic()):
                 await self._evict(residents[name], "idle")
 
+    @staticmethod
+    async def _in_time(work: Coroutine[Any, Any, object], until: float, name: str) -> None:
+        try:
+            async with asyncio.timeout_at(until):
+                await work
+        except TimeoutError:
+            raise NoMemory(
+                f"the memory budget has no room for {name}: what is loaded is in use or pinned"
+            ) from None
+
     def _victims(self, need: int, budget: int) -> list[Variant] | None:
         residents = self._residents()
         named = policy.evictions(
@@ -101,4 +113,4 @@ class Memory:
         logger.info("%s is stopped (%s)", variant.spec.served_name, reason)
         evictions = self._metrics.counters["evictions_total"]
         evictions.labels(variant.spec.alias, variant.spec.variant, reason).inc()
-        await variant.stop(self._patience.stop_grace_s)
+        await variant.stop_if_idle(self._patience.stop_grace_s)

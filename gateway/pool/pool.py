@@ -9,7 +9,7 @@ from functools import partial
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
-from gateway.errors import Draining, ModelNotFound
+from gateway.errors import ApiError, Draining, ModelNotFound, StartupError
 from gateway.launch import Launch
 from gateway.metrics import Metrics
 from gateway.pool import canary
@@ -182,7 +182,7 @@ class Pool:
         """
         for model in self._models.values():
             if model.spec.settings.preload:
-                await model.active.ensure_ready()
+                await self._preload(model.active)
 
     async def load(self, name: str) -> Snapshot:
         """Load what answers to that name.
@@ -240,7 +240,7 @@ class Pool:
                 swaps = self._metrics.counters["variant_swaps_total"]
                 swaps.labels(model.spec.alias, result).inc()
                 self.events.publish("swap_ended", {**fields, "result": result})
-            await old.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
+            await old.stop(self._patience.stop_grace_s, drain_s=None)
             return variant.snapshot()
 
     # -- the whole life ---------------------------------------------------------------------
@@ -286,6 +286,16 @@ class Pool:
             make_room=self._memory.make_room,
             try_engine=partial(self._try, model.alias),
         )
+
+    @staticmethod
+    async def _preload(variant: Variant) -> None:
+        try:
+            await variant.ensure_ready()
+        except (StartupError, ApiError) as error:
+            if not variant.spec.settings.urls:
+                raise
+            # Engines elsewhere may come at any time, and the other models can be served.
+            logger.error("%s is not there yet: %s", variant.spec.served_name, error)
 
     def _activate(self, model: Model, variant: Variant) -> None:
         model.active.is_active = False

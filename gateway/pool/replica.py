@@ -67,18 +67,16 @@ class Replica:
         return self.breaker.allows(time.monotonic())
 
     async def start(self) -> None:
-        """Start the engine for the first time and watch it from then on.
+        """Start the engine and watch it from then on, until :meth:`stop`.
 
         Raises:
             StartupError: it cannot be started or is not what was asked for.
             ApiError: it does not describe itself.
         """
-        try:
-            await self._start()
-        except BaseException:
-            self._change(State.FAILED)
-            raise
-        self._watch = asyncio.create_task(self._keep_alive())
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        first.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._watch = asyncio.create_task(self._live(first))
+        await asyncio.shield(first)
 
     async def stop(self, grace_s: float) -> None:
         """End the engine, or its start; safe to repeat."""
@@ -116,18 +114,35 @@ class Replica:
         self.breaker.reset()
         self._change(State.READY)
 
-    async def _keep_alive(self) -> None:
-        """Restart the engine whenever it is lost."""
+    async def _live(self, first: asyncio.Future[None]) -> None:
+        """Start the engine, tell how that went, and restart it whenever it is lost."""
         losses: deque[float] = deque()
+        reason: RestartReason = "exit"
         try:
-            while self.engine is not None:
-                reason = await self._until_lost(self.engine)
+            await self._start_first(first)
+            while self._state is not State.FAILED:
+                if self.engine is not None:
+                    reason = await self._until_lost(self.engine)
                 await self._restart(reason, losses)
         except Exception as error:
             # The border of this task: a defect must not leave a stale state behind.
             words = " ".join(f"{type(error).__name__}: {error}".split())
             logger.exception("%s is not restarted: %s", self.name, words)
             self._change(State.FAILED)
+        finally:
+            first.cancel()
+
+    async def _start_first(self, first: asyncio.Future[None]) -> None:
+        try:
+            await self._start()
+        except Exception as error:
+            # Whoever asked for the start gets it; the owners of an engine elsewhere may start it.
+            self._change(State.RESTARTING if self._spec.settings.urls else State.FAILED)
+            if not first.done():
+                first.set_exception(error)
+        else:
+            if not first.done():
+                first.set_result(None)
 
     async def _until_lost(self, engine: Engine) -> RestartReason:
         """Wait until the engine has ended, or has been silent for too long."""

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
@@ -67,6 +68,7 @@ class Variant:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = asyncio.Lock()
+        self._stops: set[asyncio.Future[None]] = set()
 
     @property
     def state(self) -> State:
@@ -110,14 +112,17 @@ class Variant:
         self._reserved_bytes = num_bytes
 
     async def ensure_ready(self) -> None:
-        """Load it unless that has been done; concurrent calls share one load.
+        """Load it unless it is ready; concurrent calls share one load.
 
         Raises:
-            NarrowgateError: the load failed; a new one is tried after a pause only.
+            NarrowgateError: the load failed or was ended; a new one is tried after a pause only.
         """
         async with self._stopping:
             load = self._start_load()
-        await asyncio.shield(load)
+        await asyncio.wait({load})
+        self._require_loaded(load)
+        if self.state is not State.READY:
+            raise self._reason()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Load it unless that has been done, for a request that can wait so long.
@@ -136,16 +141,15 @@ class Variant:
         except TimeoutError:
             if load is None or not load.done():
                 raise ModelLoading(f"{name} is loading: try again in a few seconds") from None
-        if load.cancelled():
-            raise EngineDown(f"{name} is being stopped: try again in a few seconds")
-        error = load.exception()
-        if isinstance(error, ApiError):
-            raise error
-        if error is not None:
+        try:
+            self._require_loaded(load)
+        except ApiError:
+            raise
+        except StartupError:
             raise EngineDown(
                 f"{name} could not be loaded: see the server's log",
                 retry_after_s=self._patience.retry_load_after_s,
-            )
+            ) from None
 
     @contextmanager
     def use(self, demand: Demand, excluding: Collection[Replica] = ()) -> Iterator[Replica]:
@@ -161,25 +165,42 @@ class Variant:
         replica.num_running += 1
         work = work_of(demand)
         replica.outstanding_tokens += work
-        replica.breaker.enter(time.monotonic())
+        is_trial = replica.breaker.enter(time.monotonic())
         try:
             yield replica
         finally:
             replica.outstanding_tokens -= work
             replica.num_running -= 1
-            replica.breaker.leave()
+            if is_trial:
+                replica.breaker.leave()
             self.num_running -= 1
             self._last_used = time.monotonic()
             if not self.num_running:
                 self._idle.set()
                 self._on_idle()
 
-    async def stop(self, grace_s: float, *, drain_s: float = 0) -> None:
+    async def stop(self, grace_s: float, *, drain_s: float | None = 0) -> None:
         """Stop its load or its engines; it can be loaded again. Safe to repeat.
 
-        New requests wait from now on, running ones may finish for ``drain_s`` seconds.
+        New requests wait from now on, running ones may finish for ``drain_s`` seconds (None: for as
+        long as they take). Once begun it goes on to its end, also if the caller is cancelled.
         """
+        await self._in_full(self._stop(grace_s, drain_s, only_idle=False))
+
+    async def stop_if_idle(self, grace_s: float) -> None:
+        """Stop its engines unless somebody has begun to use it meanwhile."""
+        await self._in_full(self._stop(grace_s, 0, only_idle=True))
+
+    async def _in_full(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+        await asyncio.shield(task)
+
+    async def _stop(self, grace_s: float, drain_s: float | None, *, only_idle: bool) -> None:
         async with self._stopping:
+            if only_idle and self.resident().is_in_use:
+                return
             if self._load is not None and not self._load.done():
                 self._load.cancel()
                 await asyncio.gather(self._load, return_exceptions=True)
@@ -213,14 +234,26 @@ class Variant:
     def _start_load(self) -> asyncio.Task[None]:
         load = self._load
         is_over = time.monotonic() - self._failed_at >= self._patience.retry_load_after_s
-        if load is None or (load.done() and self._state is State.FAILED and is_over):
+        if load is None or (load.done() and self._has_failed and is_over):
             load = self._load = asyncio.create_task(self._load_once())
             # Whoever waited may have left; the error is in the log all the same.
             load.add_done_callback(lambda task: task.cancelled() or task.exception())
         return load
 
+    def _require_loaded(self, load: asyncio.Task[None]) -> None:
+        if load.cancelled():
+            raise EngineDown(f"{self.spec.served_name} is being stopped: try again")
+        if (error := load.exception()) is not None:
+            raise error
+
+    @property
+    def _has_failed(self) -> bool:
+        # One whose replicas were given up is loaded anew like one that never loaded.
+        return self.state is State.FAILED
+
     async def _load_once(self) -> None:
         name = self.spec.served_name
+        await self._abandon()
         self._change(State.LOADING)
         started = time.monotonic()
         try:
@@ -261,28 +294,50 @@ class Variant:
                 metrics=self._metrics,
                 patience=self._patience,
                 try_engine=self._try_engine,
-                on_change=lambda: self._on_change(self),
+                on_change=self._replica_changed,
             )
             for index in range(self.spec.num_replicas)
         ]
         starts = [asyncio.ensure_future(each.start()) for each in self._replicas]
         try:
-            # Of engines elsewhere some may be down for now; of our own children all must start.
-            await asyncio.gather(*starts, return_exceptions=bool(self.spec.settings.urls))
-            if not any(each.engine for each in self._replicas):
-                starts[0].result()
-        finally:
+            if self.spec.settings.urls:
+                await self._await_one(starts)
+            else:
+                await asyncio.gather(*starts)
+        except BaseException:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
+            raise
 
-    async def _finish_requests(self, drain_s: float) -> None:
+    async def _await_one(self, starts: Sequence[asyncio.Future[None]]) -> None:
+        """Wait until one of the engines elsewhere is ready; the others may come later."""
+        waiting: set[asyncio.Future[None]] = set(starts)
+        while waiting and not any(each.engine for each in self._replicas):
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not any(each.engine for each in self._replicas):
+            starts[0].result()
+        for start in starts:
+            self._stops.add(start)  # kept until it is over
+            start.add_done_callback(self._end_of_start)
+
+    def _end_of_start(self, start: asyncio.Future[None]) -> None:
+        self._stops.discard(start)
+        if not start.cancelled() and (error := start.exception()) is not None:
+            logger.error("an engine of %s is not there: %s", self.spec.served_name, error)
+
+    async def _finish_requests(self, drain_s: float | None) -> None:
         try:
             async with asyncio.timeout(drain_s):
                 await self._idle.wait()
         except TimeoutError:
             if drain_s:
                 logger.warning("%s is stopped with requests running", self.spec.served_name)
+
+    def _replica_changed(self) -> None:
+        if self.state is State.FAILED:
+            self._failed_at = time.monotonic()
+        self._on_change(self)
 
     async def _abandon(self) -> None:
         await asyncio.gather(*(replica.stop(0) for replica in self._replicas))
