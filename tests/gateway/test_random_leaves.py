@@ -1,17 +1,24 @@
-"""Clients that leave at random moments: the engine stops soon, and hardly a token is wasted."""
+"""Clients that leave at random moments: the engine stops soon, and hardly a token is wasted.
+
+Limits of time grow by one round trip, as slow as the slowest at the same time, so that they hold on
+a busy machine too.
+"""
 
 import asyncio
+import math
 import random
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
-from tests.gateway.bare_client import BareClient
+from tests.gateway.bare_client import BareClient, ask
 from tests.gateway.harness import Gateway, body, eventually
 
 NUM_CLIENTS = 100
 PACE_S = 0.02
 STOPS_WITHIN_S = 0.25
-ARRIVALS_S = 2.0
+ARRIVALS_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,18 @@ async def come_and_leave(
     return {visit.label: result for visit, result in zip(visits, results, strict=True)}
 
 
+async def with_round_trips(
+    port: int, coming: Coroutine[Any, Any, dict[str, tuple[float, int]]]
+) -> tuple[dict[str, tuple[float, int]], list[float]]:
+    """Let the clients come, and time short requests meanwhile: how busy the machine is."""
+    task = asyncio.ensure_future(coming)
+    round_trips: list[float] = []
+    while not task.done():
+        round_trips.append((await ask(port, body(fake={"tokens": 1}))).duration_s)
+        await asyncio.sleep(0.1)
+    return task.result(), round_trips
+
+
 def test_the_engine_stops_whenever_a_client_leaves(gateway: Gateway) -> None:
     """Before the first byte, before the first token, while decoding; plain, streamed, FIN, RST."""
     choose = random.Random(11)
@@ -78,29 +97,34 @@ def test_the_engine_stops_whenever_a_client_leaves(gateway: Gateway) -> None:
         Visit(number, choose.uniform(0, 0.5), choose.choice((0, 0.2)), choose.choice((0, 0, 0.2)))
         for number in range(NUM_CLIENTS)
     ]
-    aborts = gateway.metric("requests_total", outcome="client_abort")
-    total, counted = gateway.metric("requests_total"), gateway.metric("generated_tokens_total")
-    left = asyncio.run(come_and_leave(gateway.port, visits, 4000, ARRIVALS_S))
-    eventually(lambda: gateway.metric("requests_total") == total + NUM_CLIENTS)
+    aborts, counted = counters(gateway)
+    left, round_trips = asyncio.run(
+        with_round_trips(gateway.port, come_and_leave(gateway.port, visits, 4000, ARRIVALS_S))
+    )
+    eventually(lambda: counters(gateway)[0] == aborts + NUM_CLIENTS)
     eventually(lambda: gateway.engine_state()["running"] == 0)
-    assert gateway.metric("requests_total", outcome="client_abort") == aborts + NUM_CLIENTS
     assert gateway.metric("requests_running") == 0
 
     times = gateway.engine_times()
-    wasted: list[int] = []
-    for label, (moment, _) in left.items():
-        if label in times:  # who leaves before its request is read never gets there
-            assert times[label]["ended"] - moment < STOPS_WITHIN_S
-            wasted.append(sum(each > moment for each in times[label]["tokens"]))
-    assert len(wasted) > 0.8 * NUM_CLIENTS
-    assert sum(wasted) <= NUM_CLIENTS
-    assert sum(each <= 1 for each in wasted) > 0.9 * len(wasted)
+    reached = {label: moment for label, (moment, _) in left.items() if label in times}
+    assert len(reached) > 0.8 * NUM_CLIENTS  # the others left before their request was read
+    stops = {label: times[label]["ended"] - moment for label, moment in reached.items()}
+    assert max(stops.values()) < STOPS_WITHIN_S + max(round_trips)
+    wasted = [sum(each > reached[label] for each in times[label]["tokens"]) for label in reached]
+    assert max(wasted) <= 1 + math.ceil(max(round_trips) / PACE_S)
+    assert sum(wasted) <= len(wasted)
 
     streams = [visit.label for visit in visits if visit.is_stream]
     seen = sum(left[label][1] for label in streams)
     decoded = sum(len(times[label]["tokens"]) for label in streams if label in times)
-    counted = gateway.metric("generated_tokens_total") - counted
+    counted = counters(gateway)[1] - counted - len(round_trips)
     assert 100 < seen <= counted <= decoded <= seen + len(streams)
+
+
+def counters(gateway: Gateway) -> tuple[float, float]:
+    """Return how many clients have left, and how many tokens were counted."""
+    left = gateway.metric("requests_total", outcome="client_abort")
+    return left, gateway.metric("generated_tokens_total")
 
 
 def test_leaving_around_the_last_token(gateway: Gateway) -> None:
