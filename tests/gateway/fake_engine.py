@@ -250,9 +250,9 @@ class Answer(ABC):
     def __init__(
         self, name: str, request: ChatRequest | CompletionRequest, script: Script, nll: float
     ) -> None:
-        for field in ("presence_penalty", "frequency_penalty", "logit_bias"):
-            if getattr(request, field):
-                raise UnsupportedParameter(f"{field!r} is not supported", param=field)
+        for unsupported in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(request, unsupported):
+                raise UnsupportedParameter(f"{unsupported!r} is not supported", param=unsupported)
         if (request.n or 1) != 1:
             raise UnsupportedParameter("'n' must be 1", param="n")
         if request.model != name:

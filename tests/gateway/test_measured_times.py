@@ -10,10 +10,14 @@ from tests.gateway.harness import Gateway, body, eventually
 
 NUM_CLIENTS = 8
 ROUNDS = 3
-FAKE = {"tokens": 20, "pace_s": 0.02, "first_s": 0.2}
+NUM_TOKENS = 20
+FAKE = {"tokens": NUM_TOKENS, "pace_s": 0.02, "first_s": 0.2}
 SHARE = 0.05
+DURATION = "request_duration_seconds"
+FIRST = "time_to_first_token_seconds"
+INTER = "inter_token_latency_seconds"
 NETWORK_S = 0.005
-"""What a request may take on its way to the gateway and back, in which the gateway does not see it."""
+"""What a request may take on its way there and back, where the gateway does not see it."""
 
 
 def count_and_sum(gateway: Gateway, name: str) -> tuple[float, float]:
@@ -45,20 +49,18 @@ async def measure(port: int, *, stream: bool) -> tuple[list[Reply], float]:
 @pytest.mark.parametrize("stream", [True, False])
 def test_histograms_are_what_clients_see(gateway: Gateway, stream: bool) -> None:
     """Durations, times to the first token and between tokens, against the clients' clocks."""
-    names = ("request_duration_seconds", "time_to_first_token_seconds")
-    names += ("inter_token_latency_seconds",)
-    before = {name: count_and_sum(gateway, name) for name in names}
+    before = {name: count_and_sum(gateway, name) for name in (DURATION, FIRST, INTER)}
     replies, noise_s = asyncio.run(measure(gateway.port, stream=stream))
     num = NUM_CLIENTS * ROUNDS
     first = [reply.token_times[0] - reply.began for reply in replies if stream]
     inter = [reply.token_times[-1] - reply.token_times[0] for reply in replies if stream]
     seen = {
-        names[0]: (num, math.fsum(reply.duration_s for reply in replies)),
-        names[1]: (len(first), math.fsum(first)),
-        names[2]: (len(inter) * (FAKE["tokens"] - 1), math.fsum(inter)),
+        DURATION: (num, math.fsum(reply.duration_s for reply in replies)),
+        FIRST: (len(first), math.fsum(first)),
+        INTER: (len(inter) * (NUM_TOKENS - 1), math.fsum(inter)),
     }
-    eventually(lambda: count_and_sum(gateway, names[0])[0] == before[names[0]][0] + num)
-    for name in names:
+    eventually(lambda: count_and_sum(gateway, DURATION)[0] == before[DURATION][0] + num)
+    for name in (DURATION, FIRST, INTER):
         now = count_and_sum(gateway, name)
         count, total = now[0] - before[name][0], now[1] - before[name][1]
         assert count == seen[name][0], name

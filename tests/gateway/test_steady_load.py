@@ -31,9 +31,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 def outcomes(gateway: Gateway) -> Counter[str]:
     """Return how many requests ended how."""
-    return Counter(
-        {each: int(gateway.metric("requests_total", outcome=each)) for each in OUTCOMES}
-    )
+    return Counter({each: int(gateway.metric("requests_total", outcome=each)) for each in OUTCOMES})
 
 
 async def load(
@@ -44,8 +42,7 @@ async def load(
     results: list[Any] = []
 
     async def client() -> None:
-        for number in numbers:
-            results.append(await request(number))
+        results.extend([await request(number) for number in numbers])
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as clients:
         for _ in range(num_clients):
