@@ -130,7 +130,7 @@ def counters(gateway: Gateway) -> tuple[float, float]:
 def test_leaving_around_the_last_token(gateway: Gateway) -> None:
     """Each is counted once, as whole or as left, and nothing goes on."""
     choose = random.Random(12)
-    visits = [Visit(number, choose.uniform(0.05, 0.15), 0, 0) for number in range(40)]
+    visits = [Visit(number, choose.uniform(0.05, 0.3), 0, 0) for number in range(40)]
     total = gateway.metric("requests_total")
     ends = [gateway.metric("requests_total", outcome=each) for each in ("ok", "client_abort")]
     asyncio.run(come_and_leave(gateway.port, visits, 4, 0.5))
