@@ -35,17 +35,17 @@ def free_port() -> int:
         return port
 
 
-def command(directory: Path, port: int) -> list[str]:
-    """Return the command line of the contract."""
+def command(directory: Path, port: int, *flags: str) -> list[str]:
+    """Return the command line of the contract, and more flags."""
     arguments = ["--model", str(directory), "--served-model-name", MODEL, "--port", str(port)]
-    return [sys.executable, "-m", "gateway.engine", *arguments, "--threads", "1"]
+    return [sys.executable, "-m", "gateway.engine", *arguments, "--threads", "1", *flags]
 
 
 @contextmanager
-def started(directory: Path) -> Iterator[EngineProcess]:
+def started(directory: Path, *flags: str) -> Iterator[EngineProcess]:
     """Start an engine and wait until it is ready."""
     port = free_port()
-    with subprocess.Popen(command(directory, port), stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command(directory, port, *flags), stderr=subprocess.PIPE) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             end = time.monotonic() + START_LIMIT_S

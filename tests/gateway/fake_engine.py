@@ -1,7 +1,8 @@
 """A tiny engine that speaks the contract and fails on demand: ``python fake_engine.py --port N``.
 
 The extra request field ``fake`` scripts one request, see :class:`Script`. ``GET /fake/state`` tells
-how many requests are running, completed and cancelled, and how many tokens were decoded.
+how many requests are running, completed and cancelled, and how many tokens were decoded;
+``GET /fake/times`` when those with a ``label`` were.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import json
 import os
 import signal
 import sys
+import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import uvloop
@@ -47,6 +49,7 @@ class Script:
     with_usage: bool = True
     with_done: bool = True
     write_all_at_once: bool = False
+    label: str = ""
 
 
 @dataclass
@@ -57,6 +60,14 @@ class Counts:
     completed: int = 0
     cancelled: int = 0
     decoded: int = 0
+
+
+@dataclass
+class Times:
+    """When one request had its tokens and its end, on the machine's monotonic clock."""
+
+    tokens: list[float] = field(default_factory=list)
+    ended: float = 0.0
 
 
 class Wire:
@@ -90,6 +101,7 @@ class FakeEngine:
         self.name = name
         self.nll = nll
         self.counts = Counts()
+        self.times: dict[str, Times] = {}
         self.is_draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -142,6 +154,8 @@ class FakeEngine:
             return 200, self._info().model_dump()
         if path == "/fake/state":
             return 200, asdict(self.counts)
+        if path == "/fake/times":
+            return 200, {label: asdict(times) for label, times in self.times.items()}
         if path == "/v1/models":
             card = {"id": self.name, "object": "model", "created": 1, "owned_by": "narrowgate"}
             return 200, {"object": "list", "data": [card | {"max_model_len": MAX_MODEL_LEN}]}
@@ -177,6 +191,8 @@ class FakeEngine:
             _write(wire.writer, script.status, script.body.encode(), {"retry-after": "7"})
             return
         answer = kind(self.name, request, script, self.nll)
+        if script.label:
+            self.times[script.label] = answer.times
         self.counts.running += 1
         self.idle.clear()
         work = asyncio.ensure_future(self._generate(answer, wire.writer))
@@ -189,6 +205,7 @@ class FakeEngine:
             else:
                 self.counts.cancelled += 1
         finally:
+            answer.times.ended = time.monotonic()
             self.counts.running -= 1
             if not self.counts.running:
                 self.idle.set()
@@ -208,6 +225,7 @@ class FakeEngine:
                 await _fail(script.fault, writer)
                 return
             self.counts.decoded += 1
+            answer.times.tokens.append(time.monotonic())
             if is_stream:
                 writer.write(_chunk(answer.event(token, position)))
             if not script.write_all_at_once:
@@ -232,14 +250,15 @@ class Answer(ABC):
     def __init__(
         self, name: str, request: ChatRequest | CompletionRequest, script: Script, nll: float
     ) -> None:
-        for field in ("presence_penalty", "frequency_penalty", "logit_bias"):
-            if getattr(request, field):
-                raise UnsupportedParameter(f"{field!r} is not supported", param=field)
+        for unsupported in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(request, unsupported):
+                raise UnsupportedParameter(f"{unsupported!r} is not supported", param=unsupported)
         if (request.n or 1) != 1:
             raise UnsupportedParameter("'n' must be 1", param="n")
         if request.model != name:
             raise InvalidRequest(f"this engine serves {name!r}", param="model")
         self.name, self.script, self.nll = name, script, nll
+        self.times = Times()
         self.request: Any = request
         self.includes_usage = request.includes_usage and script.with_usage
         self.num_prompt_tokens = sum(len(text.split()) for text in self.texts())

@@ -106,6 +106,11 @@ class Gateway:
         counts: dict[str, int] = httpx.get(f"{self._last_engine()[0]}/fake/state").json()
         return counts
 
+    def engine_times(self) -> dict[str, dict[str, Any]]:
+        """Return when the fake engine decoded each labelled request's tokens, and its end."""
+        times: dict[str, dict[str, Any]] = httpx.get(f"{self._last_engine()[0]}/fake/times").json()
+        return times
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of all samples with these labels."""
         families = text_string_to_metric_families(self.http.get("/metrics").text)
