@@ -166,11 +166,25 @@ def door_of(**settings: Any) -> Door:
 def test_admin_paths_are_not_for_the_network(client: str | None) -> None:
     """Without an admin key no other machine comes in, with a key or without."""
     with pytest.raises(AdminOnly, match="this machine only"):
-        door_of(host="0.0.0.0").check("/admin/x", {}, client)
+        door_of(host="0.0.0.0").check("/admin/x", {"host": "127.0.0.1"}, client)
     with pytest.raises(AdminOnly, match="this machine only"):
         door_of(host="0.0.0.0", api_keys=["k"]).check("/admin/x", bearer("k"), client)
+    here = {"host": "127.0.0.1:8000"}
+    page = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}
     for local in ("127.0.0.1", "::1"):
-        assert door_of(host="0.0.0.0").check("/admin/x", {}, local) is None
+        assert door_of(host="0.0.0.0").check("/admin/x", here, local) is None
+        # A page that has pointed its own name at this machine.
+        with pytest.raises(AdminOnly, match=r"call this path as 127\.0\.0\.1"):
+            door_of(host="0.0.0.0").check("/admin/x", page, local)
+
+
+def test_probes_may_call_by_address() -> None:
+    """An allow-list of names does not keep out probes and scrapers, which know addresses only."""
+    door = door_of(host="0.0.0.0", allowed_hosts=["api.example"])
+    for path in ("/health", "/ready", "/metrics"):
+        assert door.check(path, {"host": "10.1.2.3:8000"}, "10.0.0.1") is None
+    with pytest.raises(HostNotAllowed):
+        door.check("/v1/models", {"host": "10.1.2.3:8000"}, "10.0.0.1")
 
 
 def test_an_admin_key_alone_closes_everything() -> None:

@@ -281,3 +281,47 @@ def test_events_over_http(start_gateway: StartGateway) -> None:
     assert kinds[0] == "swap_started"
     assert "progress" in kinds
     assert kinds.index("swap_ended") < len(kinds) - 1
+
+
+def test_a_fallback_is_bound_by_the_key(start_gateway: StartGateway) -> None:
+    """Who may not use the other model gets the error, and who may gets the answer."""
+    models = {
+        "tiny": {"model": "fake", "recipe": "int4", "fallback": ["other"]},
+        "other": {"model": "fake", "recipe": "int8"},
+    }
+    keys = [{"name": "one", "key": "k-one", "models": ["tiny"]}, {"name": "all", "key": "k-all"}]
+    gateway = start_gateway(models=models, api_keys=keys)
+    failing = body(fake={"status": 500, "body": "{}"})
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    found = {}
+    for key in ("k-one", "k-all"):
+        headers = {"authorization": f"Bearer {key}"}
+        reply = gateway.http.post(CHAT, json=failing, headers=headers)
+        found[key] = (reply.status_code, gateway.metric("requests_total", model="other"))
+    assert found == {"k-one": (502, 0), "k-all": (502, 1)}
+
+
+def test_fallbacks_follow_however_many_replicas_fail(start_gateway: StartGateway) -> None:
+    """Each target has its own attempts: two failing replicas do not use up those of a fallback."""
+    models = {
+        "tiny": {"model": "fake", "recipe": "int4", "replicas": 2, "fallback": ["other"]},
+        "other": {"model": "fake", "recipe": "int8"},
+    }
+    gateway = start_gateway(models=models)
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    gateway.http.post(CHAT, json=body(fake={"status": 500, "body": "{}"}))
+    assert gateway.metric("request_retries_total", model="tiny") == 2
+    assert gateway.metric("requests_total", model="other") == 1
+
+
+def test_hostile_headers_and_depths(start_gateway: StartGateway) -> None:
+    """Trace headers that are no ASCII are left out, and deep nesting is no defect of ours."""
+    gateway = start_gateway()
+    trace = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
+    headers = {**trace, "tracestate": "v=\xe9"}
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    assert gateway.http.post(CHAT, json=body(), headers=raw).status_code == 200
+    nested = '{"model": "tiny", "input": ' + "[" * 980 + "]" * 980 + "}"
+    kind = {"content-type": "application/json"}
+    reply = gateway.http.post("/v1/responses", content=nested, headers=kind)
+    assert reply.status_code < 500

@@ -233,7 +233,7 @@ def test_close_while_loading() -> None:
             await reached(pool, State.LOADING)
             await pool.close()
             assert pool.find("tiny").state is State.STOPPED
-            with pytest.raises(asyncio.CancelledError):
+            with pytest.raises(EngineDown, match="is being stopped"):
                 await loading
 
     asyncio.run(run())

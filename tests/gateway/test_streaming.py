@@ -167,12 +167,21 @@ def test_stream_that_ends_early_is_an_error(cut_off: bytes) -> None:
         b"<html>\n\n",
         b'data: {"usage":{"prompt_tokens":"x"}}\n\n',
         b'data: {"usage":{"prompt_tokens":1}\n\n',
-        b'data: ["usage"]\n\n',
+        b'data: {"usage": ["x"]}\n\n',
     ],
 )
 def test_garbage_is_an_error(frame: bytes) -> None:
     """What is no event, or a report that cannot be read, is the engine's fault."""
     assert isinstance(Relayed(frame).error, EngineFault)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_text_that_is_the_word_usage(asks: bool) -> None:
+    """The word as a token, a tool's name or in a list is text, not a report."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"usage"},"finish_reason":null}]}\n\n'
+    found = Relayed(event, FINISH, DONE, includes_usage=asks)
+    assert found.error is None
+    assert b'"content":"usage"' in found.out
 
 
 def test_nothing_follows_done() -> None:

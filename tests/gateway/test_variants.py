@@ -79,6 +79,9 @@ async def answer(lease: Lease, tokens: int = 2) -> dict[str, Any]:
     return reply
 
 
+MB = 1_000_000
+"""Real engines are measured, so the budgets of the tests must be larger than these are."""
+
 LADDER = {"ladder": ["int4", "int8", "full"]}
 
 
@@ -145,8 +148,8 @@ def test_the_budget_evicts_the_idle() -> None:
     """A load stops the longest unused variants, and only as many as it needs."""
 
     async def run() -> None:
-        models = {name: {"preload": False, "memory": "100"} for name in "abc"}
-        async with pool_of(models, FakeLaunch(), budget=250) as pool:
+        models = {name: {"preload": False, "memory": "100MB"} for name in "abc"}
+        async with pool_of(models, FakeLaunch(), budget=250 * MB) as pool:
             for name in "aba":
                 async with pool.lease(name):
                     pass
@@ -162,9 +165,9 @@ def test_what_is_in_use_is_never_evicted() -> None:
     """A load waits until somebody is idle, and fails if nobody is in time; users feel nothing."""
 
     async def run() -> None:
-        models = {name: {"preload": False, "memory": "100"} for name in "ab"}
+        models = {name: {"preload": False, "memory": "100MB"} for name in "ab"}
         patience = Patience(load_wait_s=0.4, retry_load_after_s=0)
-        async with pool_of(models, FakeLaunch(), budget=150, patience=patience) as pool:
+        async with pool_of(models, FakeLaunch(), budget=150 * MB, patience=patience) as pool:
             await pool.load("a")
             async with pool.lease("a") as lease:
                 with pytest.raises((NoMemory, ModelLoading)):
@@ -186,16 +189,18 @@ def test_pins_and_impossible_budgets() -> None:
 
     async def run() -> None:
         models = {
-            "a": {"memory": "100", "pin": True},
-            "b": {"memory": "100", "preload": False},
-            "c": {"memory": "900", "preload": False},
+            "a": {"memory": "100MB", "pin": True},
+            "b": {"memory": "100MB", "preload": False},
+            "c": {"memory": "900MB", "preload": False},
         }
         patience = Patience(load_wait_s=0.1)
-        async with pool_of(models, FakeLaunch(), budget=150, patience=patience) as pool:
+        async with pool_of(models, FakeLaunch(), budget=150 * MB, patience=patience) as pool:
             await pool.ensure_ready()
             with pytest.raises(NoMemory, match="in use or pinned"):
                 await pool.load("b")
-            with pytest.raises(NoMemory, match="c@int4 needs 900 bytes, the memory budget is 150"):
+            with pytest.raises(
+                NoMemory, match="c@int4 needs 900000000 bytes, the memory budget is 150"
+            ):
                 await pool.load("c")
             assert states(pool)["a@int4"] == "ready"
 
@@ -383,5 +388,82 @@ def test_events_tell_the_story() -> None:
             await pool.activate("a@int8")
             assert (await waiting).kind == "swap_started"
             await again.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_load_that_is_ended_tells_who_waits() -> None:
+    """An operator who unloads a model while it loads ends the wait of others with an error."""
+
+    async def run() -> None:
+        async with pool_of({"a": {}}, FakeLaunch(prepare_s=60)) as pool:
+            waiting = asyncio.create_task(pool.ensure_ready())
+            await until(lambda: pool.find("a").state is State.LOADING)
+            assert (await pool.unload("a")).state is State.STOPPED
+            with pytest.raises(EngineDown, match="is being stopped"):
+                await waiting
+
+    asyncio.run(run())
+
+
+def test_who_begins_to_use_a_victim_keeps_it() -> None:
+    """A variant that gets a request while another one stops for the same load is not stopped."""
+
+    async def run() -> None:
+        models = {name: {"preload": False, "memory": "100MB"} for name in "abc"}
+        models["c"]["memory"] = "200MB"
+        patience = Patience(load_wait_s=2, stop_grace_s=1)
+        launch = FakeLaunch()
+        async with pool_of(models, launch, budget=200 * MB, patience=patience) as pool:
+            await pool.load("a")
+            await pool.load("b")
+            # An engine that has work of its own takes its whole grace to stop.
+            fields = {"prompt": "one two", "fake": {"head_s": 30}}
+            busy = asyncio.create_task(launch.engines[0].client.complete(fields, "test"))
+            await asyncio.sleep(0.2)
+            loading = asyncio.create_task(pool.load("c"))
+            await until(lambda: pool.find("a").state is State.STOPPING)
+            async with pool.lease("b") as lease:
+                with pytest.raises(NoMemory, match="in use or pinned"):
+                    await loading
+                assert pool.find("b").state is State.READY
+                await answer(lease)
+            await asyncio.gather(busy, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_stop_goes_on_when_its_caller_leaves() -> None:
+    """A cancelled unload leaves nothing in between: the variant is stopped and can come back."""
+
+    async def run() -> None:
+        async with pool_of({"a": {}}, FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            async with pool.lease("a"):
+                unloading = asyncio.create_task(pool.unload("a"))
+                await until(lambda: pool.find("a").state is State.STOPPING)
+                unloading.cancel()
+                await asyncio.gather(unloading, return_exceptions=True)
+            await until(lambda: pool.find("a").state is State.STOPPED)
+            assert (await pool.load("a")).state is State.READY
+
+    asyncio.run(run())
+
+
+def test_a_variant_that_was_given_up_is_not_swapped_in() -> None:
+    """Its earlier load counts for nothing; after the pause it is loaded anew, or refused."""
+
+    async def run() -> None:
+        launch = FakeLaunch(num_failures=1000)
+        patience = Patience(max_restarts=1, first_backoff_s=0.01, retry_load_after_s=60)
+        async with pool_of({"a": LADDER}, launch, patience=patience) as pool:
+            await pool.load("a@int8")
+            await pool.load("a@int4")
+            os.kill(launch.engines[0].pid, signal.SIGKILL)
+            await until(lambda: pool.find("a@int8").state is State.FAILED)
+            with pytest.raises(EngineDown, match="failed too often"):
+                await pool.activate("a@int8")
+            assert states(pool)["a@int4"] == "ready"
+            assert pool.find("a").spec.variant == "int4"
 
     asyncio.run(run())
