@@ -95,8 +95,9 @@ async def _answer(request: Request, route: _Route) -> Response:
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)
         headers = dict(entry.headers)
+        settings = service.pool.targets(body.model)[0].spec.settings
         if not isinstance(body, Forwarded):
-            extra = service.pool.targets(body.model)[0].spec.settings.extra_parameters
+            extra = settings.extra_parameters
             headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
         question = Question(
             path=route.path,

@@ -170,8 +170,12 @@ async def status_of(app: ASGIApp, path: str, raw: bytes) -> int:
     """Post a body without a network and return the status; a client would take most of the time."""
     statuses: list[int] = []
 
+    messages: list[Message] = [{"type": "http.request", "body": raw}]
+
     async def receive() -> Message:
-        return {"type": "http.request", "body": raw}
+        if not messages:
+            await asyncio.Event().wait()  # the client stays
+        return messages.pop()
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
