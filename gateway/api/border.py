@@ -49,14 +49,13 @@ class Border:
         outer = RECORD.set(record)
         started = time.perf_counter()
         has_started = False
-        arrived = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
                 record.status = message["status"]
-                milliseconds = b"%d" % round((time.perf_counter() - arrived) * 1000)
+                milliseconds = b"%d" % round((time.perf_counter() - started) * 1000)
                 added = [(_HEADER, request_id), (_DURATION, milliseconds)]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
