@@ -113,17 +113,19 @@ def test_exceptions_elsewhere() -> None:
 def test_one_line_for_each_request(json_gateway: Gateway) -> None:
     """The end of a request is one line with outcome, model, tokens and times."""
     gateway = json_gateway
-    num_before = len(access_lines(gateway))
-    gateway.http.post(CHAT, json=body(), headers={"x-request-id": "plain"})
-    with gateway.stream({"tokens": 3}) as reply:
-        reply.read()
-    gateway.http.post(CHAT, json=body() | {"model": "who"})
-    gateway.http.get("/v1/models")
-    lines = eventually(
-        lambda: found if len(found := access_lines(gateway)) >= num_before + 4 else []
-    )
-    plain, streamed, refused, listed = lines[num_before:]
-    assert plain["request_id"] == "plain"
+    names = ("plain", "streamed", "refused", "listed")
+    ids = {name: {"x-request-id": name} for name in names}
+    gateway.http.post(CHAT, json=body(), headers=ids["plain"])
+    gateway.http.post(CHAT, json=body(stream=True, fake={"tokens": 3}), headers=ids["streamed"])
+    gateway.http.post(CHAT, json=body() | {"model": "who"}, headers=ids["refused"])
+    gateway.http.get("/v1/models", headers=ids["listed"])
+
+    def found() -> list[dict[str, Any]]:
+        # A line is written after the client has its reply, so their order is not that of requests.
+        lines = {line["request_id"]: line for line in access_lines(gateway)}
+        return [lines[name] for name in names] if lines.keys() >= set(names) else []
+
+    plain, streamed, refused, listed = eventually(found)
     shown = ("method", "path", "status", "outcome", "model", "variant", "output_tokens")
     assert [plain[key] for key in shown] == ["POST", CHAT, 200, "ok", "tiny", "int4", 4]
     assert plain["duration_s"] > 0
