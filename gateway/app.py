@@ -44,7 +44,7 @@ def create_service(
     metrics = Metrics()
     pool = Pool(
         make_specs(settings),
-        launch or Launcher(settings),
+        launch or Launcher(settings, on_progress),
         metrics=metrics,
         on_progress=on_progress,
         patience=patience

@@ -1,16 +1,33 @@
 """How one model is made and served: its variants, replicas, and when they are in memory."""
 
 import re
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 _VARIANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 _HOST = re.compile(r"[0-9a-z_-]+(\.[0-9a-z_-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*", re.IGNORECASE)
 
 MAX_REPLICAS = 64
+
+EngineKind = Literal["embedded", "vllm"]
+VllmOption = StrictBool | StrictInt | StrictFloat | StrictStr
+
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
 
 
 class Frozen(BaseModel):
@@ -33,6 +50,9 @@ class VariantSettings(Frozen):
     model: str = Field(min_length=1)
     recipe: str = Field(default="int4", min_length=1)
     revision: str | None = None
+    engine: EngineKind = "embedded"
+    vllm_python: Path | None = None
+    vllm_options: dict[str, VllmOption] = Field(default_factory=dict)
     max_model_len: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     max_num_seqs: int | None = Field(default=None, ge=1)
@@ -67,6 +87,28 @@ class VariantSettings(Frozen):
             raise ValueError("'url_api_key_env' needs 'urls': it is the key of engines elsewhere")
         return self
 
+    @field_validator("vllm_options")
+    @classmethod
+    def _options_are_bare(cls, options: dict[str, VllmOption]) -> dict[str, VllmOption]:
+        for name in options:
+            if not _OPTION.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is no name of an option: write it without leading dashes, such as "
+                    "'gpu-memory-utilization'"
+                )
+        return options
+
+    @model_validator(mode="after")
+    def _vllm_is_started_here(self) -> Self:
+        for name in ("vllm_python", "vllm_options"):
+            if not getattr(self, name):
+                continue
+            if self.engine != "vllm":
+                raise ValueError(f"{name!r} needs 'engine': vllm")
+            if self.urls:
+                raise ValueError(f"{name!r} and 'urls' exclude each other: others run that vLLM")
+        return self
+
 
 def _check_address(url: str) -> None:
     if "@" in url:
@@ -95,6 +137,9 @@ class Rung(Frozen):
     model: str | None = Field(default=None, min_length=1)
     recipe: str | None = Field(default=None, min_length=1)
     revision: str | None = None
+    engine: EngineKind | None = None
+    vllm_python: Path | None = None
+    vllm_options: dict[str, VllmOption] | None = None
     max_model_len: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     max_num_seqs: int | None = Field(default=None, ge=1)

@@ -132,6 +132,10 @@ class ModelCard(BaseModel):
     max_model_len: int | None = None
     schemes: dict[str, int] | None = None
     kernels: dict[str, str] | None = None
+    numerics: dict[str, str] | None = None
+    kv_dtype: str | None = None
+    engine: str | None = None
+    engine_version: str | None = None
     state: str
     active: bool = True
 
@@ -162,6 +166,10 @@ class EngineInfo(BaseModel):
     weight_bits: float | None = None
     schemes: dict[str, int] | None = None
     kernels: dict[str, str] | None = None
+    numerics: dict[str, str] | None = None
+    """Bits that a scheme's products are made of: ``W4A16`` has 4-bit weights, 16-bit inputs."""
+    kv_dtype: str | None = None
+    """vLLM's name for how it keeps keys and values."""
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
     threads: int | None = None

@@ -93,6 +93,8 @@ def _variant_spec(alias: str, base: VariantSettings, rung: Rung) -> VariantSpec:
     }
     if rung.urls:
         said.pop("replicas", None)
+    if rung.engine == "embedded":
+        said = {key: value for key, value in said.items() if not key.startswith("vllm_")}
     if said.get("urls"):
         said.setdefault("recipe", FULL)
     try:

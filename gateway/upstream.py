@@ -210,6 +210,14 @@ class EngineClient:
             return False
         return reply.status_code == 200
 
+    async def read_metrics(self, timeout_s: float = PROBE_TIMEOUT_S) -> bytes:
+        """Return the engine's metrics in Prometheus' text form; empty if it does not answer."""
+        try:
+            reply = await self._client.get("/metrics", timeout=min(timeout_s, PROBE_TIMEOUT_S))
+        except httpx.TransportError:
+            return b""
+        return reply.content if reply.status_code == 200 else b""
+
     async def wait_healthy(self) -> None:
         """Wait until the engine answers that it is well."""
         pause_s = _POLL_FIRST_S

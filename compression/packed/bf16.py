@@ -13,6 +13,7 @@ class Bf16Linear(PackedLinear):
     """The unquantized layer: bf16 weights as the checkpoint has them."""
 
     kernel = "bf16"
+    numerics = "W16A16"
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rows, columns = weight.shape

@@ -19,6 +19,7 @@ class Int4Linear(PackedLinear):
     """
 
     kernel = "int4pack"
+    numerics = "W4A16"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         rows, columns = codes.codes.shape

@@ -18,6 +18,7 @@ class Int8Linear(PackedLinear):
     """
 
     kernel = "int8pack"
+    numerics = "W8A16"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         rows, columns = codes.codes.shape

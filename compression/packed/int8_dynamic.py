@@ -20,6 +20,7 @@ class Int8DynamicLinear(Int8Linear):
     """
 
     kernel = "int8pack-a8"
+    numerics = "W8A8"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         super().__init__(codes, bias)

@@ -18,6 +18,8 @@ class PackedLinear(nn.Module, ABC):
 
     kernel: str
     """The name of the kernel for few rows, as reports show it."""
+    numerics: str
+    """The bits of weights and inputs whose products are summed: ``W4A16``."""
 
     def __init__(self, scheme: str, rows: int, columns: int, bias: Tensor | None) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ class Nf4Linear(PackedLinear):
     """
 
     kernel = "nf4-unpack"
+    numerics = "W4A16"
 
     def __init__(self, codes: Nf4Codes, bias: Tensor | None) -> None:
         require_whole_rows(codes.shape)
@@ -67,6 +68,7 @@ class Nf4FusedLinear(PackedLinear):
     """
 
     kernel = "nf4-bitsandbytes"
+    numerics = "W4A16"
 
     def __init__(self, codes: Nf4Codes, bias: Tensor | None) -> None:
         require_whole_rows(codes.shape)

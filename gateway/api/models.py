@@ -42,6 +42,10 @@ def _card(name: str, snapshot: Snapshot) -> ModelCard:
         max_model_len=info.max_model_len if info else None,
         schemes=info.schemes if info else None,
         kernels=info.kernels if info else None,
+        numerics=info.numerics if info else None,
+        kv_dtype=info.kv_dtype if info else None,
+        engine=snapshot.backend,
+        engine_version=info.version if info else None,
         state=snapshot.state,
         active=snapshot.is_active,
     )

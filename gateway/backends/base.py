@@ -20,6 +20,9 @@ class Engine(Protocol):
     def last_words(self) -> str:
         """Return the last line of its log, for an error message."""
 
+    async def is_healthy(self, timeout_s: float, *, is_busy: bool) -> bool:
+        """Return whether it gets on; ``is_busy``: requests are running on it."""
+
     def resident_bytes(self) -> int:
         """Return the memory that it holds on this machine."""
 

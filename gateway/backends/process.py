@@ -9,9 +9,10 @@ import signal
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
+from gateway.backends.pulse import HealthPulse, Pulse
 from gateway.backends.resident import resident_bytes
 from gateway.errors import ChildFailed
 from gateway.logs import FIELDS
@@ -26,6 +27,17 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line is cut here; reports travel as one JSON line, so the bound is generous."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+class EngineLog(Protocol):
+    """Makes sense of an engine's log."""
+
+    @property
+    def cause(self) -> str | None:
+        """Return what ended the engine; None if the log does not tell."""
+
+    def hear(self, line: str) -> None:
+        """Take one line."""
 
 
 class ChildProcess:
@@ -55,8 +67,9 @@ class ChildProcess:
         on_stdout: OnLine,
         on_stderr: OnLine,
         death_signal: signal.Signals = signal.SIGKILL,
+        environment: Mapping[str, str] | None = None,
     ) -> "ChildProcess":
-        """Start ``command``.
+        """Start ``command``, with ``environment`` added to ours.
 
         Raises:
             ChildFailed: it cannot be started.
@@ -69,6 +82,7 @@ class ChildProcess:
                 stderr=PIPE,
                 start_new_session=True,
                 preexec_fn=_die_with_parent(death_signal),
+                env={**os.environ, **(environment or {})},
             )
         except OSError as error:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
@@ -126,23 +140,43 @@ class ChildProcess:
 class EngineProcess:
     """An engine that is a child process; ready once :meth:`start` has returned."""
 
-    def __init__(self, child: ChildProcess, client: EngineClient, *, backend: str) -> None:
+    def __init__(
+        self,
+        child: ChildProcess,
+        client: EngineClient,
+        *,
+        backend: str,
+        pulse: Pulse,
+        log: EngineLog | None = None,
+    ) -> None:
         self._child = child
+        self._pulse = pulse
+        self._log = log
         self.client = client
         self.backend = backend
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], client: EngineClient, *, backend: str, timeout_s: float
+        cls,
+        command: Sequence[str],
+        client: EngineClient,
+        *,
+        backend: str,
+        timeout_s: float,
+        environment: Mapping[str, str] | None = None,
+        pulse: Pulse | None = None,
+        log: EngineLog | None = None,
     ) -> "EngineProcess":
         """Start an engine and wait until it answers that it is well.
 
         Raises:
             ChildFailed: it ended or stayed silent; its last words are in the message.
         """
-        log = _forward_to_log(client.served_name)
-        child = await ChildProcess.start(command, on_stdout=log, on_stderr=log)
-        engine = cls(child, client, backend=backend)
+        forward = _forward_to_log(client.served_name, log)
+        child = await ChildProcess.start(
+            command, on_stdout=forward, on_stderr=forward, environment=environment
+        )
+        engine = cls(child, client, backend=backend, pulse=pulse or HealthPulse(client), log=log)
         try:
             await engine._become_ready(timeout_s)
         except BaseException:
@@ -157,8 +191,12 @@ class EngineProcess:
 
     @property
     def last_words(self) -> str:
-        """Return the last line of the engine's log."""
-        return self._child.last_words
+        """Return what ended the engine, as far as its log tells, else the log's last line."""
+        return (self._log.cause if self._log else None) or self._child.last_words
+
+    async def is_healthy(self, timeout_s: float, *, is_busy: bool) -> bool:
+        """Return whether the engine shows that it gets on."""
+        return await self._pulse.beats(timeout_s, is_busy=is_busy)
 
     def resident_bytes(self) -> int:
         """Return the memory that the engine and its children hold."""
@@ -216,8 +254,10 @@ async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> N
         on_line(rest.decode(errors="replace"))
 
 
-def _forward_to_log(name: str) -> OnLine:
+def _forward_to_log(name: str, log: EngineLog | None) -> OnLine:
     def forward(line: str) -> None:
+        if log is not None:
+            log.hear(line)
         logger.info("[%s] %s", name, line, extra={FIELDS: {"engine": name}})
 
     return forward

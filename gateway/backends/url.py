@@ -2,6 +2,7 @@
 
 import asyncio
 
+from gateway.backends.pulse import HealthPulse, Pulse
 from gateway.errors import ChildFailed
 from gateway.upstream import EngineClient
 
@@ -13,11 +14,14 @@ class RemoteEngine:
 
     backend = BACKEND
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineClient, pulse: Pulse) -> None:
         self.client = client
+        self._pulse = pulse
 
     @classmethod
-    async def connect(cls, client: EngineClient, *, timeout_s: float) -> "RemoteEngine":
+    async def connect(
+        cls, client: EngineClient, *, timeout_s: float, pulse: Pulse | None = None
+    ) -> "RemoteEngine":
         """Wait until the engine answers that it is well.
 
         Raises:
@@ -34,12 +38,16 @@ class RemoteEngine:
         except BaseException:
             await client.aclose()
             raise
-        return cls(client)
+        return cls(client, pulse or HealthPulse(client))
 
     @property
     def last_words(self) -> str:
         """Return where its log is not."""
         return f"the log is with the engine at {self.client.base_url}"
+
+    async def is_healthy(self, timeout_s: float, *, is_busy: bool) -> bool:
+        """Return whether it shows that it gets on."""
+        return await self._pulse.beats(timeout_s, is_busy=is_busy)
 
     def resident_bytes(self) -> int:
         """Return 0: its memory is not this machine's."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from gateway import launch
+from gateway import job
 from gateway.cli.exits import EXIT_INTERRUPTED, EXIT_TERMINATED
 from gateway.terminal import Terminal
 
@@ -22,7 +22,7 @@ def source(options: argparse.Namespace) -> list[str]:
 
 def run_job(words: list[str], terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
     """Run a child to its end; a signal ends it in order and quietly."""
-    return uvloop.run(_until_signal(launch.run_job(words, terminal.on_progress)))
+    return uvloop.run(_until_signal(job.run_job(words, terminal.on_progress)))
 
 
 async def _until_signal(

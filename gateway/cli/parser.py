@@ -4,7 +4,7 @@ import argparse
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from gateway.cli.building import run_build, run_inspect
 from gateway.cli.chat.session import run_chat
@@ -15,6 +15,7 @@ from gateway.cli.exits import EXIT_REFUSED
 from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
 from gateway.cli.serving import run_serve
+from gateway.model_settings import EngineKind
 
 _URL = "http://127.0.0.1:8000"
 _DESCRIPTION = "Serve models made small behind the OpenAI API, and prove that they still behave."
@@ -81,6 +82,10 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="what clients send as model (default: from --model)")
     command.add_argument("--host", help="default: 127.0.0.1")
     command.add_argument("--port", type=int, help="default: 8000")
+    command.add_argument("--engine", choices=get_args(EngineKind), help="default: embedded")
+    command.add_argument(
+        "--vllm-python", type=Path, metavar="PATH", help="the interpreter that has vLLM"
+    )
     command.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
     command.add_argument("--max-model-len", type=_positive, metavar="N", help="context in tokens")
     command.add_argument("--max-num-seqs", type=_positive, metavar="N", help="decoded together")

@@ -93,6 +93,7 @@ class Runner:
             "weight_bits": 8 * weights_bytes / num_weights,
             "schemes": schemes,
             "kernels": {scheme: _kernels(held, scheme) for scheme in schemes},
+            "numerics": {linear.scheme: linear.numerics for linear in held},
             "dense_from_rows": {linear.kernel: linear.dense_from for linear in held},
             "dense_dtype": str(held[0].dense_dtype).removeprefix("torch."),
             **describe_cache(self.new_cache(1), kv_cache_of(manifest)),

@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from gateway.backends import vllm
 from gateway.backends.base import Engine
 from gateway.errors import ApiError, CanaryFailed, ChildFailed
-from gateway.launch import Launch, Prepared
+from gateway.launch import Launch
 from gateway.metrics import Metrics, RestartReason
 from gateway.pool.breaker import Breaker
 from gateway.pool.state import Patience, ReplicaSnapshot, State
+from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
@@ -104,8 +106,8 @@ class Replica:
     async def _start(self) -> None:
         engine = await self._launch.start(self._spec, self._prepared, self.index)
         try:
-            info = await engine.client.info()
-            self._prepared.require_applied(info)
+            info = self._prepared.complete(await engine.client.info())
+            self._prepared.require_applied(info, rounds_at_load=engine.backend != vllm.BACKEND)
             await self._try_engine(engine.client)
         except BaseException:
             await engine.stop(0)
@@ -167,7 +169,7 @@ class Replica:
         pause_s = min(self._patience.probe_every_s, limit_s / 4)
         last_healthy = time.monotonic()
         while (left_s := last_healthy + limit_s - time.monotonic()) > 0:
-            if await engine.client.is_healthy(left_s):
+            if await engine.is_healthy(left_s, is_busy=self.num_running > 0):
                 last_healthy = time.monotonic()
             await asyncio.sleep(pause_s)
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.launch import Prepared
 from gateway.pool.breaker import BreakerState
+from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.specs import VariantSpec
 

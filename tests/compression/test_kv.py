@@ -4,21 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from compression.architecture import parse_architecture
 from compression.errors import ArtifactError, RecipeError
 from compression.facts import read_facts
 from compression.kv.centre_file import CENTRES_FILE, read_centres, write_centres
-from compression.kv.centres import KeyMean, average_rotation, key_centres
+from compression.kv.centres import KeyMean, average_rotation
 from compression.kv.codec import KvCodec
 from compression.kv.codecs import bare_codec, key_codec, value_codec
-from compression.kv.engines import vllm_kv_dtype
 from compression.kv.hadamard import hadamard
 from compression.kv.layers import LayerKv, bytes_per_token, layer_schemes
 from compression.recipe import KvCache
 from compression.schemes import AnyKv, KvFp8, KvInt4, KvInt8, KvUnquantized
-from tests.checkpoints import make_tiny_checkpoint
 
 SCHEMES: list[AnyKv] = [
     KvUnquantized(),
@@ -197,38 +195,6 @@ def test_kept_layers_stay_bf16() -> None:
     assert bytes_per_token(everywhere, architecture) / (6 * plain) == pytest.approx(0.398, abs=1e-3)
     with pytest.raises(RecipeError, match=r"keep_first 1 and keep_last 2 keep all 3 layers"):
         layer_schemes(cache, 3)
-
-
-def test_what_vllm_is_told() -> None:
-    """bf16 and fp8 have a flag there; everything else is refused with a reason."""
-    assert vllm_kv_dtype(KvCache()).dtype == "auto"
-    assert vllm_kv_dtype(KvCache(key=KvFp8(), value=KvFp8())).dtype == "fp8"
-    for cache, reason in (
-        (KvCache(key=KvFp8(), value=KvFp8(), keep_first=1), "drop kv_cache.keep_first"),
-        (KvCache(key=KvInt8(), value=KvInt8()), "keys in int8 and values in int8"),
-        (KvCache(key=KvFp8()), "keys in fp8 and values in bf16"),
-        (KvCache(value=KvInt4()), "keys in bf16 and values in int4-g64"),
-    ):
-        flag = vllm_kv_dtype(cache)
-        assert flag.dtype is None
-        assert reason in flag.reason
-        assert "embedded engine" in flag.reason
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_centres_are_the_mean_keys(tmp_path: Path, family: str) -> None:
-    """They equal the mean of transformers' cached keys, had each token stood everywhere."""
-    directory = make_tiny_checkpoint(tmp_path / family, family=family, max_position_embeddings=64)
-    windows = torch.randint(0, 320, (5, 8), generator=torch.Generator().manual_seed(0))
-    found = key_centres(read_facts(directory), windows)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    cache = DynamicCache()
-    with torch.no_grad():
-        # The keys of the first layer depend on the token and its position alone.
-        model(windows.reshape(-1, 1).expand(-1, 64), past_key_values=cache, use_cache=True)
-    assert torch.allclose(found[0], cache.layers[0].keys.mean(dim=(0, 2)), atol=1e-4)
-    assert len(found) == 2
-    assert float(found[1].abs().max()) > 0.05
 
 
 def test_observing_stops(tiny_llama_dir: Path) -> None:

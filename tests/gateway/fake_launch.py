@@ -12,7 +12,7 @@ from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
 from gateway.backends.url import RemoteEngine
 from gateway.errors import LoadRefused
-from gateway.launch import Prepared
+from gateway.prepared import Prepared
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 

@@ -12,7 +12,8 @@ from compression.events import Progress
 from gateway.backends import embedded
 from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
-from gateway.launch import Launcher, run_job
+from gateway.job import run_job
+from gateway.launch import Launcher
 from gateway.model_settings import VariantSettings
 from gateway.settings import load_settings
 from gateway.specs import make_specs
@@ -90,7 +91,7 @@ def test_missing_library_is_seen_before_the_child_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No child is started where it could only die."""
-    monkeypatch.setattr("gateway.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("gateway.job.find_spec", lambda name: None)
     trace = tmp_path / "trace"
     with pytest.raises(LoadRefused, match="embedded extra"):
         job(f"open({str(trace)!r}, 'w')")

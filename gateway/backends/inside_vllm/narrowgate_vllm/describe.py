@@ -1,0 +1,121 @@
+"""What a worker holds, read from the live model: schemes, kernels, numerics, cache and bytes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from vllm.version import __version__
+
+_BLOCK_OF_NF4 = 64
+
+
+class WorkerExtension:
+    """Adds one method to vLLM's worker, which ``collective_rpc`` can call."""
+
+    model_runner: Any
+
+    def narrowgate_describe(self) -> dict[str, Any]:
+        """Return the worker's part of ``GET /engine/info``; plain data only."""
+        runner = self.model_runner
+        model = runner.get_model()
+        schemes: dict[str, int] = {}
+        kernels: dict[str, set[str]] = {}
+        numerics: dict[str, set[str]] = {}
+        for layer in _linears(model):
+            label, kernel, numeric = _describe_linear(layer)
+            schemes[label] = schemes.get(label, 0) + _num_parts(layer)
+            kernels.setdefault(label, set()).add(kernel)
+            numerics.setdefault(label, set()).add(numeric)
+        cache = runner.vllm_config.cache_config
+        return {
+            "architecture": type(model).__name__,
+            "dtype": str(runner.vllm_config.model_config.dtype).removeprefix("torch."),
+            "schemes": schemes,
+            "kernels": {label: ", ".join(sorted(found)) for label, found in kernels.items()},
+            "numerics": {label: ", ".join(sorted(found)) for label, found in numerics.items()},
+            "weights_bytes": _weight_bytes(model),
+            "kv_dtype": str(cache.cache_dtype),
+            "kv_tensors": sorted({_dtype(tensor) for tensor in _tensors(runner.kv_caches)}),
+            "threads": torch.get_num_threads(),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+
+
+def _linears(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the linear layers of the decoder; embeddings and the output head are none of them."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    for module in model.modules():
+        if isinstance(module, LinearBase):
+            yield module
+
+
+def _num_parts(layer: torch.nn.Module) -> int:
+    """Return of how many layers of the checkpoint a fused one is made."""
+    return len(getattr(layer, "output_sizes", None) or getattr(layer, "logical_widths", [0]))
+
+
+def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
+    """Return the layer's scheme in our words, its kernel, and the bits that are multiplied."""
+    method: Any = getattr(layer, "quant_method", None)
+    scheme: Any = getattr(layer, "scheme", None)
+    kernel = getattr(scheme, "kernel", None) or getattr(method, "kernel", None)
+    name = type(kernel or scheme or method).__name__
+    match type(scheme).__name__:
+        case "CompressedTensorsW8A8Int8":
+            rows = "rows" if str(scheme.strategy).rpartition(".")[2].lower() == "channel" else "one"
+            is_weight_only = name == "WeightOnlyInt8Kernel"
+            return f"int8-{rows}", name, "W8A16" if is_weight_only else "W8A8"
+        case "CompressedTensorsWNA16":
+            kind = "sym" if scheme.symmetric else "asym"
+            group = "rows" if scheme.group_size < 0 else f"g{scheme.group_size}-{kind}"
+            rounds = bool(getattr(layer, "use_w4a8", False))
+            return (
+                f"int{scheme.num_bits}-{group}",
+                name,
+                f"W{scheme.num_bits}A{8 if rounds else 16}",
+            )
+    match type(method).__name__:
+        case "UnquantizedLinearMethod":
+            return "none", _dense_kernel(layer), "W16A16"
+        case "BitsAndBytesLinearMethod":
+            return f"nf4-b{_BLOCK_OF_NF4}", name, "W4A16"
+    return type(scheme or method).__name__, name, "unknown"
+
+
+def _dense_kernel(layer: torch.nn.Module) -> str:
+    return "dense" if getattr(layer, "weight", None) is not None else "dense, packed by oneDNN"
+
+
+def _weight_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of weights; what oneDNN has packed for itself counts by its shape."""
+    seen: dict[int, int] = {}
+    tensors = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        seen[tensor.data_ptr()] = max(
+            seen.get(tensor.data_ptr(), 0), tensor.numel() * tensor.element_size()
+        )
+    return sum(seen.values()) + sum(_packed_bytes(layer) for layer in _linears(model))
+
+
+def _packed_bytes(layer: torch.nn.Module) -> int:
+    scheme = getattr(layer, "scheme", None)
+    handler = getattr(getattr(scheme, "kernel", None), "dnnl_handler", None)
+    return 0 if handler is None else int(handler.n) * int(handler.k)
+
+
+def _tensors(found: object) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, Mapping):
+        for value in found.values():
+            yield from _tensors(value)
+    elif isinstance(found, (list, tuple)):
+        for value in found:
+            yield from _tensors(value)
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,117 @@
+"""What an installed vLLM can do here, as one JSON line: ``python -m narrowgate_vllm.probe``."""
+
+import json
+import sys
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+import torch
+
+MARK = "narrowgate-vllm-probe:"
+"""Before the line, because libraries print too."""
+
+_SERVER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_ROWS, _COLUMNS = 256, 512
+
+
+def main() -> int:
+    """Print the facts and return the exit code."""
+    print(MARK + json.dumps(facts()), flush=True)
+    return 0
+
+
+def facts() -> dict[str, Any]:
+    """Return version, device, options with their choices, quantization names, families, kernels."""
+    import vllm
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.platforms import current_platform
+
+    capability = current_platform.get_device_capability()
+    is_cpu = current_platform.is_cpu()
+    return {
+        "version": vllm.__version__,
+        "has_command": _is_installed("vllm"),
+        "device": current_platform.device_type,
+        "capability": None if capability is None else [capability.major, capability.minor],
+        "options": _options(),
+        "quantizations": list(QUANTIZATION_METHODS),
+        "architectures": sorted(ModelRegistry.get_supported_archs()),
+        "has_bitsandbytes_plugin": _is_installed("vllm-bnb-plugin"),
+        "cpu_features": _cpu_features() if is_cpu else [],
+        "head_sizes": _head_sizes() if is_cpu else [],
+        "int8_error": _int8_error() if is_cpu else None,
+        "has_int4_kernel": not is_cpu or hasattr(torch.ops._C, "cpu_gemm_wna16"),
+    }
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _options() -> dict[str, list[str] | None]:
+    """Return each option of the server with its choices, None where any value goes."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = _server_module().make_arg_parser(FlexibleArgumentParser())
+    return {
+        name: None if action.choices is None else [str(choice) for choice in action.choices]
+        for action in parser._actions
+        for name in action.option_strings
+        if name.startswith("--")
+    }
+
+
+def _server_module() -> ModuleType:
+    """Return the module that knows the server's options; it has moved between versions."""
+    for name in _SERVER_MODULES[:-1]:
+        with suppress(ModuleNotFoundError):
+            return import_module(name)
+    return import_module(_SERVER_MODULES[-1])
+
+
+def _cpu_features() -> list[str]:
+    checks = {
+        "amx": torch.cpu._is_amx_tile_supported,
+        "avx512": torch.cpu._is_avx512_supported,
+        "vnni": torch.cpu._is_vnni_supported,
+    }
+    return [name for name, check in checks.items() if check()]
+
+
+def _head_sizes() -> list[int]:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return list(CPUAttentionBackend.get_supported_head_sizes())
+
+
+def _int8_error() -> float:
+    """Return how far vLLM's int8 product is from the exact one, as a share of its norm.
+
+    Codes cover their whole range, so that sums which overflow 16 bits show.
+    """
+    from vllm import _custom_ops as ops
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, _COLUMNS, generator=generator).to(torch.bfloat16)
+    weight = torch.randint(-127, 128, (_ROWS, _COLUMNS), generator=generator, dtype=torch.int8)
+    scales = torch.full((_ROWS, 1), 1 / 127)
+    handler = ops.create_onednn_scaled_mm(
+        weight.t(), scales.view(1, -1), torch.bfloat16, True, False, 32
+    )
+    codes, code_scales, zero = ops.onednn_scaled_int8_quant(x, None, None, True)
+    out = torch.empty(16, _ROWS, dtype=torch.bfloat16)
+    ops.onednn_scaled_mm(handler, codes, out, code_scales, zero, None, None)
+    exact = (codes.double() * code_scales.double()) @ (weight.double() * scales.double()).t()
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""How vLLM is started: its command line and environment, for one engine of a variant."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.backends.vllm_capabilities import VllmPlan
+from gateway.backends.vllm_facts import INSIDE, VllmFacts
+from gateway.errors import LoadRefused
+from gateway.model_settings import VariantSettings
+
+BACKEND = "vllm"
+HOST = "127.0.0.1"
+
+OVERHEAD_BYTES = 2400 * 1024 * 1024
+"""What its three processes hold beside weights and cache (vLLM 0.32 on a processor)."""
+
+CPU_KV_BYTES = 4 * 1024**3
+"""The cache on a processor, unless the settings say another size; left alone, vLLM takes nearly
+all memory there is."""
+
+SHUTDOWN_TIMEOUT_S = 10
+"""How long requests may still run after the signal to end; the gateway drains before it."""
+
+MAX_LOGPROBS = 64
+
+_GIB = 1024**3
+_OURS = frozenset(
+    {
+        "--model",
+        "--served-model-name",
+        "--host",
+        "--port",
+        "--uds",
+        "--middleware",
+        "--worker-extension-cls",
+        "--kv-cache-dtype",
+        "--kv-cache-memory-bytes",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--quantization",
+        "--api-key",
+        "--shutdown-timeout",
+        "--ssl-keyfile",
+        "--ssl-certfile",
+        "--root-path",
+        "--headless",
+        "--config",
+    }
+)
+"""Options that the gateway sets, or that would hide the engine from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmStart:
+    """All that is known before an engine is started."""
+
+    python: Path
+    facts: VllmFacts
+    plan: VllmPlan
+
+
+def command(
+    start: VllmStart,
+    directory: Path,
+    *,
+    served_name: str,
+    port: int,
+    settings: VariantSettings,
+    kv_cache_memory_bytes: int | None,
+    otlp_endpoint: str | None = None,
+) -> list[str]:
+    """Return the command line that serves a checkpoint or an artifact.
+
+    Raises:
+        LoadRefused: an option that the operator chose cannot be used.
+    """
+    facts = start.facts
+    words = [str(start.python), "-m"]
+    if facts.has_command:
+        words += ["vllm.entrypoints.cli.main", "serve", str(directory)]
+    else:
+        words += ["vllm.entrypoints.openai.api_server", f"--model={directory}"]
+    words += [f"--served-model-name={served_name}", f"--host={HOST}", f"--port={port}"]
+    wanted: dict[str, str | tuple[str, ...] | None] = {
+        "--worker-extension-cls": "narrowgate_vllm.describe.WorkerExtension",
+        "--middleware": "narrowgate_vllm.middleware.DescribesItself",
+        "--shutdown-timeout": f"{SHUTDOWN_TIMEOUT_S}",
+        "--max-logprobs": f"{MAX_LOGPROBS}",
+        "--uvicorn-log-level": "warning",
+        "--max-model-len": _number(settings.max_model_len),
+        "--max-num-seqs": _number(settings.max_num_seqs),
+        "--max-num-batched-tokens": _number(settings.max_num_batched_tokens),
+        "--kv-cache-memory-bytes": _number(kv_cache_memory_bytes),
+        "--otlp-traces-endpoint": otlp_endpoint and f"{otlp_endpoint}/v1/traces",
+        **start.plan.options,
+    }
+    for option, value in wanted.items():
+        words += _words(option, value, facts)
+    if not settings.enable_prefix_caching:
+        words += ["--no-enable-prefix-caching"]
+    return words + chosen_words(settings, facts)
+
+
+def chosen_words(settings: VariantSettings, facts: VllmFacts) -> list[str]:
+    """Return the options that the operator chose, as words of the command line.
+
+    Raises:
+        LoadRefused: the gateway sets one itself, or this vLLM lacks it or its value.
+    """
+    return [
+        word
+        for name, choice in settings.vllm_options.items()
+        for word in _chosen(name, choice, facts)
+    ]
+
+
+def environment(
+    start: VllmStart,
+    *,
+    settings: VariantSettings,
+    replica: int,
+    kv_cache_memory_bytes: int | None,
+) -> dict[str, str]:
+    """Return what the engine's environment has beside ours."""
+    found = {
+        "PYTHONPATH": str(INSIDE),
+        "HF_HUB_OFFLINE": "1",  # the directory is complete
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **start.plan.environment,
+    }
+    if plugins := os.environ.get("VLLM_PLUGINS"):
+        found["VLLM_PLUGINS"] = f"{plugins},narrowgate"
+    if start.facts.device != "cpu":
+        return found
+    processors = sorted(os.sched_getaffinity(0))
+    share = max(1, len(processors) // settings.replicas)
+    if settings.replicas > 1:
+        # One engine a part of the processors: they would take turns on the same ones.
+        first = replica * share % len(processors)
+        mine = processors[first : first + min(share, settings.threads or share)]
+        found["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, mine))
+    else:
+        found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        found["OMP_NUM_THREADS"] = str(settings.threads or share)
+    if kv_cache_memory_bytes and "--kv-cache-memory-bytes" not in start.facts.options:
+        found["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, kv_cache_memory_bytes // _GIB))
+    return found
+
+
+def kv_cache_bytes(facts: VllmFacts, asked: int | None) -> int | None:
+    """Return the bytes of the cache; None: as vLLM finds right, from the GPU's free memory."""
+    return CPU_KV_BYTES if asked is None and facts.device == "cpu" else asked
+
+
+def _number(value: int | None) -> str | None:
+    return None if value is None else f"{int(value)}"
+
+
+def _words(option: str, value: str | tuple[str, ...] | None, facts: VllmFacts) -> list[str]:
+    """Return an option of ours; one that only an older vLLM lacks is left out."""
+    if value is None or option not in facts.options:
+        return []
+    return [option, *value] if isinstance(value, tuple) else [f"{option}={value}"]
+
+
+def _chosen(name: str, value: str | int | float | bool, facts: VllmFacts) -> list[str]:
+    option = f"--{name}"
+    where = f"'vllm_options' has {name!r}"
+    if option in _OURS:
+        raise LoadRefused(f"{where}, which the gateway sets itself: remove it")
+    if option not in facts.options:
+        raise LoadRefused(f"{where}, an option that vLLM {facts.version} does not have: correct it")
+    if value is True:
+        return [option]
+    if value is False:
+        return [f"--no-{name}"]
+    choices = facts.options[option]
+    if choices is not None and str(value) not in choices:
+        raise LoadRefused(f"{where} as {value!r}: use one of {', '.join(choices)}")
+    return [f"{option}={value}"]

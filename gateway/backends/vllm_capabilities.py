@@ -1,0 +1,242 @@
+"""Which recipe vLLM can carry out on which device, and by which of its options: one table.
+
+What it cannot do is refused with the reason and the nearest recipe that it can.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from compression.recipe import Recipe
+from compression.schemes import (
+    AnyKv,
+    AnyWeight,
+    Int4,
+    Int8,
+    KvFp8,
+    KvInt4,
+    KvInt8,
+    KvUnquantized,
+    Nf4,
+    Unquantized,
+)
+from gateway.backends.vllm_facts import VllmFacts
+from gateway.errors import LoadRefused
+
+MAX_INT8_ERROR = 0.01
+"""Above it vLLM's int8 product is wrong; rounding to bf16 alone makes 0.002."""
+
+KERNELS = "NARROWGATE_VLLM_KERNELS"
+DISABLED = "VLLM_DISABLED_KERNELS"
+_FAILING: Mapping[str, str] = MappingProxyType(
+    {"int8": "CPUInt8ScaledMMLinearKernel", "int4": "CPUWNA16LinearKernel"}
+)
+"""vLLM's kernel of a scheme, which ours stands in for where it fails."""
+
+_CUDA_FP8 = (8, 9)
+_CUDA_PACKED = (7, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class VllmPlan:
+    """How vLLM is to be started for a recipe."""
+
+    options: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What differs from what the operator may expect, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a part of a recipe cannot be served, and what can be instead."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKernel:
+    """A kernel of ours stands in for one of vLLM's that fails on this processor."""
+
+    scheme: str
+    reason: str
+
+
+Verdict = Refusal | OwnKernel | None
+
+
+def _int8(facts: VllmFacts) -> Verdict:
+    if facts.device == "cpu":
+        error = facts.int8_error or 0.0
+        if error <= MAX_INT8_ERROR:
+            return None
+        return OwnKernel(
+            "int8",
+            f"vLLM's int8 product is off by {error:.0%} on this processor, which has no VNNI: "
+            "activations stay in 16 bits instead",
+        )
+    return _needs_cuda(facts, _CUDA_PACKED, "int8")
+
+
+def _int4(facts: VllmFacts) -> Verdict:
+    if facts.device == "cpu":
+        if facts.has_int4_kernel:
+            return None
+        return OwnKernel("int4", "this vLLM was built without its int4 kernel for this processor")
+    return _needs_cuda(facts, _CUDA_PACKED, "int4")
+
+
+def _nf4(facts: VllmFacts) -> Verdict:
+    if facts.has_bitsandbytes_plugin:
+        return None
+    return Refusal(
+        "vLLM reads nf4 only with its plugin vllm-bnb-plugin, which is not installed beside it",
+        "install the plugin, or use recipe int4",
+    )
+
+
+def _needs_cuda(facts: VllmFacts, least: tuple[int, int], scheme: str) -> Verdict:
+    if facts.capability is None or facts.capability >= least:
+        return None
+    found, needed = ".".join(map(str, facts.capability)), ".".join(map(str, least))
+    return Refusal(
+        f"{scheme} needs a GPU of compute capability {needed}, this one has {found}",
+        "use recipe full",
+    )
+
+
+WEIGHTS: Mapping[type[AnyWeight], Callable[[VllmFacts], Verdict]] = MappingProxyType(
+    {Unquantized: lambda facts: None, Int8: _int8, Int4: _int4, Nf4: _nf4}
+)
+"""Every scheme of weights; a test holds the table complete."""
+
+CUDA_KV: Mapping[type[AnyKv], str] = MappingProxyType(
+    {
+        KvUnquantized: "auto",
+        KvInt8: "int8_per_token_head",
+        KvInt4: "int4_per_token_head",
+        KvFp8: "fp8_per_token_head",
+    }
+)
+"""vLLM's name for each scheme of keys and values; its Triton kernels round as ours do."""
+
+
+def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
+    """Return how to start vLLM for a recipe; None: the full model.
+
+    Raises:
+        LoadRefused: it cannot carry the recipe out; names the part, the reason and the remedy.
+    """
+    if recipe is None:
+        return VllmPlan()
+    verdicts = [WEIGHTS[type(scheme)](facts) for scheme in dict.fromkeys(recipe.schemes)]
+    for verdict in verdicts:
+        if isinstance(verdict, Refusal):
+            raise _refused(recipe, verdict)
+    own = {verdict.scheme: verdict for verdict in verdicts if isinstance(verdict, OwnKernel)}
+    notes = [each.reason for each in own.values()]
+    environment = {}
+    if own:
+        environment = {
+            KERNELS: ",".join(sorted(own)),
+            DISABLED: ",".join(_FAILING[scheme] for scheme in sorted(own)),
+        }
+    if not isinstance(recipe.embeddings, Unquantized):
+        notes.append("vLLM keeps embeddings and the output head as the files have them, in 16 bits")
+    return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes))
+
+
+def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
+    """Check that vLLM knows a checkpoint's family and shapes.
+
+    ``config`` is its config.json, ``name`` what the operator calls it.
+
+    Raises:
+        LoadRefused: names what does not fit.
+    """
+    families = [str(each) for each in config.get("architectures") or ()]
+    if families and not facts.architectures.intersection(families):
+        raise LoadRefused(
+            f"model {name!r} is a {families[0]}, which vLLM {facts.version} does not know: "
+            "use engine 'embedded' or a newer vLLM"
+        )
+    head_dim = _head_dim(config)
+    if facts.head_sizes and head_dim is not None and head_dim not in facts.head_sizes:
+        sizes = ", ".join(map(str, sorted(facts.head_sizes)))
+        raise LoadRefused(
+            f"model {name!r} has heads of {head_dim} values; vLLM's attention on a processor "
+            f"takes {sizes}: use engine 'embedded'"
+        )
+
+
+def _kv_options(recipe: Recipe, facts: VllmFacts) -> dict[str, str | tuple[str, ...]]:
+    cache = recipe.kv_cache
+    if not cache.is_quantized:
+        return {}
+    if facts.device == "cpu":
+        dtype = _cpu_kv(recipe, facts)
+    elif cache.key != cache.value:
+        raise _refused(
+            recipe,
+            Refusal(
+                f"vLLM keeps keys and values alike, and these are {cache.key.label} and "
+                f"{cache.value.label}",
+                "give both the same scheme in 'kv_cache', or use engine 'embedded'",
+            ),
+        )
+    else:
+        dtype = CUDA_KV[type(cache.key)]
+    choices = facts.options.get("--kv-cache-dtype")
+    if choices is not None and dtype not in choices:
+        raise _refused(
+            recipe,
+            Refusal(f"vLLM {facts.version} has no {dtype} cache", "use a newer vLLM, or fp8"),
+        )
+    options: dict[str, str | tuple[str, ...]] = {"--kv-cache-dtype": dtype}
+    if cache.keep_first or cache.keep_last:
+        raise _refused(
+            recipe,
+            Refusal(
+                "'keep_first' and 'keep_last' of 'kv_cache' have no counterpart that is known to "
+                "hold in vLLM",
+                "leave them out, or use engine 'embedded'",
+            ),
+        )
+    return options
+
+
+def _cpu_kv(recipe: Recipe, facts: VllmFacts) -> str:
+    cache = recipe.kv_cache
+    if not isinstance(cache.key, KvFp8) or not isinstance(cache.value, KvFp8):
+        raise _refused(
+            recipe,
+            Refusal(
+                f"on a processor vLLM keeps keys and values in 16 bits or fp8, not in "
+                f"{cache.key.label} and {cache.value.label}",
+                "use kv_cache fp8 or none, or engine 'embedded'",
+            ),
+        )
+    if not facts.cpu_features & {"amx", "avx512"}:
+        raise _refused(
+            recipe,
+            Refusal(
+                "vLLM's fp8 cache needs a processor with AVX-512 or AMX, and this one has neither",
+                "use kv_cache none, or engine 'embedded'",
+            ),
+        )
+    return "fp8"
+
+
+def _head_dim(config: Mapping[str, Any]) -> int | None:
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return int(hidden) // int(heads) if hidden and heads else None
+
+
+def _refused(recipe: Recipe, refusal: Refusal) -> LoadRefused:
+    return LoadRefused(
+        f"recipe {recipe.name!r} cannot be served by vLLM: {refusal.reason}: {refusal.remedy}"
+    )

@@ -1,0 +1,59 @@
+"""What the log of a starting vLLM tells: how far it is, and what ended it."""
+
+import re
+
+from compression.events import OnProgress, Progress
+
+_SHARDS = re.compile(r"Loading safetensors checkpoint shards: +\d+% Completed \| (\d+)/(\d+)")
+_STEPS = (
+    (re.compile(r"Starting to load model"), "loads the weights"),
+    (re.compile(r"Loading weights took"), "has loaded the weights"),
+    (
+        re.compile(r"(Dynamo bytecode transform|torch\.compile|Compiling|Cache the graph)"),
+        "compiles",
+    ),
+    (re.compile(r"Capturing (CUDA )?graphs|graph captur", re.I), "captures graphs"),
+    (re.compile(r"init engine \("), "is warm"),
+    (re.compile(r"Application startup complete"), "is up"),
+)
+_PREFIX = re.compile(
+    r"^\((?P<process>APIServer|EngineCore|Worker|VllmWorker)[^)]*\) "
+    r"(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
+)
+_CAUSE = re.compile(r"^ *(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt)): (.+)")
+_CONSEQUENCES = ("Engine core initialization failed", "Worker failed with error", "WorkerProc")
+_DEPTH = {"Worker": 3, "VllmWorker": 3, "EngineCore": 2, "APIServer": 1}
+
+
+class VllmLog:
+    """Reads an engine's log lines, whichever of its processes wrote them."""
+
+    def __init__(self, name: str, on_progress: OnProgress) -> None:
+        self._name = name
+        self._on_progress = on_progress
+        self._cause: tuple[int, str] | None = None
+
+    @property
+    def cause(self) -> str | None:
+        """Return the error that began it all: of the innermost process that told one, the last."""
+        return None if self._cause is None else self._cause[1]
+
+    def hear(self, line: str) -> None:
+        """Take one line of the log."""
+        if found := _SHARDS.search(line):
+            self._tell("shards", int(found[1]), int(found[2]))
+            return
+        for pattern, words in _STEPS:
+            if pattern.search(line):
+                self._tell(words, 0, 0)
+        prefix = _PREFIX.match(line)
+        text = line[prefix.end() :] if prefix else line
+        cause = _CAUSE.match(text)
+        if cause is None or any(words in text for words in _CONSEQUENCES):
+            return
+        depth = _DEPTH[prefix["process"]] if prefix else 0
+        if self._cause is None or depth >= self._cause[0]:
+            self._cause = (depth, f"{cause[1]}: {cause[2].strip()}")
+
+    def _tell(self, words: str, done: int, total: int) -> None:
+        self._on_progress(Progress("start", done, total, "steps", f"vLLM of {self._name}: {words}"))
