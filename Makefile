@@ -1,12 +1,14 @@
-# Five verbs for people and CI alike: install, demo, test, lint, bench.
+# The verbs of people and CI alike: install, demo, vllm-env, vllm-demo, test, lint, bench.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 RECIPE ?= int4
 MODEL ?= smollm2
+CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
+VLLM_ENV ?= $(CACHE)/vllm
 
-.PHONY: install demo test lint bench bench-peers clean
+.PHONY: install demo vllm-env vllm-demo test lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -21,7 +23,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
 
-test: install
+# vLLM in an environment of its own; where there is no wheel of it, a file says why.
+vllm-env: $(VLLM_ENV)/.installed
+
+$(VLLM_ENV)/.installed: deploy/vllm/requirements-cpu.txt
+	deploy/vllm/make-env $(VLLM_ENV) $(PYTHON)
+	@if test -d $(VLLM_ENV); then touch $@; fi
+
+vllm-demo: install vllm-env
+	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --engine vllm --vllm-options enforce-eager --port $(PORT)
+
+test: install vllm-env
 	$(BIN)/python -m pytest
 
 lint: install

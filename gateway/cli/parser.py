@@ -53,6 +53,11 @@ def _size(value: str) -> int:
     return int(size)
 
 
+def _option(text: str) -> tuple[str, str | bool]:
+    name, separator, value = text.partition("=")
+    return name, value if separator else True
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; the option ``run`` is what does the command."""
     parser = _Parser(prog="narrowgate", description=_DESCRIPTION)
@@ -85,6 +90,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", choices=get_args(EngineKind), help="default: embedded")
     command.add_argument(
         "--vllm-python", type=Path, metavar="PATH", help="the interpreter that has vLLM"
+    )
+    command.add_argument(
+        "--vllm-options",
+        type=_option,
+        nargs="+",
+        metavar="NAME[=VALUE]",
+        help="vLLM's own, without their dashes",
     )
     command.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
     command.add_argument("--max-model-len", type=_positive, metavar="N", help="context in tokens")

@@ -32,4 +32,6 @@ def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
     found = {field: getattr(options, field, None) for field in ModelSettings.model_fields}
+    if found["vllm_options"] is not None:
+        found["vllm_options"] = dict(found["vllm_options"])
     return {field: value for field, value in found.items() if value is not None}

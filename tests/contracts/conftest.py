@@ -14,6 +14,7 @@ from gateway.backends.embedded import free_port
 from tests.checkpoints import make_tiny_checkpoint
 from tests.engine.processes import started
 from tests.gateway.harness import eventually
+from tests.vllm.served import EAGER, served
 
 
 @contextmanager
@@ -41,9 +42,20 @@ def embedded_engine() -> Iterator[str]:
             assert engine.process.wait(10) == 0
 
 
+@contextmanager
+def vllm_engine() -> Iterator[str]:
+    """Run vLLM on the demo model's int4 artifact, behind the gateway, as clients meet it."""
+    with TemporaryDirectory() as directory:
+        model = {"model": "smollm2", "engine": "vllm", "recipe": "int4", "max_model_len": 1024}
+        settings = {"models": {"m": model | {"vllm_options": EAGER}}}
+        with served(Path(directory), settings) as gateway:
+            yield gateway.url
+
+
 ENGINES: dict[str, Callable[[], AbstractContextManager[str]]] = {
     "fake": fake_engine,
     "embedded": embedded_engine,
+    "vllm": vllm_engine,
 }
 
 

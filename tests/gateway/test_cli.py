@@ -96,7 +96,7 @@ def test_core_install_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without the numeric libraries a build is refused with the way to install them."""
-    monkeypatch.setattr("gateway.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("gateway.job.find_spec", lambda name: None)
     assert main(["build", "--model", "x", "--out", "/no/out"]) == 2
     assert capsys.readouterr().err == (
         "narrowgate: error: this needs the embedded extra: pip install 'narrowgate[embedded]'\n"

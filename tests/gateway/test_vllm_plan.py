@@ -1,0 +1,263 @@
+"""What vLLM is asked for, by recipe and device; what it cannot do is refused with a remedy."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from compression.presets import PRESETS
+from compression.recipe import KvCache, Recipe
+from compression.schemes import (
+    AnyKv,
+    AnyWeight,
+    Int4,
+    Int8,
+    KvFp8,
+    KvInt4,
+    KvInt8,
+    Nf4,
+)
+from gateway.backends.vllm import VllmStart, command, environment, kv_cache_bytes
+from gateway.backends.vllm_capabilities import (
+    CUDA_KV,
+    WEIGHTS,
+    VllmPlan,
+    plan,
+    require_servable_by,
+)
+from gateway.backends.vllm_facts import VllmFacts
+from gateway.errors import LoadRefused
+from gateway.model_settings import VariantSettings
+
+KV_DTYPES = ("auto", "fp8", "int8_per_token_head", "int4_per_token_head", "fp8_per_token_head")
+
+
+def facts(**changes: Any) -> VllmFacts:
+    """Return what a vLLM on a modern processor says, with changes."""
+    said = {
+        "version": "0.32.0",
+        "has_command": False,
+        "device": "cpu",
+        "capability": None,
+        "options": {
+            "--kv-cache-dtype": KV_DTYPES,
+            "--kv-cache-memory-bytes": None,
+            "--max-model-len": None,
+            "--worker-extension-cls": None,
+            "--middleware": None,
+            "--enforce-eager": None,
+            "--dtype": ("auto", "float32"),
+            "--model": None,
+        },
+        "quantizations": ("compressed-tensors",),
+        "architectures": frozenset({"LlamaForCausalLM"}),
+        "has_bitsandbytes_plugin": False,
+        "cpu_features": frozenset({"avx512", "vnni"}),
+        "head_sizes": frozenset({64, 128}),
+        "int8_error": 0.002,
+        "has_int4_kernel": True,
+    }
+    return VllmFacts.model_validate(said | changes)
+
+
+def gpu(**changes: Any) -> VllmFacts:
+    """Return what a vLLM on an H100 says, with changes."""
+    there = {"device": "cuda", "capability": (9, 0), "cpu_features": frozenset(), "head_sizes": ()}
+    return facts(**there | changes)
+
+
+OLD_CPU: dict[str, Any] = {
+    "cpu_features": frozenset(),
+    "int8_error": 0.13,
+    "has_int4_kernel": False,
+}
+
+
+def test_tables_are_complete() -> None:
+    """Every scheme of weights, and of keys and values, has its line."""
+    assert set(WEIGHTS) == set(get_args(AnyWeight))
+    assert set(CUDA_KV) == set(get_args(AnyKv))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int4-gptq", "w8a8"])
+def test_plain_artifacts_need_nothing(name: str) -> None:
+    """On a processor that has the kernels an artifact is served as it is."""
+    made = plan(PRESETS[name], facts())
+    assert (dict(made.options), dict(made.environment)) == ({}, {})
+    assert any("embeddings" in note for note in made.notes)
+
+
+def test_full_model() -> None:
+    """The full model needs nothing and differs in nothing."""
+    assert plan(None, facts(**OLD_CPU)) == VllmPlan()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "failing", "words"),
+    [
+        (Int8(), "CPUInt8ScaledMMLinearKernel", "off by 13% on this processor"),
+        (Int4(), "CPUWNA16LinearKernel", "built without its int4 kernel"),
+    ],
+)
+def test_kernels_that_fail_are_replaced(scheme: AnyWeight, failing: str, words: str) -> None:
+    """Where vLLM's kernel gives wrong sums or is missing, ours stands in, and that is said."""
+    made = plan(Recipe(name="one", weights=scheme), facts(**OLD_CPU))
+    assert made.environment == {
+        "NARROWGATE_VLLM_KERNELS": scheme.scheme,
+        "VLLM_DISABLED_KERNELS": failing,
+    }
+    assert words in made.notes[0]
+
+
+def test_both_kernels() -> None:
+    """A recipe with both schemes gets both kernels."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "mixed",
+            "weights": {"scheme": "int4"},
+            "rules": [{"targets": ["re:.*down_proj"], "weights": {"scheme": "int8"}}],
+        }
+    )
+    made = plan(recipe, facts(**OLD_CPU))
+    assert made.environment["NARROWGATE_VLLM_KERNELS"] == "int4,int8"
+
+
+def test_nf4_needs_the_plugin() -> None:
+    """nf4 is refused with the way out, and served where the plugin is."""
+    recipe = Recipe(name="nf4", weights=Nf4())
+    with pytest.raises(LoadRefused, match=r"recipe 'nf4' .* vllm-bnb-plugin.*use recipe int4"):
+        plan(recipe, facts())
+    assert plan(recipe, facts(has_bitsandbytes_plugin=True)).options == {}
+
+
+def test_old_gpus() -> None:
+    """A GPU that has no kernel is refused by its number."""
+    with pytest.raises(LoadRefused, match=r"compute capability 7.5, this one has 7.0"):
+        plan(PRESETS["int4"], gpu(capability=(7, 0)))
+
+
+def _kv(key: AnyKv, value: AnyKv, **more: int) -> Recipe:
+    cache = KvCache(key=key, value=value, **more)
+    return Recipe(name="kv", weights=Int8(), kv_cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        (KvInt8(), "int8_per_token_head"),
+        (KvInt4(), "int4_per_token_head"),
+        (KvFp8(), "fp8_per_token_head"),
+    ],
+)
+def test_cache_on_gpus(scheme: AnyKv, dtype: str) -> None:
+    """Each scheme of the cache has its name there, if this vLLM has it."""
+    assert plan(_kv(scheme, scheme), gpu()).options == {"--kv-cache-dtype": dtype}
+    older = gpu(options={"--kv-cache-dtype": ("auto", "fp8")})
+    with pytest.raises(LoadRefused, match=rf"vLLM 0.32.0 has no {dtype} cache"):
+        plan(_kv(scheme, scheme), older)
+
+
+def test_cache_on_processors() -> None:
+    """fp8 where the processor can, everything else is refused with the remedy."""
+    assert plan(_kv(KvFp8(), KvFp8()), facts()).options == {"--kv-cache-dtype": "fp8"}
+    with pytest.raises(LoadRefused, match="AVX-512 or AMX, and this one has neither"):
+        plan(_kv(KvFp8(), KvFp8()), facts(**OLD_CPU))
+    with pytest.raises(LoadRefused, match="not in int8 and int8: use kv_cache fp8 or none"):
+        plan(PRESETS["w8-kv8"], facts())
+
+
+def test_cache_that_differs_in_parts() -> None:
+    """vLLM has one form of cache for keys, values and all layers."""
+    with pytest.raises(LoadRefused, match="keeps keys and values alike"):
+        plan(PRESETS["w4-k8v4"], gpu())
+    with pytest.raises(LoadRefused, match="'keep_first' and 'keep_last'"):
+        plan(_kv(KvInt8(), KvInt8(), keep_first=1), gpu())
+
+
+def test_families_and_heads() -> None:
+    """A family that vLLM does not know, and heads its attention does not take, are refused."""
+    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "head_dim": 64}
+    require_servable_by(facts(), config, "m")
+    with pytest.raises(LoadRefused, match="is a StrangeForCausalLM, which vLLM"):
+        require_servable_by(facts(), config | {"architectures": ["StrangeForCausalLM"]}, "m")
+    with pytest.raises(LoadRefused, match=r"heads of 16 values; .* takes 64, 128"):
+        require_servable_by(facts(), config | {"head_dim": 16}, "m")
+    by_width = {"architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_attention_heads": 9}
+    require_servable_by(facts(), by_width, "m")
+    require_servable_by(gpu(), config | {"head_dim": 16}, "m")
+
+
+def _settings(**fields: Any) -> VariantSettings:
+    return VariantSettings(model="m", engine="vllm", **fields)
+
+
+def _words(settings: VariantSettings, found: VllmFacts, made: VllmPlan | None = None) -> list[str]:
+    start = VllmStart(Path("/env/bin/python"), found, made or VllmPlan())
+    return command(
+        start,
+        Path("/store/a"),
+        served_name="m@int8",
+        port=1234,
+        settings=settings,
+        kv_cache_memory_bytes=2**30,
+    )
+
+
+def test_command_line() -> None:
+    """Both forms of the command name the artifact, the port and what the recipe asks for."""
+    settings = _settings(max_model_len=512, vllm_options={"enforce-eager": True})
+    made = VllmPlan(options={"--kv-cache-dtype": "fp8"})
+    words = _words(settings, facts(), made)
+    assert words[:3] == ["/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    for word in (
+        "--model=/store/a",
+        "--served-model-name=m@int8",
+        "--port=1234",
+        "--max-model-len=512",
+        "--kv-cache-memory-bytes=1073741824",
+        "--kv-cache-dtype=fp8",
+        "--enforce-eager",
+    ):
+        assert word in words
+    newer = _words(settings, facts(has_command=True), made)
+    assert newer[2:5] == ["vllm.entrypoints.cli.main", "serve", "/store/a"]
+
+
+def test_options_that_this_vllm_lacks() -> None:
+    """What the gateway would like but an older vLLM lacks is left out."""
+    words = _words(_settings(), facts(options={"--model": None}))
+    assert not any(word.startswith("--middleware") for word in words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"port": 1}, "'port', which the gateway sets itself"),
+        ({"quick": True}, "'quick', an option that vLLM 0.32.0 does not have"),
+        ({"dtype": "int3"}, "'dtype' as 'int3': use one of auto, float32"),
+    ],
+)
+def test_chosen_options_are_checked(options: dict[str, Any], words: str) -> None:
+    """The operator's own options must exist in this vLLM and must not take the engine away."""
+    with pytest.raises(LoadRefused, match=words):
+        _words(_settings(vllm_options=options), facts())
+
+
+def test_replicas_have_processors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines of a variant are bound to one half of the processors each."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {2, 3, 4, 5})
+    start = VllmStart(Path("python"), facts(), VllmPlan())
+    bound = [
+        environment(start, settings=_settings(replicas=2), replica=replica, kv_cache_memory_bytes=1)
+        for replica in range(2)
+    ]
+    assert [each["VLLM_CPU_OMP_THREADS_BIND"] for each in bound] == ["2,3", "4,5"]
+    alone = environment(start, settings=_settings(), replica=0, kv_cache_memory_bytes=1)
+    assert (alone["VLLM_CPU_OMP_THREADS_BIND"], alone["OMP_NUM_THREADS"]) == ("nobind", "4")
+
+
+def test_size_of_the_cache() -> None:
+    """On a processor the cache has a size, so that vLLM does not take all memory."""
+    assert kv_cache_bytes(facts(), None) == 4 * 2**30
+    assert kv_cache_bytes(facts(), 7) == 7
+    assert kv_cache_bytes(gpu(), None) is None

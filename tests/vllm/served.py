@@ -1,0 +1,119 @@
+"""The real gateway over the real vLLM, as a process with an address."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from gateway.backends.embedded import free_port
+from gateway.backends.vllm_facts import VllmFacts, default_python, find_python, probe
+from gateway.errors import LoadRefused
+from tests.gateway.harness import eventually
+
+START_LIMIT_S = 240.0
+EAGER = {"enforce-eager": True}
+"""Compilation takes vLLM minutes on a small machine."""
+
+
+@cache
+def why_not() -> str | None:
+    """Return why no vLLM can be started here; None if one can."""
+    try:
+        find_python(None)
+    except LoadRefused as error:
+        reason = default_python().parent.parent.with_suffix(".reason")
+        return reason.read_text().splitlines()[-1] if reason.exists() else str(error)
+    return None
+
+
+class Served:
+    """A running gateway and what can be asked of it."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.url = url
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        """Return what it has logged so far."""
+        return self._log.read_text(errors="replace")
+
+    def card(self, name: str) -> dict[str, Any]:
+        """Return what it says of one model."""
+        found: dict[str, Any] = httpx.get(f"{self.url}/v1/models/{name}").json()
+        return found
+
+    def ask(self, question: str, **fields: Any) -> str:
+        """Return the greedy answer to one question."""
+        body = {
+            "model": "m",
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 24,
+        }
+        reply = httpx.post(f"{self.url}/v1/chat/completions", json=body | fields, timeout=120)
+        assert reply.status_code == 200, reply.text
+        content: str = reply.json()["choices"][0]["message"]["content"]
+        return content
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process below the gateway."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def of_vllm(self, title: str) -> psutil.Process:
+        """Return the process of vLLM that calls itself so, such as ``EngineCore``."""
+        (found,) = (each for each in self.processes() if title in " ".join(each.cmdline()))
+        return found
+
+
+@contextmanager
+def served(directory: Path, settings: Mapping[str, Any]) -> Iterator[Served]:
+    """Serve, wait until every model is ready, and stop."""
+    if (reason := why_not()) is not None:
+        pytest.skip(f"no vLLM: {reason}")
+    port = free_port()
+    file = directory / "settings.yaml"
+    file.write_text(json.dumps({"port": port, **settings}))
+    log = directory / "log"
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(url, process, log)
+            yield Served(url, process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def is_ready() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"the gateway ended:\n{log.read_text()[-4000:]}")
+        try:
+            return httpx.get(f"{url}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    eventually(is_ready, START_LIMIT_S)
+
+
+def facts_here() -> VllmFacts:
+    """Return what the installed vLLM says of itself; skips where there is none."""
+    if (reason := why_not()) is not None:
+        pytest.skip(f"no vLLM: {reason}")
+    return asyncio.run(probe(find_python(None)))

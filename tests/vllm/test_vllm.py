@@ -1,0 +1,128 @@
+"""The demo model on the real vLLM behind the gateway: what is applied, and what it survives."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from gateway.backends.vllm_facts import VllmFacts
+from tests.gateway.harness import eventually
+from tests.vllm.served import EAGER, Served, facts_here, served
+
+pytestmark = pytest.mark.real_model
+
+QUESTION = "What is the capital of France?"
+
+
+def model(recipe: str, **fields: Any) -> dict[str, Any]:
+    """Return the settings of the demo model on vLLM."""
+    common = {"model": "smollm2", "engine": "vllm", "max_model_len": 1024, "vllm_options": EAGER}
+    return {**common, "recipe": recipe, **fields}
+
+
+@pytest.fixture(scope="module")
+def facts() -> VllmFacts:
+    """Return what the installed vLLM can do here."""
+    return facts_here()
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve the int8 artifact, watched closely."""
+    settings = {"models": {"m": model("int8")}, "stall_timeout_s": 8}
+    with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
+        yield gateway
+
+
+def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None:
+    """Layers, kernel and numerics are read from the live model, and the answer is right."""
+    card = int8.card("m")
+    assert card["schemes"] == {"int8-rows": 210}
+    is_replaced = (facts.int8_error or 0) > 0.01
+    assert card["numerics"] == {"int8-rows": "W8A16" if is_replaced else "W8A8"}
+    kernel = "WeightOnlyInt8Kernel" if is_replaced else "CPUInt8ScaledMMLinearKernel"
+    assert card["kernels"] == {"int8-rows": kernel}
+    assert (card["engine"], card["engine_version"]) == ("vllm", facts.version)
+    assert (card["recipe"], card["kv_dtype"]) == ("int8", "auto")
+    assert card["weights_bytes"] < 0.62 * card["weights_uncompressed_bytes"]
+    assert 8 < card["weight_bits"] < 11  # its embeddings stay in 16 bits
+    assert "Paris" in int8.ask(QUESTION)
+
+
+def test_a_hung_core_is_seen_and_replaced(int8: Served) -> None:
+    """vLLM's own health stays green while its core is stopped; the gateway restarts it."""
+    core = int8.of_vllm("EngineCore")
+    before = int8.processes()
+    core.send_signal(signal.SIGSTOP)
+    with pytest.raises((httpx.HTTPError, AssertionError)):
+        int8.ask(QUESTION)  # sees the end of it, and is told
+    assert "was lost (stall)" in int8.log
+    eventually(lambda: int8.card("m")["state"] == "ready", 180)
+    assert not [each for each in before if each.is_running() and each.pid == core.pid]
+    assert "Paris" in int8.ask(QUESTION)
+
+
+def test_no_worker_outlives_its_server(int8: Served) -> None:
+    """Killed without a warning, vLLM leaves no process behind, and is back by itself."""
+    server, core = int8.of_vllm("api_server"), int8.of_vllm("EngineCore")
+    family = [server, core, *core.children(recursive=True)]
+    server.kill()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    eventually(lambda: int8.card("m")["state"] == "ready", 180)
+    assert "Paris" in int8.ask(QUESTION)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a recipe that takes one query head of every group and some neurons out."""
+    recipe = {
+        "weights": {"scheme": "int8"},
+        "prune": {
+            "query_heads": 1,
+            "neurons": 0.1,
+            "score": "magnitude",
+            "compensate": False,
+        },
+    }
+    file = tmp_path_factory.mktemp("recipe") / "w8-pruned.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return str(file)
+
+
+def test_ladder_of_full_and_pruned(tmp_path: Path, pruned: str) -> None:
+    """A pruned artifact and the full model are served side by side, each with its shapes."""
+    rungs = [{"recipe": pruned, "name": "pruned"}, {"recipe": "full"}]
+    ladder = {key: value for key, value in model("full").items() if key != "recipe"}
+    settings = {"models": {"m": {**ladder, "ladder": rungs, "preload": True}}}
+    with served(tmp_path, settings) as gateway:
+        assert gateway.ask(QUESTION, model="m@pruned")
+        assert gateway.card("m@pruned")["schemes"] == {"int8-rows": 210}
+        body = {"model": "m", "variant": "full"}
+        activated = httpx.post(f"{gateway.url}/admin/activate", json=body, timeout=240)
+        assert activated.status_code == 200, activated.text
+        assert "Paris" in gateway.ask(QUESTION)
+        card = gateway.card("m@full")
+        assert (card["schemes"], card["numerics"]) == ({"none": 210}, {"none": "W16A16"})
+        below = gateway.processes()
+    assert gateway.process.returncode == 0
+    assert not psutil.wait_procs(below, timeout=10)[1]
+
+
+def test_cache_in_fp8(tmp_path: Path, facts: VllmFacts) -> None:
+    """Keys and values are kept in fp8 where the processor can, and refused where it cannot."""
+    recipe = tmp_path / "w8-kv-fp8.yaml"
+    recipe.write_text("weights: {scheme: int8}\nkv_cache: fp8\n")
+    settings = {"models": {"m": model(str(recipe))}}
+    if facts.cpu_features & {"amx", "avx512"}:
+        with served(tmp_path, settings) as gateway:
+            assert gateway.card("m")["kv_dtype"] == "fp8"
+            assert "Paris" in gateway.ask(QUESTION)
+        return
+    words = "needs a processor with AVX-512 or AMX"
+    with pytest.raises(AssertionError, match=words), served(tmp_path, settings):
+        pass
