@@ -6,7 +6,7 @@ from typing import Self
 _BETS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the wealth that are bet on damage: small ones find slow drifts, large ones jumps."""
 
-_CLAMP = 1e6
+_CLAMP = 1e3
 """Times the threshold: values beyond it decide nothing, and would overflow one day."""
 
 
@@ -37,7 +37,7 @@ class Detector:
 
     @property
     def e_value(self) -> float:
-        """Return the evidence of damage so far; 0 where there is none."""
+        """Return the evidence of damage now; without any it stays below 20 for ever."""
         return sum(self._values) / len(_BETS)
 
     def to_state(self) -> dict[str, Sequence[float]]:

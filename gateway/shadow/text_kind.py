@@ -11,7 +11,9 @@ _SCRIPTS = MappingProxyType(
             r"\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f]"
         ),
         "cyrillic": re.compile(r"[\u0400-\u052f\u1c80-\u1c8f\u2de0-\u2dff\ua640-\ua69f]"),
-        "arabic": re.compile(r"[\u0620-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff]"),
+        "arabic": re.compile(
+            r"[\u0620-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff]"
+        ),
         "devanagari": re.compile(r"[\u0900-\u097f\ua8e0-\ua8ff]"),
     }
 )
@@ -20,25 +22,30 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 _JSON = re.compile(r'\s*(?:```(?:json)?\s*)?(?:\{\s*(?:"|\})|\[\s*(?:["\[{\]\d-]|true|false|null))')
 
+_LANGUAGES = r"(?:python|javascript|typescript|golang|rust|java|sql|bash|html|css)"
+_WORKS = r"(?:function|code|script|program|query|class|method|regex)"
+
+# Every repetition is bounded, so that no text can keep the process busy.
 _CODE = re.compile(
     r"```"
-    r"|^\s*(?:def|class|async def|fn|func|function|public|private|struct|interface|enum)\s+\w+.*[({:]"
-    r"|^\s*(?:import|from|using|package)\s+[\w.]+(?:\s+import\b.*|\s+as\s+\w+|;)?\s*$"
-    r"|^\s*#include\s*[<\"]|^#!/"
-    r"|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b"
-    r"|^\s*(?:const|let|var|int|auto|return)\b.*;\s*$"
-    r"|\bconsole\.log\(|\bprint(?:f|ln)?\(|=>\s*\{|\w+\(\w*\)\s*\{"
+    r"|^[ \t]*(?:def|class|async def|fn|func|function|public|private|struct|interface|enum)"
+    r" \w{1,60}.{0,200}[({:]"
+    r"|^[ \t]*(?:import|using|package) [\w.]{1,80}(?: as \w{1,40})?;?[ \t]*$"
+    r"|^[ \t]*from [\w.]{1,80} import\b"
+    r"|^[ \t]*#include[ \t]*[<\"]|^#!/"
+    r"|\bSELECT\b.{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b"
+    r"|^[ \t]*(?:const|let|var|int|auto|return)\b.{0,200};[ \t]*$"
+    r"|\bconsole\.log\(|\bprint(?:f|ln)?\(|=> ?\{|\b\w{1,60}\(\w{0,60}\) ?\{"
     r"|</?(?:div|span|html|body|script|table|button)\b"
-    r"|\b(?:python|javascript|typescript|golang|rust|c\+\+|java|sql|bash|regex)\b"
-    r".{0,60}\b(?:function|code|script|program|query|class|method)\b"
-    r"|\b(?:function|code|script|program|query|class|method)\b"
-    r".{0,60}\b(?:python|javascript|typescript|golang|rust|c\+\+|java|sql|bash)\b",
+    rf"|\b{_LANGUAGES}\b.{{0,60}}\b{_WORKS}\b"
+    rf"|\b{_WORKS}\b.{{0,60}}\b{_LANGUAGES}\b",
     re.MULTILINE | re.IGNORECASE,
 )
 
+# A minus or a slash between digits without spaces is a date, or a range.
 _MATH = re.compile(
-    r"\\(?:frac|sqrt|sum|int|begin\{(?:equation|align)|cdot|times|alpha|boxed)\b|\$\$|\\\[|\\\("
-    r"|\d\s*[-+*/×÷^=]\s*\(?-?\d|\b[a-z]\s*[=^]\s*-?\d|\d[a-z]\s*[-+]\s*\d"
+    r"\\(?:frac|sqrt|sum|int|begin\{(?:equation|align)|cdot|times|boxed)\b|\$\$|\\\[|\\\("
+    r"|\d ?[+*^=\u00d7\u00f7] ?\(?-?\d|\d [-/] \(?-?\d|\b[a-z] ?[=^] ?-?\d|\d[a-z] ?[-+] ?\d"
     r"|\b(?:equation|integral|derivative|polynomial|theorem|factorial|square root)\b",
     re.IGNORECASE,
 )

@@ -84,9 +84,7 @@ class Tolerances:
             if each.name in _MEASURED
         }
         known |= {
-            name: Tolerance(nats, Source.SET)
-            for name, nats in rules.by_hand.items()
-            if name != ALL
+            name: Tolerance(nats, Source.SET) for name, nats in rules.by_hand.items() if name != ALL
         }
         self._known: Mapping[str, Tolerance] = known
         self._pooled = self._pool(fidelity)
