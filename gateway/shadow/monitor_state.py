@@ -50,6 +50,7 @@ class TrackState(_Record):
 
     since: Moment | None
     last_scored: Moment | None
+    confirmed: Moment | None
     is_learned: bool
     worst: Positive
     baseline: SequenceState

@@ -28,6 +28,7 @@ class Track:
         self._trial: Trial | None = None
         self._since: float | None = None
         self._last_scored: float | None = None
+        self._confirmed: float | None = None
         self._stale_since: float | None = None
         self._num_unscored = 0
         self._unscored_since = 0.0
@@ -40,10 +41,13 @@ class Track:
         self._last_scored = now
         if self._trial is None:
             self._learn(divergence)
-        elif (reason := self._trial.add(divergence)) is not None:
+        elif (reason := self._trial.add(divergence)) is Reason.STILL_DRIFT:
+            self._confirmed = now
+        elif reason is not None:
             evidence = self.verdict()
             self._trial.enter(reason)
             self._since = now
+            self._confirmed = now if self._trial.state is State.DRIFT else None
             changes.append(
                 Change(self.name, evidence.state, self._trial.state, reason, now, evidence)
             )
@@ -96,6 +100,7 @@ class Track:
             log10_e=self._trial.log10_e if self._trial else 0.0,
             since=self._stale_since if is_stale else self._since,
             last_scored=self._last_scored,
+            confirmed=self._confirmed,
         )
 
     def to_state(self) -> dict[str, Any]:
@@ -103,6 +108,7 @@ class Track:
         return {
             "since": self._since,
             "last_scored": self._last_scored,
+            "confirmed": self._confirmed,
             "is_learned": self._is_learned,
             "worst": self._worst,
             "baseline": self._baseline.to_state(),
@@ -121,7 +127,8 @@ class Track:
         now = (self._tolerance.nats, self._strictness.clip)
         if (kept.trial.tolerance, kept.trial.clip) == now:
             self._trial = Trial.from_state(kept.trial.model_dump(), self._strictness)
-            self._since, self._last_scored = kept.since, kept.last_scored
+            self._since, self._confirmed = kept.since, kept.confirmed
+            self._last_scored = kept.last_scored
 
     @property
     def _state(self) -> State:

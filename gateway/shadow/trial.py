@@ -43,7 +43,7 @@ class Trial:
         self._recovery = self.sequence = self._new_sequence()
 
     def add(self, divergence: float) -> Reason | None:
-        """Take in the mean divergence of one request; return why the state changed, if it did."""
+        """Take in the mean divergence of one request; return what that showed, if anything."""
         ratio = self._ratio(divergence)
         value = ratio / self._rules.clip
         self.sequence.add(value)
@@ -129,6 +129,7 @@ class Trial:
         if self._recovery.is_above(limit, error=error):
             self._attempt += 1
             self._recovery = self._new_sequence()
+            return Reason.STILL_DRIFT
         return None
 
     def _new_sequence(self) -> ConfidenceSequence:

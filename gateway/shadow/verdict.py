@@ -22,12 +22,13 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a verdict changed."""
+    """What the evidence showed."""
 
     SHOWN_OK = "the upper bound fell below the tolerance"
     SHOWN_DRIFT = "the lower bound rose above the tolerance"
     ALARM = "the detector reached its threshold"
     RECOVERED = "the upper bound since the alarm fell below the tolerance"
+    STILL_DRIFT = "the lower bound since the alarm rose above the tolerance"
     UNSCORED = "requests are served, but none is scored"
     SCORED_AGAIN = "requests are scored again"
 
@@ -54,6 +55,8 @@ class Verdict:
     since: float | None
     """When it came into this state; None if it was so from the beginning."""
     last_scored: float | None
+    confirmed: float | None = None
+    """When ``drift`` was last shown by evidence; it begins anew whenever it was."""
 
     @property
     def excess(self) -> float:
