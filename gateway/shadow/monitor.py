@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from gateway.errors import SettingsError
 from gateway.shadow.monitor_state import VERSION, MonitorState
-from gateway.shadow.slices import ALL
+from gateway.shadow.slices import ALL, require_slices
 from gateway.shadow.tolerance import FalseAlarmBudget, Tolerances
 from gateway.shadow.track import Track
 from gateway.shadow.trial import Strictness
@@ -50,6 +50,9 @@ class Monitor:
 
     ``digest`` stands for everything that the scores depend on: the recipe's result and the
     reference. What was learned under another digest is worth nothing.
+
+    Raises:
+        SettingsError: a tolerance was set by hand for what is no slice.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Monitor:
         tolerances: Tolerances,
         rules: MonitorRules | None = None,
     ) -> None:
+        require_slices(tolerances.rules.by_hand, slices, setting="tolerance")
         self.digest = digest
         self.rules = rules or MonitorRules()
         self.tolerances = tolerances

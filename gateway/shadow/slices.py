@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -81,6 +81,19 @@ def all_slices(own: Sequence[OwnSlices] = ()) -> tuple[str, ...]:
         )
     names = [f"{dimension}:{value}" for dimension, of in VOCABULARY.items() for value in of]
     return (ALL, *names, *(name for each in own for name in each.names()))
+
+
+def require_slices(names: Iterable[str], known: Collection[str], *, setting: str) -> None:
+    """Refuse names that are no slices.
+
+    Raises:
+        SettingsError: names the first of them, and the setting.
+    """
+    for name in names:
+        if name not in known:
+            raise SettingsError(
+                f"{setting!r} names the slice {name[:80]!r}: use one of {', '.join(known)}"
+            )
 
 
 def slices_of(

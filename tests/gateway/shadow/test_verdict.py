@@ -290,6 +290,9 @@ def test_wrong_rules_are_refused() -> None:
         MonitorRules(clip=1)
     with pytest.raises(SettingsError, match="'stale_after_s' is 0"):
         MonitorRules(stale_after_s=0)
+    rules = ToleranceRules(by_hand={"domain:poetry": 0.1})
+    with pytest.raises(SettingsError, match="'tolerance' names the slice 'domain:poetry': use one"):
+        Monitor("d1", all_slices(), Tolerances(rules, None))
 
 
 def test_a_tighter_budget_alarms_later() -> None:
