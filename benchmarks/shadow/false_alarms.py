@@ -62,9 +62,9 @@ def undamaged(usual: dict[str, float], bursts: Bursts, num: int) -> dict[str, An
     seen: Counter[str] = Counter()
     seconds = 0.0
     for number, scores in enumerate(islice(requests(2, bursts), num)):
-        started = time.perf_counter()
+        started = time.thread_time()
         changes = monitor.observe(scores, float(number))
-        seconds += time.perf_counter() - started
+        seconds += time.thread_time() - started
         seen.update(scores.keys())
         for change in changes:
             if change.after is State.DRIFT:
@@ -165,7 +165,7 @@ def render(results: dict[str, Any]) -> str:
         f"memory (mild: {MILD.spread} and {MILD.memory}; strong: {STRONG.spread} and "
         f"{STRONG.memory}).",
         "",
-        "| undamaged traffic | scored requests | false alarms | promised at most | µs a slice |",
+        "| undamaged traffic | scored requests | false alarms | promised at most | CPU µs a slice |",
         "|---|---|---|---|---|",
     ]
     for name, run in results["undamaged"].items():
@@ -201,7 +201,7 @@ def _acceptance(after: dict[str, int]) -> list[str]:
     return [
         f"From `learning` to `ok`, a mean {FACTOR} times below its tolerance, needed",
         f"{counts[0]:,} to {counts[-1]:,} scored requests of a slice (median "
-        f"{statistics.median(counts):,.0f}; {len(counts)} of {len(all_slices())} slices came so far).",
+        f"{statistics.median(counts):,.0f}; {len(counts)} of {len(all_slices())} slices did).",
     ]
 
 

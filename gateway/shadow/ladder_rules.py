@@ -14,11 +14,11 @@ class Act(StrEnum):
 
     STAY = "stay"
     STEP_UP = "step_up"
-    """Make a safer rung the active one; ends a canary."""
+    """Make a safer rung the active one; a canary and all routes end with it."""
     START_CANARY = "start_canary"
     """Give another rung a share of the traffic."""
     PROMOTE = "promote"
-    """Make the canary the active rung."""
+    """Make the canary the active rung; all routes end with it."""
     ROLL_BACK = "roll_back"
     """End the canary; the active rung stays."""
     ROUTE_SLICES = "route_slices"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.shadow.confidence import ConfidenceSequence
 
 ERROR = 0.1
-RUNS = 300
+RUNS = 200
 LENGTH = 600
 
 

@@ -46,10 +46,10 @@ def test_delays(drift: float, median: int) -> None:
     assert statistics.median(found) <= median
 
 
-def test_a_quiet_million_does_not_delay_an_alarm() -> None:
-    """What was good for a million values is forgotten within a few bad ones."""
+def test_a_long_quiet_time_does_not_delay_an_alarm() -> None:
+    """What was good for 300,000 values is forgotten within a few bad ones."""
     detector = Detector(1e5)
-    for _ in range(1_000_000):
+    for _ in range(300_000):
         detector.add(0.1)
     bad = 1
     while not detector.add(10.0):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import SettingsError
 from gateway.shadow.ladder import decide
@@ -258,9 +260,9 @@ class Model:
             self.now, LADDER, self.active, "int4", verdicts, tuple(self.steps), {}, self.canary
         )
 
-    def minute(self) -> None:
-        """Decide and act, as every minute."""
-        self.now += 60
+    def look_and_act(self) -> None:
+        """Decide and act, as every five minutes."""
+        self.now += 300
         decision = decide(self.look(), RULES)
         if decision.act is Act.STAY or decision.to is None:
             return
@@ -274,16 +276,54 @@ class Model:
 
 
 def test_a_rung_that_never_recovers_is_rarely_tried() -> None:
-    """In thirty days of one decision a minute, int8 serves, and the tries become rarer."""
+    """In thirty days of a decision every five minutes, int8 serves, and the tries become rarer."""
     model = Model()
-    for _ in range(30 * 24 * 60):
-        model.minute()
+    for _ in range(30 * 24 * 12):
+        model.look_and_act()
     assert [step.act for step in model.steps if step.act is Act.STEP_UP] == [Act.STEP_UP]
     assert model.active == "int8"
     tries = [step.time for step in model.steps if step.act is Act.START_CANARY]
     assert 5 <= len(tries) <= 20
     gaps = [after - before for before, after in pairwise(tries)]
     assert gaps == sorted(gaps)
+
+
+@given(
+    st.lists(st.sampled_from([None, *State]), min_size=6, max_size=6),
+    st.sampled_from(LADDER),
+    st.sampled_from([None, "int4", "int8"]),
+    st.sampled_from([None, 0, 10**9]),
+    st.booleans(),
+)
+def test_every_decision_can_be_carried_out(
+    states: list[State | None], active: str, trial: str | None, free: int | None, routes: bool
+) -> None:
+    """Whatever is known: up is up, what is named exists and fits, and a stay names no rung."""
+    pairs = [(rung, name) for rung in ("int4", "int8") for name in (ALL, CODE, LATE)]
+    verdicts: dict[str, dict[str, Verdict]] = {"int4": {}, "int8": {}}
+    for (rung, name), state in zip(pairs, states, strict=True):
+        if state is not None:
+            verdicts[rung][name] = verdict(state, name=name, confirmed=9_000)
+    canary = Canary(trial, 5_000, 1_000) if trial and trial != active else None
+    seen = replace(
+        situation(verdicts, active=active),
+        canary=canary,
+        free_bytes=free,
+        needed_bytes=dict.fromkeys(LADDER, 1),
+    )
+    rules = replace(RULES, pinned=frozenset({CODE, LATE}), route_slices=routes)
+    decision = decide(seen, rules)
+    assert decision.reason
+    assert (decision.to is None) == (decision.act is Act.STAY)
+    if decision.act in {Act.STEP_UP, Act.ROUTE_SLICES} and decision.to is not None:
+        assert LADDER.index(decision.to) > LADDER.index(active)
+        assert free != 0
+    if decision.act in {Act.PROMOTE, Act.ROLL_BACK}:
+        assert canary is not None
+        assert decision.to == canary.variant
+    if decision.act is Act.START_CANARY:
+        assert canary is None
+        assert free != 0
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,6 @@ def test_what_is_known_before_the_answer() -> None:
 def test_no_text_keeps_the_process_busy(unit: str) -> None:
     """Text made to confuse the patterns is told in milliseconds."""
     text = (unit * 5000)[:5000]
-    started = time.perf_counter()
+    started = time.thread_time()
     slices_of(chat(text), num_prompt_tokens=1, answer=text)
-    assert time.perf_counter() - started < 0.25
+    assert time.thread_time() - started < 0.25

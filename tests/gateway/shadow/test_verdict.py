@@ -317,7 +317,7 @@ def test_observing_is_cheap() -> None:
     for mean in (0.03, 0.012):
         best = math.inf
         for _ in range(5):
-            started = time.perf_counter()
+            started = time.thread_time()
             feed(monitor, mean, 100, slices=names)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         assert best / 900 < 50e-6
