@@ -165,7 +165,8 @@ def render(results: dict[str, Any]) -> str:
         f"memory (mild: {MILD.spread} and {MILD.memory}; strong: {STRONG.spread} and "
         f"{STRONG.memory}).",
         "",
-        "| undamaged traffic | scored requests | false alarms | promised at most | CPU µs a slice |",
+        "| undamaged traffic | scored requests | false alarms | promised at most "
+        "| CPU µs a slice |",
         "|---|---|---|---|---|",
     ]
     for name, run in results["undamaged"].items():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gateway.errors import StartupError
 from gateway.shadow.ledger_entry import LedgerEntry, SliceAggregate
@@ -103,30 +103,17 @@ class LedgerFile:
             locked or cannot grow.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._connection = _connect(path.absolute().as_uri())
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+        address = path.absolute().as_uri()
+        self._connection = _connect(f"{address}?mode=ro" if is_read_only else address)
         try:
-            self._prepare()
+            if is_read_only:
+                self._require_ledger()
+            else:
+                self._prepare()
         except sqlite3.Error:
             self._connection.close()
             raise
-
-    @classmethod
-    def read_only(cls, path: Path) -> Self:
-        """Return an existing file, for reading beside the process that writes it.
-
-        Raises:
-            StartupError: there is no such file, or it is no ledger.
-        """
-        if not path.is_file():
-            raise StartupError(f"no ledger {str(path)!r}: name the file that the service writes")
-        file = cls.__new__(cls)
-        try:
-            file._connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
-            file._require_ledger()
-        except sqlite3.Error as error:
-            raise StartupError(f"the ledger {str(path)!r} cannot be read: {error}") from None
-        return file
 
     def write(self, entries: Iterable[LedgerEntry]) -> None:
         """Add entries, all or none."""
@@ -200,6 +187,21 @@ class LedgerFile:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version != _VERSION:
             raise sqlite3.DatabaseError(f"it has format {version}, this program {_VERSION}")
+
+
+def read_aggregates(path: Path, window: Window) -> list[SliceAggregate]:
+    """Return the figures of each slice, beside the process that writes the file.
+
+    Raises:
+        StartupError: there is no such file, or it is no sound ledger.
+    """
+    if not path.is_file():
+        raise StartupError(f"no ledger {str(path)!r}: name the file that the service writes")
+    try:
+        with closing(LedgerFile(path, is_read_only=True)) as file:
+            return file.aggregates(window)
+    except sqlite3.Error as error:
+        raise StartupError(f"the ledger {str(path)!r} cannot be read: {error}") from None
 
 
 def _connect(uri: str) -> sqlite3.Connection:

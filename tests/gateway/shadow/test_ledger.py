@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import SettingsError, StartupError
 from gateway.shadow.ledger import Ledger, LedgerRules
 from gateway.shadow.ledger_entry import Estimator, LedgerEntry
-from gateway.shadow.ledger_file import LedgerFile, Window
+from gateway.shadow.ledger_file import LedgerFile, Window, read_aggregates
 from gateway.shadow.slices import ALL, by_slice
 
 NOW = time.time()
@@ -122,22 +122,18 @@ def test_batches_are_written_while_others_read(tmp_path: Path) -> None:
         path = tmp_path / "new" / "ledger.sqlite"
         ledger = Ledger(path, LedgerRules(batch_s=0.01))
         writing = asyncio.create_task(ledger.run())
-        reader = LedgerFile.read_only(path)
         for _ in range(50):
             ledger.add(entry([0.1]))
             await asyncio.sleep(0)
         async with asyncio.timeout(5):
-            while not reader.aggregates(Window()):  # noqa: ASYNC110 - another process gets no event
+            while not read_aggregates(path, Window()):  # noqa: ASYNC110 - another process gets no event
                 await asyncio.sleep(0.01)
-        assert reader.aggregates(Window())[0].num_requests == 50
-        reader.close()
+        assert read_aggregates(path, Window())[0].num_requests == 50
         ledger.add(entry([0.1]))
         assert (await ledger.aggregates(Window()))[0].num_requests == 51
         writing.cancel()
         await ledger.close()
-        again = LedgerFile.read_only(path)
-        assert again.aggregates(Window())[0].num_requests == 51
-        again.close()
+        assert read_aggregates(path, Window())[0].num_requests == 51
         assert ledger.num_lost == 0
 
     asyncio.run(main())
@@ -269,9 +265,9 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "theirs.sqlite")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "theirs.sqlite"]
     with pytest.raises(StartupError, match="no ledger"):
-        LedgerFile.read_only(tmp_path / "nothing")
+        read_aggregates(tmp_path / "nothing", Window())
     with pytest.raises(StartupError, match="cannot be read"):
-        LedgerFile.read_only(tmp_path / "file")
+        read_aggregates(tmp_path / "file", Window())
     with pytest.raises(SettingsError, match="'max_rows' is 0"):
         LedgerRules(max_rows=0)
 
