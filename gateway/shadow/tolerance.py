@@ -43,8 +43,9 @@ class Tolerance:
 class ToleranceRules:
     """How tolerances are made; ``floor`` and ``ceiling`` are in nats a token.
 
-    The floor is what batches and kernels alone may cost. The ceiling bounds what is learned from
-    live traffic only: nobody has said that it was good.
+    The floor is what batches and kernels alone may cost. The ceiling bounds what was measured or
+    learned: a model that was bad when it was made is not sound because it stays so. Only what is
+    set by hand may go beyond both.
     """
 
     factor: float = 1.2
@@ -95,11 +96,11 @@ class Tolerances:
 
     def learned(self, mean: float, standard_error: float) -> Tolerance:
         """Return the tolerance that follows from a baseline of live traffic, in nats a token."""
-        nats = self.rules.factor * (mean + 3 * standard_error)
-        return Tolerance(min(max(nats, self.rules.floor), self.rules.ceiling), Source.LEARNED)
+        return self._calibrated(mean + 3 * standard_error, Source.LEARNED)
 
     def _calibrated(self, mean: float, source: Source) -> Tolerance:
-        return Tolerance(max(self.rules.factor * mean, self.rules.floor), source)
+        nats = max(self.rules.factor * mean, self.rules.floor)
+        return Tolerance(min(nats, self.rules.ceiling), source)
 
     def _pool(self, fidelity: Sequence[SliceFidelity] | None) -> Tolerance | None:
         if ALL in self.rules.by_hand:

@@ -56,6 +56,16 @@ def test_no_tolerance_below_the_floor() -> None:
     )
 
 
+def test_a_bad_model_has_no_high_tolerance() -> None:
+    """What was terrible when it was measured is beyond the tolerance, unless set by hand."""
+    terrible = (measured("code", 3.0),)
+    assert Tolerances(ToleranceRules(), terrible).of("domain:code") == Tolerance(
+        0.3, Source.MANIFEST
+    )
+    by_hand = Tolerances(ToleranceRules(by_hand={"all": 4.0}), None)
+    assert by_hand.of("all") == Tolerance(4.0, Source.SET)
+
+
 def test_by_hand_comes_first() -> None:
     """A slice's own figure goes before the manifest, that of ``all`` before the pool alone."""
     rules = ToleranceRules(by_hand={"domain:code": 0.4, "all": 0.05})
