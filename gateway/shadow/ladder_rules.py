@@ -16,7 +16,7 @@ class Act(StrEnum):
     STEP_UP = "step_up"
     """Make a safer rung the active one; a canary and all routes end with it."""
     START_CANARY = "start_canary"
-    """Give another rung a share of the traffic."""
+    """Give another rung a share of the traffic, and tell its monitor to try again."""
     PROMOTE = "promote"
     """Make the canary the active rung; all routes end with it."""
     ROLL_BACK = "roll_back"

@@ -101,6 +101,11 @@ class Monitor:
             changes += track.cover(is_stale, now)
         return changes
 
+    def try_again(self) -> None:
+        """Let what comes from now on decide alone whether a drift is over, as for a canary."""
+        for track in self._tracks.values():
+            track.try_again()
+
     def verdicts(self) -> dict[str, Verdict]:
         """Return the verdicts of all slices."""
         return {name: track.verdict() for name, track in self._tracks.items()}

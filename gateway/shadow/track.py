@@ -53,6 +53,11 @@ class Track:
             )
         return changes
 
+    def try_again(self) -> None:
+        """Let what comes from now on decide alone whether a drift is over."""
+        if self._trial is not None:
+            self._trial.try_again()
+
     def served(self, now: float) -> None:
         """Note a request that was served, scored or not."""
         if not self._num_unscored:

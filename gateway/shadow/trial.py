@@ -28,8 +28,8 @@ class Trial:
     Two tests run side by side. The confidence sequence leaves ``learning`` for either state; the
     detector raises an alarm from any. From ``drift`` leads one way only: a confidence sequence that
     began after the alarm shows a mean below the tolerance. It begins anew whenever it has shown the
-    opposite, so that a repair need not make up for all the damage before it, and each beginning
-    has a smaller error, so that together they err no more often than one.
+    opposite, or is told to, so that a repair need not make up for all the damage before it. Each
+    beginning has a smaller error, so that together they err no more often than one.
     """
 
     __slots__ = ("_attempt", "_detector", "_recovery", "_rules", "sequence", "state", "tolerance")
@@ -70,6 +70,11 @@ class Trial:
         self.sequence = self._recovery
         if reason is Reason.RECOVERED:
             self._detector = Detector(self._rules.threshold)
+
+    def try_again(self) -> None:
+        """Let what comes from now on decide alone whether a drift is over."""
+        if self.state is State.DRIFT:
+            self._begin_recovery()
 
     @property
     def log10_e(self) -> float:
@@ -127,10 +132,13 @@ class Trial:
         if self._recovery.is_below(limit, error=error):
             return Reason.RECOVERED
         if self._recovery.is_above(limit, error=error):
-            self._attempt += 1
-            self._recovery = self._new_sequence()
+            self._begin_recovery()
             return Reason.STILL_DRIFT
         return None
+
+    def _begin_recovery(self) -> None:
+        self._attempt += 1
+        self._recovery = self._new_sequence()
 
     def _new_sequence(self) -> ConfidenceSequence:
         return ConfidenceSequence(guess=1.0 / self._rules.clip)

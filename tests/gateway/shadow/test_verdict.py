@@ -139,6 +139,22 @@ def test_drift_is_left_by_evidence_only() -> None:
     assert {change.after for change in feed(monitor, 0.2, 100, start=3e6)} == {State.DRIFT}
 
 
+def test_a_new_try_forgets_what_was_undecided() -> None:
+    """Told to try again, a drift ends after as many good requests as if nothing had been before."""
+    needed = []
+    for is_told in (False, True):
+        monitor = make_monitor(slices=(ALL,))
+        feed(monitor, 2 * TOLERANCE, 500, slices=(ALL,))
+        feed(monitor, TOLERANCE, 400, slices=(ALL,), seed=2)
+        assert monitor.verdicts()[ALL].state is State.DRIFT
+        if is_told:
+            monitor.try_again()
+        (change,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,), seed=3)
+        needed.append(change.time)
+    assert needed[1] < 400
+    assert needed[1] < needed[0]
+
+
 def test_a_drift_that_stays_is_not_left() -> None:
     """However long one tries, a mean above the tolerance is not taken for a recovery."""
     monitor = make_monitor(slices=(ALL,))
