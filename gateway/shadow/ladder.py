@@ -1,0 +1,190 @@
+"""When to leave the active rung of a model's ladder, and when to come back: decisions only."""
+
+from dataclasses import replace
+
+from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
+from gateway.shadow.slices import ALL, is_known_before
+from gateway.shadow.verdict import State, Verdict
+
+_MAX_DOUBLINGS = 6
+
+
+def decide(situation: Situation, rules: LadderRules) -> Decision:
+    """Return what to do now, with the reason in words and numbers.
+
+    A drift is acted on first, then slices are routed, then a canary is judged; only when none of
+    these asks for anything are slices given back, or a smaller rung tried again.
+    """
+    for consider in (_leave, _route, _judge_canary, _give_back, _come_back):
+        decision = consider(situation, rules)
+        if decision is not None:
+            return replace(decision, is_dry=rules.dry_run and decision.act is not Act.STAY)
+    return Decision(Act.STAY, f"{situation.active}: nothing speaks against it")
+
+
+def _leave(situation: Situation, rules: LadderRules) -> Decision | None:
+    """Step to a safer rung if the model drifts, or a slice that cannot be routed."""
+    names = frozenset({ALL, *(each for each in rules.pinned if not _is_routed(each, rules))})
+    drifting = situation.drifting(situation.active, names)
+    if not drifting:
+        return None
+    reason = f"{situation.active}: {_in_words(drifting)}"
+    safer = situation.refuge(names)
+    if safer is None:
+        return Decision(Act.STAY, f"{reason}; no rung is safer")
+    wait = _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s)
+    obstacle = wait or _no_room(situation, safer)
+    if obstacle:
+        return Decision(Act.STAY, f"{reason}; {obstacle}")
+    return Decision(Act.STEP_UP, reason, to=safer)
+
+
+def _route(situation: Situation, rules: LadderRules) -> Decision | None:
+    """Send pinned slices that drift to a safer rung, and only those."""
+    names = frozenset(each for each in rules.pinned if _is_routed(each, rules))
+    for verdict in situation.drifting(situation.active, names):
+        name = verdict.slice
+        safer = situation.refuge(frozenset({name}))
+        if safer is None or situation.routed.get(name) == safer:
+            continue
+        reason = f"{situation.active}: {_in_words([verdict])}"
+        obstacle = _no_room(situation, safer)
+        if obstacle:
+            return Decision(Act.STAY, f"{reason}; {obstacle}")
+        share = 1 - rules.canary_share
+        return Decision(Act.ROUTE_SLICES, reason, to=safer, slices=(name,), share=share)
+    return None
+
+
+def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
+    """Promote a canary or roll it back, by the same verdicts as those of the active rung."""
+    canary = situation.canary
+    if canary is None:
+        return None
+    name = canary.variant
+    # A rung that comes back brings its old drift along; only what was shown since counts.
+    drifting = [
+        each
+        for each in situation.drifting(name, rules.pinned | {ALL})
+        if each.confirmed is not None and each.confirmed >= canary.since
+    ]
+    if drifting:
+        return Decision(Act.ROLL_BACK, f"{name}: {_in_words(drifting)}", to=name)
+    missing = _missing(situation, rules, name, canary.num_scored, rules.canary_requests)
+    if missing is not None:
+        return _keep_trying(situation, rules, canary, missing)
+    if wait := _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s):
+        return Decision(Act.STAY, f"{name} is proven; {wait}")
+    scored = f"{canary.num_scored} scored requests as a canary"
+    return Decision(Act.PROMOTE, f"{name}: ok after {scored}", to=name)
+
+
+def _keep_trying(
+    situation: Situation, rules: LadderRules, canary: Canary, missing: str
+) -> Decision:
+    age = situation.now - canary.since
+    reason = f"{canary.variant}: {missing}, {age:.0f} s after it became the canary"
+    if age >= rules.canary_patience_s:
+        return Decision(Act.ROLL_BACK, reason, to=canary.variant)
+    return Decision(Act.STAY, reason)
+
+
+def _give_back(situation: Situation, rules: LadderRules) -> Decision | None:
+    """Give routed slices back whose remaining requests have shown the active rung to be sound."""
+    verdicts = [situation.verdict(situation.active, name) for name in sorted(situation.routed)]
+    sound = [each for each in verdicts if each is not None and each.state is State.OK]
+    unpinned = [name for name in sorted(situation.routed) if name not in rules.pinned]
+    names = tuple(dict.fromkeys([*(each.slice for each in sound), *unpinned]))
+    if not names:
+        return None
+    reason = f"{situation.active}: {', '.join(names)} ok, or pinned no longer"
+    return Decision(Act.GIVE_BACK_SLICES, reason, to=situation.active, slices=names)
+
+
+def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
+    """Try the next smaller rung again, once this one is proven and time has passed."""
+    smaller, active = situation.smaller, situation.active
+    if smaller is None:
+        return None
+    verdict = situation.verdict(active, ALL)
+    if verdict is not None:  # the full model has none, and needs none
+        missing = _missing(situation, rules, active, verdict.n, rules.return_after_requests)
+        if missing is not None:
+            return Decision(Act.STAY, f"{active}: {missing}")
+    obstacle = (
+        _wait(situation, set(Act), _return_after(situation, smaller, rules))
+        or _too_many_returns(situation, rules)
+        or _no_room(situation, smaller)
+    )
+    if obstacle:
+        return Decision(Act.STAY, f"{smaller} is not tried again yet: {obstacle}")
+    reason = f"{active} is sound, and {smaller} was left alone for long enough"
+    return Decision(Act.START_CANARY, reason, to=smaller, share=rules.canary_share)
+
+
+def _is_routed(name: str, rules: LadderRules) -> bool:
+    return rules.route_slices and name != ALL and is_known_before(name)
+
+
+def _missing(
+    situation: Situation, rules: LadderRules, variant: str, num_scored: int, needed: int
+) -> str | None:
+    """Return what a rung lacks to be proven, or None.
+
+    A pinned slice that nobody asked for yet does not count.
+    """
+    if num_scored < needed:
+        return f"{num_scored} of {needed} requests are scored"
+    whole = situation.verdict(variant, ALL)
+    if whole is None or whole.state is not State.OK:
+        return f"{ALL} is {whole.state if whole else 'not watched'}"
+    for name in sorted(rules.pinned):
+        verdict = situation.verdict(variant, name)
+        is_seen = verdict is not None and verdict.n > 0
+        if verdict is not None and is_seen and verdict.state is not State.OK:
+            return f"{name} is {verdict.state}"
+    return None
+
+
+def _wait(situation: Situation, acts: set[Act], seconds: float) -> str | None:
+    last = max((step.time for step in situation.steps if step.act in acts), default=None)
+    if last is None or situation.now - last >= seconds:
+        return None
+    return f"{seconds - (situation.now - last):.0f} s of {seconds:.0f} s are left to wait"
+
+
+def _return_after(situation: Situation, variant: str, rules: LadderRules) -> float:
+    """Return how long a rung is left alone; one that failed again and again, for longer."""
+    failures = sum(
+        (step.act is Act.STEP_UP and step.left == variant)
+        or (step.act is Act.ROLL_BACK and step.to == variant)
+        for step in situation.steps
+    )
+    doublings: int = min(max(failures - 1, 0), _MAX_DOUBLINGS)
+    return rules.return_after_s * float(1 << doublings)
+
+
+def _too_many_returns(situation: Situation, rules: LadderRules) -> str | None:
+    # Only ways down are limited, so that whatever swings to and fro comes to rest on the safe side.
+    recent = sum(
+        step.act is Act.START_CANARY and situation.now - step.time < rules.returns_window_s
+        for step in situation.steps
+    )
+    if recent < rules.max_returns:
+        return None
+    return f"{recent} tries within {rules.returns_window_s:.0f} s are as many as are allowed"
+
+
+def _no_room(situation: Situation, variant: str) -> str | None:
+    needed = situation.needed_bytes.get(variant, 0)
+    if situation.free_bytes is None or needed <= situation.free_bytes:
+        return None
+    return f"{variant} needs {needed:,} bytes of memory, and {situation.free_bytes:,} are free"
+
+
+def _in_words(verdicts: list[Verdict]) -> str:
+    return "; ".join(
+        f"{each.slice} drifts (mean {each.mean:.3g} nats, at least {each.lower:.3g}, tolerance "
+        f"{each.tolerance or 0:.3g}, {each.n} scored)"
+        for each in verdicts
+    )
