@@ -164,6 +164,7 @@ class EngineInfo(BaseModel):
     kernels: dict[str, str] | None = None
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
+    max_capture: int | None = None
     threads: int | None = None
     pid: int | None = None
     version: str | None = None
