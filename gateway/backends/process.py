@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.backends.resident import resident_bytes
+from gateway.backends.resident import cpu_s, resident_bytes
 from gateway.errors import ChildFailed
 from gateway.logs import FIELDS
 from gateway.upstream import EngineClient
@@ -55,8 +55,9 @@ class ChildProcess:
         on_stdout: OnLine,
         on_stderr: OnLine,
         death_signal: signal.Signals = signal.SIGKILL,
+        niceness: int = 0,
     ) -> "ChildProcess":
-        """Start ``command``.
+        """Start ``command``; ``niceness`` is how far it stands back for other processes.
 
         Raises:
             ChildFailed: it cannot be started.
@@ -68,7 +69,7 @@ class ChildProcess:
                 stdout=PIPE,
                 stderr=PIPE,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(death_signal),
+                preexec_fn=_die_with_parent(death_signal, niceness),
             )
         except OSError as error:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
@@ -133,7 +134,13 @@ class EngineProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], client: EngineClient, *, backend: str, timeout_s: float
+        cls,
+        command: Sequence[str],
+        client: EngineClient,
+        *,
+        backend: str,
+        timeout_s: float,
+        niceness: int = 0,
     ) -> "EngineProcess":
         """Start an engine and wait until it answers that it is well.
 
@@ -141,7 +148,7 @@ class EngineProcess:
             ChildFailed: it ended or stayed silent; its last words are in the message.
         """
         log = _forward_to_log(client.served_name)
-        child = await ChildProcess.start(command, on_stdout=log, on_stderr=log)
+        child = await ChildProcess.start(command, on_stdout=log, on_stderr=log, niceness=niceness)
         engine = cls(child, client, backend=backend)
         try:
             await engine._become_ready(timeout_s)
@@ -163,6 +170,10 @@ class EngineProcess:
     def resident_bytes(self) -> int:
         """Return the memory that the engine and its children hold."""
         return resident_bytes(self._child.pid)
+
+    def cpu_s(self) -> float:
+        """Return the processor time that the engine has used, in seconds."""
+        return cpu_s(self._child.pid)
 
     async def wait(self) -> int:
         """Wait until the engine has ended and return its exit code."""
@@ -223,7 +234,7 @@ def _forward_to_log(name: str) -> OnLine:
     return forward
 
 
-def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+def _die_with_parent(death_signal: signal.Signals, niceness: int) -> Callable[[], None]:
     # Everything is looked up here, before the fork: little is safe after it.
     prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
@@ -233,5 +244,7 @@ def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
         prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        if niceness:
+            os.nice(niceness)
 
     return ask_kernel

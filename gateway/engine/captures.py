@@ -21,11 +21,19 @@ _NUMBER_BYTES = 4
 class Recording:
     """The tokens of one answer in numbers; the step thread fills it."""
 
-    def __init__(self, prompt_ids: Iterable[int], *, num_top: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        prompt_ids: Iterable[int],
+        *,
+        num_top: int,
+        max_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.num_top = num_top
         self.last_at: float | None = None
         """When the last token was noted, on the monotonic clock; None before the first."""
         self.is_dropped = False
+        self._clock = clock
         self._prompt_ids = array("i", prompt_ids)
         self._token_ids = array("i")
         self._logprobs = array("f")
@@ -42,7 +50,7 @@ class Recording:
         self._logprobs.append(entry.logprob)
         self._top_ids.extend(token_id for token_id, _ in entry.top)
         self._top_logprobs.extend(logprob for _, logprob in entry.top)
-        self.last_at = time.monotonic()
+        self.last_at = self._clock()
 
     def columns(self) -> dict[str, Any]:
         """Return what was noted as plain data; a position has an entry in each column."""
@@ -69,7 +77,9 @@ class Captures:
 
     def open(self, wish: Wish, prompt_ids: Iterable[int], *, max_tokens: int) -> Recording:
         """Return a new recording, kept under the wish's id."""
-        recording = Recording(prompt_ids, num_top=wish.num_top, max_tokens=max_tokens)
+        recording = Recording(
+            prompt_ids, num_top=wish.num_top, max_tokens=max_tokens, clock=self._clock
+        )
         self._forget_old()
         self._kept[wish.capture_id] = recording
         self._kept.move_to_end(wish.capture_id)

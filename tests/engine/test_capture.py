@@ -127,10 +127,9 @@ def test_bad_headers(real: RunningEngine, headers: dict[str, str], param: str, w
     assert words in refused.json()["error"]["message"]
 
 
-def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_bounded() -> None:
     """Too many, too large or too old: the oldest go, and what still decodes is noted no longer."""
     now = [0.0]
-    monkeypatch.setattr(captures.time, "monotonic", lambda: now[0])
     store = Captures(clock=lambda: now[0])
     first = store.open(Wish("0", 2), [1, 2], max_tokens=3)
     for number in range(1, captures.MAX_KEPT + 1):
