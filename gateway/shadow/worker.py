@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gateway.errors import ApiError, NarrowgateError
+from gateway.errors import ApiError, EngineRefused, NarrowgateError
 from gateway.metrics import Metrics
 from gateway.shadow.candidate import Candidate
 from gateway.shadow.divergence import Divergence, NotANumber, candidates, compare, noise_floor
@@ -117,7 +117,8 @@ class Worker:
             return
         except (ApiError, NotANumber) as error:
             candidate.drop("error")
-            reference.fail(str(error))
+            # The words of a refusal may quote what was sent.
+            reference.fail(error.code if isinstance(error, EngineRefused) else str(error))
             return
         reference.succeed()
         lag = self._metrics.histograms["shadow_lag_seconds"].labels(candidate.model)

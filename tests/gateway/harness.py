@@ -139,6 +139,11 @@ class Gateway:
         return self._engines("@reference", is_named=False)[-1]
 
     @property
+    def engine_url(self) -> str:
+        """Return where the engine that was started last listens."""
+        return self._last_engine()[0]
+
+    @property
     def references(self) -> list[int]:
         """Return the process ids of all references that were started."""
         return [int(line[1]) for line in self._engines("@reference", is_named=True)]
