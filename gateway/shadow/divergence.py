@@ -6,13 +6,15 @@ divergence, so this is a lower bound of the one over the whole vocabulary.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.shadow.records import Position, ScoredPosition
 
 LEAST_LOGPROB = -100.0
 """In place of log 0, so that one impossible token does not make a mean infinite."""
+
+_ROUNDING = 1e-3
 
 
 class NotANumber(ValueError):
@@ -41,6 +43,16 @@ class Divergence:
     def first_divergence(self) -> int | None:
         """Return the first position where the likeliest tokens differ; None if nowhere."""
         return next((place for place, agrees in enumerate(self.agrees) if not agrees), None)
+
+
+def joined(parts: Sequence[Divergence]) -> Divergence:
+    """Return one reply from its parts, in order."""
+    return Divergence(
+        kl=tuple(each for part in parts for each in part.kl),
+        agrees=tuple(each for part in parts for each in part.agrees),
+        nll=tuple(each for part in parts for each in part.nll),
+        nll_delta=tuple(each for part in parts for each in part.nll_delta),
+    )
 
 
 def compare(served: Sequence[Position], scored: Sequence[ScoredPosition]) -> Divergence:
@@ -80,12 +92,11 @@ def coarse_kl(full: Mapping[int, float], compressed: Mapping[int, float]) -> flo
         NotANumber: a log-probability is none.
     """
     told = compressed.keys() & full.keys()
-    terms: list[float] = []
-    for token_id in told:
-        p, q = _floored(full[token_id]), _floored(compressed[token_id])
-        terms.append(math.exp(p) * (p - q))
-    rest_p = _rest([full[token_id] for token_id in told])
-    rest_q = _rest([compressed[token_id] for token_id in told])
+    p = [_floored(full[token_id]) for token_id in told]
+    q = [_floored(compressed[token_id]) for token_id in told]
+    probabilities = list(map(math.exp, p))
+    terms = [each * (a - b) for each, a, b in zip(probabilities, p, q, strict=True)]
+    rest_p, rest_q = _rest(probabilities), _rest(map(math.exp, q))
     if rest_p > 0:
         terms.append(rest_p * (math.log(rest_p) - _log(rest_q)))
     # Rounding can leave a hair below zero where both sides are the same.
@@ -93,15 +104,17 @@ def coarse_kl(full: Mapping[int, float], compressed: Mapping[int, float]) -> flo
 
 
 def _floored(logprob: float) -> float:
-    if math.isnan(logprob) or logprob > 1e-3:
+    if LEAST_LOGPROB <= logprob <= 0:
+        return logprob
+    if math.isnan(logprob) or logprob > _ROUNDING:
         raise NotANumber(f"a log-probability is {logprob}")
-    return max(LEAST_LOGPROB, min(0.0, logprob))
+    return 0.0 if logprob > 0 else LEAST_LOGPROB
 
 
-def _rest(logprobs: Sequence[float]) -> float:
+def _rest(probabilities: Iterable[float]) -> float:
     """Return the probability of everything else."""
-    rest = 1.0 - math.fsum(math.exp(_floored(logprob)) for logprob in logprobs)
-    if rest < -1e-3:
+    rest = 1.0 - math.fsum(probabilities)
+    if rest < -_ROUNDING:
         raise NotANumber(f"probabilities add up to {1 - rest:.4f}")
     return max(0.0, rest)
 

@@ -1,5 +1,6 @@
 """The capture of a reply by the embedded engine: asked for by a header, fetched afterwards."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from gateway.capture import Wish, headers_of
 from gateway.errors import EngineFault
 from gateway.shadow.records import Captured, Position
 from gateway.upstream import EngineClient
+
+_LONG_BYTES = 256 * 1024
 
 
 class _Columns(BaseModel):
@@ -50,7 +53,10 @@ class EmbeddedCapture:
             ApiError: the engine is gone, or tells something else than a capture.
         """
         raw = await client.take_capture(self._wish.capture_id)
-        return None if raw is None else parse_capture(raw)
+        if raw is None or len(raw) <= _LONG_BYTES:
+            return None if raw is None else parse_capture(raw)
+        # Requests share this thread.
+        return await asyncio.to_thread(parse_capture, raw)
 
 
 def parse_capture(raw: bytes) -> Captured:

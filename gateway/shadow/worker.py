@@ -8,10 +8,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gateway.errors import ApiError, EngineRefused, NarrowgateError
+from gateway.errors import ApiError, EngineFault, EngineRefused, NarrowgateError
 from gateway.metrics import Metrics
 from gateway.shadow.candidate import Candidate
-from gateway.shadow.divergence import Divergence, NotANumber, candidates, compare, noise_floor
+from gateway.shadow.divergence import (
+    Divergence,
+    NotANumber,
+    candidates,
+    compare,
+    joined,
+    noise_floor,
+)
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
@@ -22,11 +29,15 @@ from gateway.shadow_settings import ShadowSettings
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_L = TypeVar("_L")
+_R = TypeVar("_R")
 
 POLL_S = 0.02
 """How soon a scoring notices that requests have come."""
 
 FULL = "full"
+
+_COMPARED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class Worker:
             return
         try:
             scored = await self._ask(reference, scorer, item)
-            divergence = compare(item.captured.positions, scored)
+            divergence = await _piecewise(item.captured.positions, scored, compare)
         except _Yielded:
             self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
             self._queue.put_back(since, item)
@@ -185,7 +196,9 @@ class Worker:
             rest = scorer.score(token_ids, start + cut, asked[cut:])
             second += await self._unless_busy(item, rest)
             self._count_tokens(reference, 2 * len(token_ids))
-            self._hand_on(item, noise_floor(ids, first, second), FULL, reference)
+            pairs = list(zip(first, second, strict=True))
+            floor = await _piecewise(ids, pairs, _floor)
+            self._hand_on(item, floor, FULL, reference)
         except (_Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
 
@@ -213,3 +226,29 @@ class Worker:
         )
         for sink in self._sinks:
             sink.take(record)
+
+
+async def _piecewise(
+    left: Sequence[_L],
+    right: Sequence[_R],
+    part: Callable[[Sequence[_L], Sequence[_R]], Divergence],
+) -> Divergence:
+    """Compare a few positions at a time: requests share this thread.
+
+    Raises:
+        EngineFault: there are not as many on both sides.
+    """
+    if len(left) != len(right):
+        raise EngineFault("the reference scored something else than was asked")
+    parts: list[Divergence] = []
+    for start in range(0, len(left), _COMPARED_AT_ONCE):
+        stop = start + _COMPARED_AT_ONCE
+        parts.append(part(left[start:stop], right[start:stop]))
+        await asyncio.sleep(0)
+    return joined(parts)
+
+
+def _floor(
+    ids: Sequence[int], pairs: Sequence[tuple[ScoredPosition, ScoredPosition]]
+) -> Divergence:
+    return noise_floor(ids, [first for first, _ in pairs], [second for _, second in pairs])

@@ -12,11 +12,13 @@ def counts(gateway: Gateway, model: str = "tiny") -> dict[str, Any]:
     return found
 
 
-def settled(gateway: Gateway, num_candidates: int) -> Callable[[], dict[str, Any]]:
+def settled(
+    gateway: Gateway, num_candidates: int, model: str = "tiny"
+) -> Callable[[], dict[str, Any]]:
     """Return what gives the counts once so many candidates have ended, each exactly once."""
 
     def look() -> dict[str, Any]:
-        found = counts(gateway)
+        found = counts(gateway, model)
         is_over = found["candidates"] == num_candidates and not found["in_flight"]
         if is_over:
             assert found["scored"] + sum(found["dropped"].values()) == num_candidates

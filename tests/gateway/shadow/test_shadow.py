@@ -2,20 +2,33 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.gateway.conftest import StartGateway
-from tests.gateway.harness import CHAT, body, eventually
+from tests.gateway.harness import CHAT, Gateway, body, eventually
 from tests.gateway.shadow.counts import counts, settled
 
-SHADOW: dict[str, Any] = {"rate": 1, "probe_every_s": 0.2}
+FAKE: dict[str, Any] = {"model": "fake"}
+SHADOW: dict[str, Any] = {"rate": 1, "probe_every_s": 0.2, "floor_every": 2, "max_tokens": 9}
 
 
-def test_replies_are_scored(start_gateway: StartGateway) -> None:
+@pytest.fixture(scope="module")
+def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Return a gateway with resident references; each test has a model of its own."""
+    models = {"tiny": FAKE, "ends": FAKE, "live": FAKE | {"shadow": "off"}}
+    settings = {"models": models, "shadow": SHADOW | {"reference": {"mode": "resident"}}}
+    gateway = Gateway(tmp_path_factory.mktemp("shadow"), settings, {"nll": {"reference": 0.75}})
+    gateway.wait_ready()
+    yield gateway
+    gateway.close()
+
+
+def test_replies_are_scored(shadowed: Gateway) -> None:
     """Plain and streamed replies of both routes are scored; the client sees the same bytes."""
-    gateway = start_gateway(shadow=SHADOW | {"floor_every": 2}, launch={"nll": {"reference": 0.75}})
+    gateway = shadowed
     texts = {"model": "tiny", "prompt": "one two", "fake": {"tokens": 3}}
     requests = [
         (CHAT, body(fake={"tokens": 4})),
@@ -26,12 +39,10 @@ def test_replies_are_scored(start_gateway: StartGateway) -> None:
     replies = [gateway.http.post(path, json=fields) for path, fields in requests]
     found = eventually(settled(gateway, 4), 20)
     assert (found["scored"], found["dropped"]) == (4, {})
-    assert found["reference"]["state"] == "ready"
 
     names = {"model": "tiny", "variant": "int4"}
     eventually(lambda: gateway.metric("probes_total", **names, result="ok") > 1)
     assert gateway.metric("probe_change_nats", **names) == 0
-
     gateway.http.post("/admin/shadow", json={"model": "tiny", "rate": 0})
     again = [gateway.http.post(path, json=fields) for path, fields in requests]
     assert [each.content for each in again] == [each.content for each in replies]
@@ -47,24 +58,34 @@ def test_replies_are_scored(start_gateway: StartGateway) -> None:
     assert gateway.metric("fidelity_requests_total", **floor) == 2
     assert gateway.metric("fidelity_kl_nats_total", **floor) == pytest.approx(0, abs=1e-12)
     assert gateway.metric("fidelity_output_checks_total", **names, result="ok") == 16
-    assert gateway.metric("shadow_reference_tokens_total", model="tiny") > 0
+    # Each text once, and half of them twice more for the floor.
+    assert gateway.metric("shadow_reference_tokens_total", model="tiny") == 24 + 2 * (7 + 5)
 
 
-def test_every_end_has_its_reason(start_gateway: StartGateway) -> None:
+def test_references_are_resident_and_nice(shadowed: Gateway) -> None:
+    """They are there before the first request, as long as their model is scored at all."""
+    eventually(lambda: counts(shadowed, "ends")["reference"]["state"] == "ready", 20)
+    assert shadowed.metric("shadow_reference_up", model="ends") == 1
+    assert counts(shadowed, "live")["reference"]["state"] == "stopped"
+    for pid in shadowed.references:
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+
+
+def test_every_end_has_its_reason(shadowed: Gateway) -> None:
     """What is not scored is dropped for a reason, and the sums add up."""
-    gateway = start_gateway(shadow=SHADOW | {"max_tokens": 9})
+    gateway, model = shadowed, {"model": "ends"}
     post = gateway.http.post
-    post(CHAT, json=body(), headers={"x-narrowgate-shadow": "off"})
-    post(CHAT, json=body() | {"store": False})
-    post("/v1/completions", json={"model": "tiny", "prompt": "a", "echo": True})
-    post(CHAT, json=body(fake={"tokens": 7}))
-    post(CHAT, json=body(fake={"tokens": 0}))
-    post(CHAT, json=body(fake={"status": 400, "body": "{}"}))
-    post(CHAT, json=body(stream=True, fake={"fault": "truncate", "after": 1}))
-    with gateway.stream({"tokens": 200, "pace_s": 0.02}) as stream:
+    post(CHAT, json=body() | model, headers={"x-narrowgate-shadow": "off"})
+    post(CHAT, json=body() | model | {"store": False})
+    post("/v1/completions", json=model | {"prompt": "a", "echo": True})
+    post(CHAT, json=body(fake={"tokens": 7}) | model)
+    post(CHAT, json=body(fake={"tokens": 0}) | model)
+    post(CHAT, json=body(fake={"status": 400, "body": "{}"}) | model)
+    post(CHAT, json=body(stream=True, fake={"fault": "truncate", "after": 1}) | model)
+    with gateway.stream({"tokens": 200, "pace_s": 0.02}, **model) as stream:
         next(stream.iter_raw())
-    post(CHAT, json=body())
-    found = eventually(settled(gateway, 9), 20)
+    post(CHAT, json=body() | model)
+    found = eventually(settled(gateway, 9, "ends"), 20)
     assert found["scored"] == 1
     assert found["dropped"] == {
         "private": 2,
@@ -74,111 +95,92 @@ def test_every_end_has_its_reason(start_gateway: StartGateway) -> None:
         "unfinished": 3,
     }
     for reason, count in found["dropped"].items():
-        assert gateway.metric("shadow_dropped_total", model="tiny", reason=reason) == count
-    assert gateway.metric("shadow_candidates_total", model="tiny") == 9
-    assert gateway.metric("shadow_in_flight", model="tiny") == 0
+        assert gateway.metric("shadow_dropped_total", **model, reason=reason) == count
+    assert gateway.metric("shadow_candidates_total", **model) == 9
+    assert gateway.metric("shadow_in_flight", **model) == 0
     # Others' routes are no candidates.
-    post("/tokenize", json={"model": "tiny", "prompt": "a"})
-    assert counts(gateway)["candidates"] == 9
+    post("/tokenize", json=model | {"prompt": "a"})
+    assert counts(gateway, "ends")["candidates"] == 9
 
 
-def test_the_budget_holds(start_gateway: StartGateway) -> None:
-    """No more tokens are read than the budget of a minute has; the queue is bounded, too."""
-    shadow = SHADOW | {"tokens_per_second": 0.5, "max_tokens": 30}
-    gateway = start_gateway(shadow=shadow)
-    for _ in range(10):
-        gateway.http.post(CHAT, json=body(fake={"tokens": 4}))  # 7 tokens with its prompt
-    found = eventually(settled(gateway, 10), 20)
-    assert found["scored"] == 4
-    assert found["dropped"] == {"budget": 6}
-    assert gateway.metric("shadow_reference_tokens_total", model="tiny") == 28
-
-
-def test_requests_go_first(start_gateway: StartGateway) -> None:
-    """While a request runs nothing is scored; what waits for too long is dropped as busy."""
-    gateway = start_gateway(shadow=SHADOW | {"queue_size": 1, "queue_s": 0.3})
-    slow = threading.Thread(
-        target=lambda: gateway.http.post(CHAT, json=body(fake={"tokens": 30, "pace_s": 0.05}))
-    )
-    slow.start()
-    eventually(lambda: gateway.metric("requests_running") == 1)
-    # The first one is with the worker, which waits; the second is in the queue.
-    for number in range(4):
-        gateway.http.post(CHAT, json=body())
-        eventually(lambda: counts(gateway)["candidates"] == number + 2)  # noqa: B023 (at once)
-    eventually(lambda: counts(gateway)["dropped"].get("queue_full"))
-    eventually(lambda: counts(gateway)["dropped"].get("busy"))
-    assert counts(gateway)["scored"] == 0
-    slow.join()
-    found = eventually(settled(gateway, 5), 20)
-    assert found["dropped"].keys() == {"queue_full", "busy"}
-
-
-def test_a_scoring_gives_way(start_gateway: StartGateway) -> None:
-    """A text that is being scored is put back when a request comes."""
-    gateway = start_gateway(shadow=SHADOW, launch={"score_fault": "hang"})
-    gateway.http.post(CHAT, json=body())
-    eventually(lambda: counts(gateway)["reference"]["state"] == "ready", 20)
-    gateway.http.post(CHAT, json=body(fake={"tokens": 10, "pace_s": 0.03}))
-    eventually(lambda: gateway.metric("shadow_yields_total", model="tiny") >= 1)
-    assert counts(gateway)["in_flight"] == 2
-
-
-def test_the_rate_is_changed_live(start_gateway: StartGateway) -> None:
+def test_the_rate_is_changed_live(shadowed: Gateway) -> None:
     """The share follows the rate; a wrong one is refused by the field's name."""
-    gateway = start_gateway(shadow={"probe_every_s": 0})
-    post = gateway.http.post
-    post(CHAT, json=body())
-    assert counts(gateway)["candidates"] == 0
-    assert not gateway.references
-    assert post("/admin/shadow", json={"model": "tiny@int4", "rate": 0.5}).status_code == 200
+    post = shadowed.http.post
+    post(CHAT, json=body() | {"model": "live"})
+    assert counts(shadowed, "live")["candidates"] == 0
+    assert post("/admin/shadow", json={"model": "live@int4", "rate": 0.5}).status_code == 200
     for _ in range(60):
-        post(CHAT, json=body())
-    assert 10 < counts(gateway)["candidates"] < 50
+        post(CHAT, json=body() | {"model": "live"})
+    assert 10 < counts(shadowed, "live")["candidates"] < 50
     for fields, param in (
-        ({"model": "tiny", "rate": 2}, "rate"),
-        ({"model": "tiny"}, "rate"),
-        ({"model": "tiny", "rate": "all"}, "rate"),
+        ({"model": "live", "rate": 2}, "rate"),
+        ({"model": "live"}, "rate"),
+        ({"model": "live", "rate": "all"}, "rate"),
     ):
         refused = post("/admin/shadow", json=fields)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
     assert post("/admin/shadow", json={"model": "nope", "rate": 1}).status_code == 404
 
 
-def test_a_client_cannot_ask_for_a_capture(start_gateway: StartGateway) -> None:
+def test_a_client_cannot_ask_for_a_capture(shadowed: Gateway) -> None:
     """What an engine understands stays between the gateway and the engine."""
-    gateway = start_gateway()
     headers = {"x-narrowgate-capture": "no number", "x-narrowgate-capture-id": "none"}
-    assert gateway.http.post(CHAT, json=body(), headers=headers).status_code == 200
+    assert shadowed.http.post(CHAT, json=body(), headers=headers).status_code == 200
 
 
-def test_an_idle_reference_is_ended(start_gateway: StartGateway) -> None:
-    """On demand it runs while it is needed; resident it is there before the first request."""
-    shadow = SHADOW | {"reference": {"mode": "on-demand", "idle_s": 0.2}}
-    gateway = start_gateway(shadow=shadow)
-    assert not gateway.references
-    for number in (1, 2):
-        gateway.http.post(CHAT, json=body())
-        eventually(lambda: counts(gateway)["scored"] == number, 20)  # noqa: B023 (at once)
-        eventually(lambda: counts(gateway)["reference"]["state"] == "stopped")
-        assert len(gateway.references) == number
-        assert gateway.metric("shadow_reference_up", model="tiny") == 0
-
-    resident = start_gateway(shadow=SHADOW | {"reference": {"mode": "resident"}})
-    eventually(lambda: counts(resident)["reference"]["state"] == "ready", 20)
-    assert resident.metric("shadow_reference_up", model="tiny") == 1
-    (pid,) = resident.references
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
-    resident.http.post("/admin/shadow", json={"model": "tiny", "rate": 0})
-
-
-def test_references_elsewhere(start_gateway: StartGateway) -> None:
+def test_references_elsewhere(shadowed: Gateway, start_gateway: StartGateway) -> None:
     """A reference at a URL is asked under the name that it serves, also while requests run."""
-    there = start_gateway()
-    url = there.engine_url
-    gateway = start_gateway(shadow=SHADOW | {"reference": {"urls": {"tiny": f"{url}/v1"}}})
-    gateway.http.post(CHAT, json=body())
-    found = eventually(settled(gateway, 1), 20)
-    assert (found["scored"], found["reference"]["url"]) == (1, url)
+    url = shadowed.engine_url
+    gateway = start_gateway(shadow={"rate": 1, "reference": {"urls": {"tiny": f"{url}/v1"}}})
+    with gateway.stream({"tokens": 1000, "pace_s": 0.02}) as stream:
+        events = stream.iter_raw()
+        next(events)
+        gateway.http.post(CHAT, json=body())
+        eventually(lambda: counts(gateway)["scored"] == 1, 20)
+    assert counts(gateway)["reference"]["url"] == url
     assert not gateway.references
-    assert there.process.poll() is None
+
+
+def test_requests_go_first(start_gateway: StartGateway) -> None:
+    """While a request runs nothing is scored, and an idle reference is ended."""
+    reference = {"idle_s": 0.2}
+    shadow = SHADOW | {"queue_size": 1, "queue_s": 0.3, "reference": reference}
+    gateway = start_gateway(shadow=shadow)
+    with gateway.stream({"tokens": 1000, "pace_s": 0.02}) as stream:
+        events = stream.iter_raw()
+        next(events)
+        # The first one is with the worker, which waits; the second is in the queue.
+        for number in range(4):
+            gateway.http.post(CHAT, json=body())
+            eventually(lambda: counts(gateway)["candidates"] == number + 2)  # noqa: B023 (at once)
+        eventually(lambda: counts(gateway)["dropped"].get("queue_full"))
+        eventually(lambda: counts(gateway)["dropped"].get("busy"))
+        assert counts(gateway)["scored"] == 0
+        assert not gateway.references
+    found = eventually(settled(gateway, 5), 20)
+    assert found["dropped"].keys() == {"queue_full", "busy", "unfinished"}
+
+    gateway.http.post(CHAT, json=body())
+    eventually(lambda: counts(gateway)["scored"] == 1, 20)
+    eventually(lambda: counts(gateway)["reference"]["state"] == "stopped")
+    assert len(gateway.references) == 1
+    assert gateway.metric("shadow_reference_up", model="tiny") == 0
+
+
+def test_the_end_of_the_gateway_is_the_end_of_the_shadow(start_gateway: StartGateway) -> None:
+    """A signal ends it in order while a text is being scored."""
+    settings: dict[str, Any] = {"shadow": {"rate": 1, "floor_every": 0}}
+    gateway = start_gateway(**settings, launch={"score_faults": {"tiny": "hang"}})
+    gateway.http.post(CHAT, json=body())
+    eventually(lambda: counts(gateway)["reference"]["state"] == "ready", 20)
+    slow = threading.Thread(
+        target=lambda: gateway.http.post(CHAT, json=body(fake={"tokens": 10, "pace_s": 0.03}))
+    )
+    slow.start()
+    # What is being scored is put back when a request comes.
+    eventually(lambda: gateway.metric("shadow_yields_total", model="tiny") >= 1)
+    slow.join()
+    assert counts(gateway)["in_flight"] == 2
+    gateway.process.terminate()
+    assert gateway.process.wait(10) == 0
+    assert "Traceback" not in gateway.log
