@@ -88,16 +88,33 @@ def logprobs_in_f32(directory: Path, captured: Captured) -> torch.Tensor:
     return logits[start - 1 : -1].log_softmax(1)
 
 
+@pytest.fixture(scope="module")
+def captured(compressed: RunningEngine) -> Captured:
+    """Return what was captured of a served answer."""
+    return asyncio.run(serve(compressed))
+
+
+@pytest.fixture(scope="module")
+def expected(demo_model_dir: Path, captured: Captured) -> torch.Tensor:
+    """Return what transformers finds of the answer's positions."""
+    return logprobs_in_f32(demo_model_dir, captured)
+
+
+@pytest.fixture(scope="module")
+def scored(full: RunningEngine, captured: Captured) -> list[ScoredPosition]:
+    """Return what the reference finds of them."""
+    return asyncio.run(score(full, captured, 1024))
+
+
 def test_scores_are_those_of_transformers_in_f32(
-    compressed: RunningEngine, full: RunningEngine, demo_model_dir: Path
+    full: RunningEngine,
+    captured: Captured,
+    scored: list[ScoredPosition],
+    expected: torch.Tensor,
 ) -> None:
     """The mean divergence of a served answer is exact to 1e-3 nats, its top tokens agree."""
-    captured = asyncio.run(serve(compressed))
-    scored = asyncio.run(score(full, captured, 1024))
-    again = asyncio.run(score(full, captured, 7))
+    again = asyncio.run(score(full, captured, 20))
     found = compare(captured.positions, scored)
-
-    expected = logprobs_in_f32(demo_model_dir, captured)
     exact = []
     for row, position in zip(expected, captured.positions, strict=True):
         ids = list(candidates(position))
@@ -117,10 +134,12 @@ def test_scores_are_those_of_transformers_in_f32(
 
 
 def test_the_divergence_is_a_lower_bound(
-    compressed: RunningEngine, full: RunningEngine, demo_model_dir: Path
+    compressed: RunningEngine,
+    captured: Captured,
+    scored: list[ScoredPosition],
+    expected: torch.Tensor,
 ) -> None:
     """Over 20 candidates and a rest it is at most the one over the whole vocabulary, and near."""
-    captured = asyncio.run(serve(compressed))
     ids = [*captured.prompt_token_ids, *(each.token_id for each in captured.positions)]
     cache = compressed.runner.new_cache(len(ids))
     start = len(captured.prompt_token_ids)
@@ -128,8 +147,7 @@ def test_the_divergence_is_a_lower_bound(
     rows = [compressed.runner.forward([(cache, ids[:start], 1)])]
     rows += [compressed.runner.forward([(cache, [token], 1)]) for token in ids[start:-1]]
     served = torch.cat(rows).log_softmax(1)
-    expected = logprobs_in_f32(demo_model_dir, captured)
     whole = (expected.exp() * (expected - served)).sum(1)
-    found = compare(captured.positions, asyncio.run(score(full, captured, 1024)))
+    found = compare(captured.positions, scored)
     assert found.mean_kl < float(whole.mean()) + 1e-3
     assert found.mean_kl > 0.5 * float(whole.mean())
