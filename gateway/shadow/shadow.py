@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from gateway.errors import ApiError
@@ -132,12 +133,16 @@ class Shadow:
             self._again_and_again(self._probe_now_and_then),
         )
 
+    async def settle(self) -> None:
+        """Wait until the replies that have ended are queued or dropped."""
+        await asyncio.gather(*self._collecting, return_exceptions=True)
+
     async def close(self) -> None:
         """Give up what is under way and end the references; safe to repeat."""
         self._is_closed = True
         for task in self._collecting:
             task.cancel()
-        await asyncio.gather(*self._collecting, return_exceptions=True)
+        await self.settle()
         for item in self._queue.clear():
             item.candidate.drop("stopped")
         await self._references.stop()
@@ -154,7 +159,12 @@ class Shadow:
         # In a context of its own: nothing of it belongs to the request's span or log lines.
         task = asyncio.get_running_loop().create_task(self._collect(candidate), context=Context())
         self._collecting.add(task)
-        task.add_done_callback(self._collecting.discard)
+        task.add_done_callback(partial(self._collected, candidate))
+
+    def _collected(self, candidate: Candidate, task: asyncio.Task[None]) -> None:
+        self._collecting.discard(task)
+        if task.cancelled():
+            candidate.drop("stopped")
 
     async def _collect(self, candidate: Candidate) -> None:
         """Fetch what the engine noted, and queue it."""
@@ -167,9 +177,6 @@ class Shadow:
         except ApiError as error:
             logger.info("request %s: no capture: %s", candidate.request_id, error)
             candidate.drop("error")
-        except asyncio.CancelledError:
-            candidate.drop("stopped")
-            raise
         except Exception:
             # The border of this task: a defect costs the score alone.
             logger.exception("the capture of request %s failed", candidate.request_id)
