@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
+	@$(if $(SHADOW),NARROWGATE_SHADOW='{rate: $(SHADOW)}') $(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
 
 test: install
 	$(BIN)/python -m pytest

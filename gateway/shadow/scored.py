@@ -16,7 +16,7 @@ class ScoredRequest:
     request_id: str
     model: str
     variant: str
-    """``full`` for the noise floor: the reference against itself."""
+    """``full`` also for the noise floor: the reference against itself."""
     recipe_digest: str | None
     reference: str
     """Of the reference: the digest of its weights' source, or its address."""

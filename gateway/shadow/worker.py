@@ -8,7 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gateway.errors import ApiError, EngineFault, EngineRefused, NarrowgateError
+from gateway.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    EngineFault,
+    EngineRefused,
+    NarrowgateError,
+)
 from gateway.metrics import Metrics
 from gateway.shadow.candidate import Candidate
 from gateway.shadow.divergence import (
@@ -126,6 +132,9 @@ class Worker:
             reference.fail("it took too long for a text")
             await reference.suspect()
             return
+        except ContextLengthExceeded:
+            candidate.drop("too_long")
+            return
         except (ApiError, NotANumber) as error:
             candidate.drop("error")
             # The words of a refusal may quote what was sent.
@@ -137,7 +146,9 @@ class Worker:
         self._hand_on(item, divergence, item.variant, reference)
         candidate.score()
         self._num_scored += 1
-        if self._settings.floor_every and self._num_scored % self._settings.floor_every == 0:
+        every = self._settings.floor_every
+        # The full model's own replies are such a comparison already.
+        if every and self._num_scored % every == 0 and item.variant != FULL:
             await self._measure_floor(reference, scorer, item, scored)
 
     async def _wait_idle(self, since: float, item: Waiting) -> bool:

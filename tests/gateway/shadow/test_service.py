@@ -3,10 +3,11 @@
 import asyncio
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
-from gateway.app import create_service
+from gateway.app import Application, create_service
 from gateway.errors import EngineDown
 from gateway.metrics import Metrics
 from gateway.model_settings import VariantSettings
@@ -166,3 +167,19 @@ def test_references_take_from_the_memory_budget() -> None:
     }
     service = create_service(load_settings(None, fields, {}), launch=FakeLaunch())
     assert b"narrowgate_memory_budget_bytes 700.0" in service.metrics.render("")[0]
+
+
+def test_a_model_without_a_reference_cannot_be_scored() -> None:
+    """Changing its rate is refused with the setting that is missing; 0 is always possible."""
+    fields = {"models": {"far": {"model": "fake", "urls": ["http://127.0.0.1:1"]}}}
+    service = create_service(load_settings(None, fields, {}), launch=FakeLaunch())
+
+    async def ask(rate: float) -> httpx.Response:
+        transport = httpx.ASGITransport(Application(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post("/admin/shadow", json={"model": "far", "rate": rate})
+
+    refused = asyncio.run(ask(0.5))
+    assert refused.status_code == 400
+    assert "'shadow.reference.urls', as {far: http://10.0.0.5:8000}" in refused.text
+    assert asyncio.run(ask(0)).status_code == 200
