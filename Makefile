@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
+	@$(if $(SHADOW),NARROWGATE_SHADOW='{rate: $(SHADOW)}') $(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
 
 # vLLM in an environment of its own; where there is no wheel of it, a file says why.
 vllm-env: $(VLLM_ENV)/.installed

@@ -21,6 +21,9 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.settings import Settings
+from gateway.shadow.probe import Probe
+from gateway.shadow.references import References
+from gateway.shadow.shadow import Shadow
 from gateway.specs import make_specs
 from gateway.telemetry import open_tracing
 
@@ -42,9 +45,10 @@ def create_service(
             libraries.
     """
     metrics = Metrics()
+    launch = launch or Launcher(settings, on_progress)
     pool = Pool(
         make_specs(settings),
-        launch or Launcher(settings, on_progress),
+        launch,
         metrics=metrics,
         on_progress=on_progress,
         patience=patience
@@ -53,7 +57,7 @@ def create_service(
             drain_s=settings.drain_s,
             load_wait_s=settings.load_wait_s,
         ),
-        memory_budget=settings.memory_budget,
+        memory_budget=_without_references(settings),
         canary_max_nll_increase=settings.canary_max_nll_increase,
     )
     dispatch = Dispatch(
@@ -61,7 +65,35 @@ def create_service(
     )
     admission = Admission(settings, metrics)
     tracing = open_tracing(settings.otlp_endpoint)
-    return Service(settings, metrics, pool, dispatch, admission, tracing)
+    shadow = _create_shadow(settings, launch, metrics, pool, admission)
+    return Service(settings, metrics, pool, dispatch, admission, shadow, tracing)
+
+
+def _create_shadow(
+    settings: Settings, launch: Launch, metrics: Metrics, pool: Pool, admission: Admission
+) -> Shadow:
+    rates = {alias: settings.shadow_rate(alias) for alias in settings.models}
+    references = References(
+        settings.models,
+        settings.shadow.reference,
+        launch,
+        metrics=metrics,
+        is_wanted=lambda alias: pool.is_ready and rates[alias] > 0,
+    )
+    return Shadow(
+        settings.shadow,
+        rates,
+        metrics=metrics,
+        references=references,
+        probe=Probe(metrics, pool.ready_engines),
+        num_busy=lambda: pool.num_running + admission.num_waiting,
+    )
+
+
+def _without_references(settings: Settings) -> int | None:
+    """Return the memory budget of the engines that serve."""
+    budget, reserved = settings.memory_budget, settings.shadow.reference.memory
+    return None if budget is None else budget - (reserved or 0)
 
 
 class Application(FastAPI):

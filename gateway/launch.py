@@ -98,7 +98,11 @@ class Launcher:
         if self._settings.otlp_endpoint is not None:
             command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(
-            command, client, backend=embedded.BACKEND, timeout_s=self._settings.start_timeout_s
+            command,
+            client,
+            backend=embedded.BACKEND,
+            timeout_s=self._settings.start_timeout_s,
+            niceness=spec.niceness,
         )
 
     def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:

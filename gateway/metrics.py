@@ -42,6 +42,12 @@ _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80,
 _LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
+_LAG_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+_KL_NATS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10)
+_NLL_NATS = (-1, -0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
 class Family(NamedTuple):
     """One row of the table; the name goes without the prefix ``narrowgate_``."""
 
@@ -119,6 +125,54 @@ FAMILIES: tuple[Family, ...] = (
            "Restarts of an engine that ended or stalled."),
     Family("histogram", "model_load_seconds", ("model", "recipe"),
            "Time to prepare a model and to start its engine.", _LOAD_S),
+    Family("counter", "shadow_candidates_total", ("model",),
+           "Requests drawn to be scored; each is scored, dropped for a reason, or under way."),
+    Family("counter", "shadow_scored_total", ("model",),
+           "Candidates that the reference has scored."),
+    Family("counter", "shadow_dropped_total", ("model", "reason"),
+           "Candidates that were not scored, and why."),
+    Family("gauge", "shadow_in_flight", ("model",),
+           "Candidates under way."),
+    Family("gauge", "shadow_queue_length", (),
+           "Captured replies that wait for the reference."),
+    Family("histogram", "shadow_lag_seconds", ("model",),
+           "Time from the capture of a reply to its score.", _LAG_S),
+    Family("counter", "shadow_reference_tokens_total", ("model",),
+           "Tokens that references read."),
+    Family("counter", "shadow_cpu_seconds_total", ("model",),
+           "Processor time of references on this machine."),
+    Family("counter", "shadow_yields_total", ("model",),
+           "Scorings that were broken off because requests came."),
+    Family("gauge", "shadow_reference_up", ("model",),
+           "1 while the reference takes texts, else 0."),
+    Family("counter", "shadow_reference_failures_total", ("model",),
+           "Starts and scorings that failed."),
+    Family("histogram", "fidelity_token_kl_divergence_nats", ("model", "variant", "estimator"),
+           "KL divergence of the full model from the variant, mean of a request's tokens; variant "
+           "full is the noise floor.", _KL_NATS),
+    Family("histogram", "fidelity_nll_delta_nats", ("model", "variant"),
+           "How much less likely the full model finds the served tokens, mean of a request.",
+           _NLL_NATS),
+    Family("histogram", "fidelity_first_divergence_tokens", ("model", "variant"),
+           "Token of an answer at which the likeliest tokens first differ, those where they do.",
+           _TOKENS),
+    Family("counter", "fidelity_tokens_total", ("model", "variant", "slice", "agree"),
+           "Scored tokens, by whether both models find the same one the likeliest."),
+    Family("counter", "fidelity_requests_total", ("model", "variant", "slice"),
+           "Scored requests with tokens in the slice."),
+    Family("counter", "fidelity_kl_nats_total", ("model", "variant", "slice", "estimator"),
+           "Sum of the requests' mean KL divergences."),
+    Family("counter", "fidelity_kl_nats_squared_total",
+           ("model", "variant", "slice", "estimator"),
+           "Sum of their squares, for intervals."),
+    Family("counter", "fidelity_nll_nats_total", ("model", "variant", "slice", "side"),
+           "What the served tokens cost the variant and the full model, minus log-probability."),
+    Family("counter", "fidelity_output_checks_total", ("model", "variant", "check", "result"),
+           "Checks of drawn answers alone: their form, and signs of a broken model."),
+    Family("counter", "probes_total", ("model", "variant", "result"),
+           "One-token probes of fixed prompts."),
+    Family("gauge", "probe_change_nats", ("model", "variant"),
+           "Largest change of a probed log-probability since the engine became ready."),
 )
 # fmt: on
 

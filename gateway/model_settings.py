@@ -76,7 +76,7 @@ class VariantSettings(Frozen):
     @classmethod
     def _urls_are_http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            _check_address(url)
+            check_address(url)
         return tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
 
     @model_validator(mode="after")
@@ -110,7 +110,12 @@ class VariantSettings(Frozen):
         return self
 
 
-def _check_address(url: str) -> None:
+def check_address(url: str) -> None:
+    """Refuse what is no address of an engine.
+
+    Raises:
+        ValueError: quotes it without its password.
+    """
     if "@" in url:
         raise ValueError(
             f"{_without_secret(url)!r} must not hold a password: name a variable that holds the "
@@ -165,6 +170,13 @@ class ModelSettings(VariantSettings):
     max_running: int | None = Field(default=None, ge=1)
     max_queued: int = Field(default=64, ge=0)
     queue_timeout_s: float = Field(default=30.0, gt=0)
+    shadow: float | None = Field(default=None, ge=0, le=1)
+
+    @field_validator("shadow", mode="before")
+    @classmethod
+    def _off_is_none_of_them(cls, rate: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return 0.0 if rate is False or rate == "off" else rate
 
     @field_validator("ladder", mode="before")
     @classmethod

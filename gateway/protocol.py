@@ -172,6 +172,7 @@ class EngineInfo(BaseModel):
     """vLLM's name for how it keeps keys and values."""
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
+    max_capture: int | None = None
     threads: int | None = None
     pid: int | None = None
     version: str | None = None

@@ -60,6 +60,7 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(service.pool.ensure_ready())
         tending = asyncio.create_task(service.pool.tend())
+        shadowing = asyncio.create_task(service.shadow.run())
         stopping = asyncio.create_task(signals.first.wait())
         try:
             # 3. Load, say so, wait.
@@ -74,8 +75,9 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             loading.cancel()
             stopping.cancel()
             tending.cancel()
+            shadowing.cancel()
             await _shut_down(service, server, serving, signals)
-            await asyncio.gather(loading, stopping, tending, return_exceptions=True)
+            await asyncio.gather(loading, stopping, tending, shadowing, return_exceptions=True)
             if service.tracing is not None:
                 await asyncio.to_thread(service.tracing.close)
     return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
@@ -123,6 +125,7 @@ async def _shut_down(
     pool = service.pool
     pool.drain()
     server.should_exit = True
+    await service.shadow.close()
     idle = asyncio.create_task(pool.wait_idle())
     hurried = asyncio.create_task(signals.second.wait())
     drain_s = service.settings.drain_s

@@ -21,6 +21,7 @@ from compression.strict_yaml import load_yaml
 from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
 from gateway.model_settings import Frozen, ModelSettings, Rung
+from gateway.shadow_settings import ReferenceSettings, ShadowSettings
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -31,7 +32,7 @@ _ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY", "NARROWGATE
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 _ENDPOINT = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_YAML_IN_ENVIRONMENT = frozenset({"models", "api_keys", "allowed_hosts", "cors_origins"})
+_YAML_IN_ENVIRONMENT = frozenset({"models", "api_keys", "allowed_hosts", "cors_origins", "shadow"})
 _SECRET = frozenset({"api_keys", "redis_url"})
 _REDIS_URL = re.compile(r"rediss?://.+|redis\+unix:///.+")
 _ORIGIN = re.compile(r"https?://[^/\s]+|\*")
@@ -54,6 +55,7 @@ class Settings(Frozen):
     unknown_parameters: Literal["reject", "report"] = "reject"
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
     canary_max_nll_increase: float = Field(default=2.0, gt=0)
+    shadow: ShadowSettings = ShadowSettings()
     api_keys: tuple[ApiKey, ...] = ()
     api_keys_file: Path | None = None
     redis_url: str | None = Field(default=None, repr=False)
@@ -130,6 +132,47 @@ class Settings(Frozen):
             raise ValueError("'protect_metrics' needs 'api_keys' or 'api_keys_file'")
         return self
 
+    @model_validator(mode="after")
+    def _references_fit(self) -> Self:
+        for alias in self.shadow.reference.urls:
+            if alias not in self.models:
+                raise ValueError(
+                    f"'shadow.reference.urls' names the model {alias!r}: use one of "
+                    f"{', '.join(self.models)}"
+                )
+        reserved = self.shadow.reference.memory
+        if reserved and self.memory_budget is not None and reserved >= self.memory_budget:
+            raise ValueError(
+                f"'shadow.reference.memory' is {reserved} and leaves nothing of 'memory_budget', "
+                f"{self.memory_budget}: lower it"
+            )
+        for alias in self.models:
+            if self.shadow_rate(alias) and (reason := self.shadow_obstacle(alias)):
+                raise ValueError(reason)
+        return self
+
+    def shadow_rate(self, alias: str) -> float:
+        """Return the share of a model's requests that is scored."""
+        own = self.models[alias].shadow
+        return self.shadow.rate if own is None else own
+
+    def shadow_obstacle(self, alias: str) -> str | None:
+        """Return why a model's requests cannot be scored, and the remedy; None if they can."""
+        reference = self.shadow.reference
+        if alias in reference.urls:
+            return None
+        if self.models[alias].urls:
+            return (
+                f"model {alias!r} has engines elsewhere and no reference here: name one in "
+                f"'shadow.reference.urls', as {{{alias}: http://10.0.0.5:8000}}"
+            )
+        if self.memory_budget is not None and reference.memory is None:
+            return (
+                "'shadow' needs memory of its own beside 'memory_budget': say how much of it "
+                "references may hold in 'shadow.reference.memory'"
+            )
+        return None
+
 
 def load_settings(
     file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ
@@ -194,6 +237,8 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
     kind: type[BaseModel] = Settings
     if "ladder" in loc[:-1]:
         kind = Rung
+    elif loc[0] == "shadow" and len(loc) > 1:
+        kind = ReferenceSettings if len(loc) > 2 else ShadowSettings
     elif len(loc) > 1 and loc[0] == "models":
         kind = ModelSettings
     close = difflib.get_close_matches(str(loc[-1]), kind.model_fields, n=1)

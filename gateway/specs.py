@@ -23,6 +23,8 @@ class VariantSpec:
     alias: str
     variant: str
     settings: VariantSettings
+    niceness: int = 0
+    """How far its engines stand back for other processes of the machine."""
 
     @property
     def served_name(self) -> str:

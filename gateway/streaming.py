@@ -90,7 +90,9 @@ class FrameSplitter:
 class Relay(Protocol):
     """What stands between an engine's stream and a client."""
 
-    is_complete: bool
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the client was sent the end mark."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes for the client."""

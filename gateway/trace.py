@@ -93,6 +93,11 @@ class RequestTrace:
         self._usage = usage
 
     @property
+    def is_ok(self) -> bool:
+        """Return whether the reply is complete."""
+        return self._outcome == "ok"
+
+    @property
     def age_s(self) -> float:
         """Return the seconds since the request's arrival."""
         return time.perf_counter() - self._started

@@ -38,6 +38,7 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
 _PASSED_ON = frozenset({400, 413, 429})
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Every engine has these paths, and those for operators; it may lack others."""
 _NO_SUCH_PATH = frozenset({404, 405, 501})
@@ -47,6 +48,7 @@ _INSTEAD: Mapping[str, str] = MappingProxyType(
         "/v1/embeddings": "ask a model whose engine makes embeddings",
         "/tokenize": "use the model's tokenizer where you are",
         "/detokenize": "use the model's tokenizer where you are",
+        "/engine/score": "score with an engine that can",
     }
 )
 # Engines without the code say it in words; the first is vLLM's.
@@ -157,9 +159,15 @@ class EngineClient:
 
     @asynccontextmanager
     async def generate(
-        self, path: str, fields: Mapping[str, Any], request_id: str
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        request_id: str,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> AsyncIterator[EngineReply]:
         """Send a request for generation to ``path``; leaving early makes the engine stop.
+
+        ``headers`` are sent beside those that every request has.
 
         Raises:
             InvalidRequest: the fields are nested too deep to be written as JSON.
@@ -171,7 +179,7 @@ class EngineClient:
                 "POST",
                 self._url(path),
                 content=_encode(self._engine_fields(path, fields)),
-                headers={**self._headers, "x-request-id": request_id, **trace_headers},
+                headers={**self._headers, "x-request-id": request_id, **trace_headers, **headers},
                 extensions=self._limits,
             )
             try:
@@ -195,12 +203,31 @@ class EngineClient:
         Raises:
             ApiError: the engine refused the request, failed or is gone.
         """
-        async with self.generate("/v1/completions", fields, request_id) as reply:
-            body = await reply.body()
+        return await self._ask("/v1/completions", fields, request_id)
+
+    async def score(self, fields: Mapping[str, Any], request_id: str) -> Any:
+        """Return the parsed scores of a text; leaving early makes the engine stop.
+
+        Raises:
+            ApiError: the engine refused the request, failed, cannot score or is gone.
+        """
+        return await self._ask("/engine/score", fields, request_id)
+
+    async def take_capture(self, capture_id: str) -> bytes | None:
+        """Return what the engine noted of an answer, which it then forgets; None if nothing.
+
+        Raises:
+            ApiError: the engine does not answer, or with an error.
+        """
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
-            raise EngineFault("the engine's reply is no JSON") from None
+            reply = await self._client.get(f"/engine/capture/{capture_id}")
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        if reply.status_code == 404:
+            return None
+        if reply.status_code != 200:
+            raise refusal(reply.status_code, reply.headers, reply.content)
+        return reply.content
 
     async def is_healthy(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Return whether the engine answers in time that it is well."""
@@ -260,9 +287,32 @@ class EngineClient:
             served_model_name=self.served_name, max_model_len=card.get("max_model_len")
         )
 
+    async def served_names(self) -> list[str]:
+        """Return the names under which the engine serves.
+
+        Raises:
+            EngineFault: it does not list them.
+            ApiError: it does not answer.
+        """
+        try:
+            reply = await self._client.get("/v1/models")
+            return [str(each["id"]) for each in orjson.loads(reply.content)["data"]]
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        except (orjson.JSONDecodeError, LookupError, TypeError):
+            raise EngineFault(f"{self.base_url}/v1/models is no list of models") from None
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+    async def _ask(self, path: str, fields: Mapping[str, Any], request_id: str) -> Any:
+        async with self.generate(path, fields, request_id) as reply:
+            body = await reply.body()
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise EngineFault("the engine's reply is no JSON") from None
 
     def _url(self, path: str) -> httpx.URL:
         found = self._urls.get(path)

@@ -86,6 +86,11 @@ class Admission:
         ):
             yield Entry(deadline, partial(_may_use, key), headers)
 
+    @property
+    def num_waiting(self) -> int:
+        """Return how many requests wait for their turn."""
+        return sum(gate.num_waiting for gate in self._gates.values())
+
     async def close(self) -> None:
         """Finish the books; no request may be inside any more."""
         await asyncio.gather(*self._settling)

@@ -5,12 +5,22 @@ from contextlib import aclosing
 from typing import Any
 
 import orjson
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
+from gateway.api.body import read_object
 from gateway.api.service import service_of
 from gateway.errors import EngineDown, InvalidRequest, StartupError
 from gateway.pool.state import Snapshot
+from gateway.wire import Wire, validated
+
+
+class ShadowRate(Wire):
+    """Body of ``POST /admin/shadow``: the share of a model's requests that is scored."""
+
+    model: str = Field(min_length=1)
+    rate: float = Field(ge=0, le=1)
 
 
 async def list_variants(request: Request) -> JSONResponse:
@@ -43,6 +53,22 @@ async def activate(request: Request, model: str) -> JSONResponse:
         return JSONResponse(_fields(await pool.activate(model)))
     except StartupError as error:
         raise EngineDown(str(error)) from error
+
+
+async def show_shadow(request: Request) -> JSONResponse:
+    """Return what became of the requests drawn to be scored, and the state of the references."""
+    return JSONResponse(service_of(request).shadow.status())
+
+
+async def set_shadow(request: Request) -> JSONResponse:
+    """Change the share of a model's requests that is scored, until the next start."""
+    service = service_of(request)
+    asked = validated(ShadowRate, await read_object(request, service.settings))
+    alias = service.pool.find(asked.model).spec.alias
+    if asked.rate and (reason := service.settings.shadow_obstacle(alias)):
+        raise InvalidRequest(reason, param="rate")
+    service.shadow.set_rate(alias, asked.rate)
+    return JSONResponse(service.shadow.status())
 
 
 async def events(request: Request) -> StreamingResponse:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from gateway.admission.admission import MayUse
@@ -22,12 +23,14 @@ from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
 from gateway.pool.state import State
 from gateway.pool.variant import Variant
+from gateway.shadow.candidate import Candidate
 from gateway.trace import RequestTrace
 from gateway.upstream import EngineReply
 
 logger = logging.getLogger(__name__)
 
 _TOO_MANY_REQUESTS = 429
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Question:
     request_id: str
     is_stream: bool
     may_use: MayUse
+    candidate: Candidate | None = None
+    """Takes note of it, if it was drawn to be scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,12 @@ class Dispatch:
         raise errors[0]
 
     async def _ask(self, question: Question, lease: Lease, attempt: AsyncExitStack) -> Answer:
-        sending = lease.client.generate(question.path, question.fields, question.request_id)
+        fields, headers, candidate = question.fields, _NO_HEADERS, question.candidate
+        if candidate is not None:
+            replica = lease.replica
+            backend = "" if replica.engine is None else replica.engine.backend
+            fields, headers = candidate.ask(lease.spec, lease.client, replica.info, backend)
+        sending = lease.client.generate(question.path, fields, question.request_id, headers)
         reply = await attempt.enter_async_context(sending)
         if not question.is_stream:
             head = asyncio.ensure_future(reply.body())

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gateway.api.admin import ShadowRate
 from gateway.completion import CompletionRequest
 from gateway.errors import MAX_RETRY_AFTER_S
 from gateway.forwarding import Forwarded
@@ -62,6 +63,7 @@ BODIES: tuple[type[Wire], ...] = (
     TokenizeRequest,
     DetokenizeRequest,
     Forwarded,
+    ShadowRate,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (ErrorEnvelope, Generated, Tokens, Detokenized)
 

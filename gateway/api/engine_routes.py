@@ -19,6 +19,7 @@ from gateway.logs import PRIVATE
 from gateway.parameters import apply_policy
 from gateway.protocol import ChatRequest, parse_chat
 from gateway.record import REQUEST_ID
+from gateway.shadow.candidate import Candidate
 from gateway.streaming import (
     EventRelay,
     OwnedStreamingResponse,
@@ -95,10 +96,17 @@ async def _answer(request: Request, route: _Route) -> Response:
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)
         headers = dict(entry.headers)
-        settings = service.pool.targets(body.model)[0].spec.settings
+        spec = service.pool.targets(body.model)[0].spec
+        settings = spec.settings
         if not isinstance(body, Forwarded):
             extra = settings.extra_parameters
             headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
+        candidate = None
+        if isinstance(body, (ChatRequest, CompletionRequest)):
+            drawing = service.shadow.draw
+            candidate = drawing(REQUEST_ID.get(), spec.alias, fields, request.headers)
+        if candidate is not None:
+            stack.callback(_finish, candidate, trace)
         question = Question(
             path=route.path,
             model=body.model,
@@ -107,6 +115,7 @@ async def _answer(request: Request, route: _Route) -> Response:
             request_id=REQUEST_ID.get(),
             is_stream=route.streams and _asks_for_a_stream(body),
             may_use=entry.may_use,
+            candidate=candidate,
         )
         asking = service.dispatch.ask(question, stack=stack, trace=trace)
         in_time = entry.deadline.until_reply(asking)
@@ -115,17 +124,24 @@ async def _answer(request: Request, route: _Route) -> Response:
         headers |= {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
         if not question.is_stream:
             content = answer.head.result()
+            if candidate is not None:
+                content = candidate.see(content)
             route.read(content, trace)
             return Response(content, media_type="application/json", headers=headers)
+        relay = _relay(body, trace)
         return OwnedStreamingResponse(
             answer,
-            _relay(body, trace),
+            relay if candidate is None else candidate.watch(relay),
             trace=trace,
             owner=stack.pop_all(),
             headers=headers,
             deadline=entry.deadline,
             keep_alive_s=service.settings.sse_keep_alive_s,
         )
+
+
+def _finish(candidate: Candidate, trace: RequestTrace) -> None:
+    candidate.finish(is_complete=trace.is_ok)
 
 
 def _asks_for_a_stream(body: Body) -> bool:

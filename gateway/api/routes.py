@@ -5,7 +5,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gateway.api.admin import activate, events, list_variants, load, unload
+from gateway.api.admin import (
+    ShadowRate,
+    activate,
+    events,
+    list_variants,
+    load,
+    set_shadow,
+    show_shadow,
+    unload,
+)
 from gateway.api.document import Generated, post_route, refusals
 from gateway.api.engine_routes import (
     chat_completions,
@@ -57,6 +66,8 @@ def make_router() -> APIRouter:
     }
     get("/admin/models", list_variants, **guarded)
     router.get("/admin/events", **guarded)(events)
+    get("/admin/shadow", show_shadow, **guarded)
+    post("/admin/shadow", ShadowRate, None, set_shadow, streams=False)
     for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
         router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)
     return router

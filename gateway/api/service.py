@@ -10,6 +10,7 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.record import Tracing
 from gateway.settings import Settings
+from gateway.shadow.shadow import Shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Service:
     pool: Pool
     dispatch: Dispatch
     admission: Admission
+    shadow: Shadow
     tracing: Tracing | None = None
 
 

@@ -26,6 +26,9 @@ class Engine(Protocol):
     def resident_bytes(self) -> int:
         """Return the memory that it holds on this machine."""
 
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used on this machine, in seconds."""
+
     async def wait(self) -> int:
         """Wait until it has ended and return its exit code."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.backends.pulse import HealthPulse, Pulse
-from gateway.backends.resident import resident_bytes
+from gateway.backends.resident import cpu_s, resident_bytes
 from gateway.errors import ChildFailed
 from gateway.logs import FIELDS
 from gateway.upstream import EngineClient
@@ -68,8 +68,11 @@ class ChildProcess:
         on_stderr: OnLine,
         death_signal: signal.Signals = signal.SIGKILL,
         environment: Mapping[str, str] | None = None,
+        niceness: int = 0,
     ) -> "ChildProcess":
         """Start ``command``, with ``environment`` added to ours.
+
+        ``niceness`` is how far it stands back for other processes.
 
         Raises:
             ChildFailed: it cannot be started.
@@ -81,7 +84,7 @@ class ChildProcess:
                 stdout=PIPE,
                 stderr=PIPE,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(death_signal),
+                preexec_fn=_die_with_parent(death_signal, niceness),
                 env={**os.environ, **(environment or {})},
             )
         except OSError as error:
@@ -166,6 +169,7 @@ class EngineProcess:
         environment: Mapping[str, str] | None = None,
         pulse: Pulse | None = None,
         log: EngineLog | None = None,
+        niceness: int = 0,
     ) -> "EngineProcess":
         """Start an engine and wait until it answers that it is well.
 
@@ -174,7 +178,11 @@ class EngineProcess:
         """
         forward = _forward_to_log(client.served_name, log)
         child = await ChildProcess.start(
-            command, on_stdout=forward, on_stderr=forward, environment=environment
+            command,
+            on_stdout=forward,
+            on_stderr=forward,
+            environment=environment,
+            niceness=niceness,
         )
         engine = cls(child, client, backend=backend, pulse=pulse or HealthPulse(client), log=log)
         try:
@@ -201,6 +209,10 @@ class EngineProcess:
     def resident_bytes(self) -> int:
         """Return the memory that the engine and its children hold."""
         return resident_bytes(self._child.pid)
+
+    def cpu_s(self) -> float:
+        """Return the processor time that the engine has used, in seconds."""
+        return cpu_s(self._child.pid)
 
     async def wait(self) -> int:
         """Wait until the engine has ended and return its exit code."""
@@ -263,7 +275,7 @@ def _forward_to_log(name: str, log: EngineLog | None) -> OnLine:
     return forward
 
 
-def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+def _die_with_parent(death_signal: signal.Signals, niceness: int) -> Callable[[], None]:
     # Everything is looked up here, before the fork: little is safe after it.
     prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
@@ -273,5 +285,7 @@ def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
         prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        if niceness:
+            os.nice(niceness)
 
     return ask_kernel

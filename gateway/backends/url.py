@@ -53,6 +53,10 @@ class RemoteEngine:
         """Return 0: its memory is not this machine's."""
         return 0
 
+    def cpu_s(self) -> float:
+        """Return 0: its processors are not this machine's."""
+        return 0.0
+
     async def wait(self) -> int:
         """Wait for ever: its end is seen as silence only."""
         await asyncio.Event().wait()

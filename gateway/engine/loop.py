@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gateway.engine.captures import Recording
 from gateway.engine.generation import Generation
 from gateway.engine.logprobs import prompt_logprobs, token_logprobs
 from gateway.engine.metrics import EngineMetrics
@@ -66,6 +67,7 @@ class _Job:
     output: Output
     receiver: Generation
     request_id: str
+    recording: Recording | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,15 @@ class EngineLoop:
         *,
         sampler: Sampler | None = None,
         request_id: str = "-",
+        recording: Recording | None = None,
     ) -> Generation:
-        """Queue a sequence and return its answer to come; the id is for the log."""
+        """Queue a sequence and return its answer to come; the id is for the log.
+
+        Its tokens are noted in ``recording``, all of them before the answer's end is told.
+        """
         generation = Generation(sequence)
         sampler = sampler or Sampler(sequence.params)
-        self._enqueue(_Job(sequence, sampler, output, generation, request_id))
+        self._enqueue(_Job(sequence, sampler, output, generation, request_id, recording))
         return generation
 
     def score(self, scoring: Scoring, *, request_id: str = "-") -> None:
@@ -250,6 +256,7 @@ class EngineLoop:
             peaks, peak_ids = [peaks[row] for row in sound], [peak_ids[row] for row in sound]
         token_ids = sample([job.sampler for job in jobs], logits, peaks, peak_ids)
         logprobs = _chosen_logprobs(jobs, logits, token_ids)
+        _record(jobs, logits, token_ids)
         for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True)):
             if token_id is None:
                 pieces.append((job.sequence, NoTokenAllowed()))
@@ -319,3 +326,20 @@ def _chosen_logprobs(
     rows, ids, num_top = ([entry[place] for entry in wanted] for place in range(3))
     some = logits if len(rows) == len(jobs) else logits[rows]
     return dict(zip(rows, token_logprobs(some, ids, num_top), strict=True))
+
+
+def _record(jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None]) -> None:
+    """Note the chosen tokens of those answers that are captured."""
+    wanted = [
+        (row, token_id, job.recording)
+        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True))
+        if token_id is not None and job.recording is not None
+    ]
+    if not wanted:
+        return
+    rows = [row for row, _, _ in wanted]
+    num_top = [recording.num_top for _, _, recording in wanted]
+    some = logits if len(rows) == len(jobs) else logits[rows]
+    entries = token_logprobs(some, [token_id for _, token_id, _ in wanted], num_top)
+    for entry, (_, _, recording) in zip(entries, wanted, strict=True):
+        recording.take(entry)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.capture import parse_wish
 from gateway.completion import parse_completion
 from gateway.engine.frames import ReplyFrames
 from gateway.engine.generation import Choices
@@ -57,20 +58,30 @@ def create_app(service: EngineService) -> Starlette:
         with service.preparing():
             body = parse_chat(parse_object(await _read_body(request)))
             service.check_open(body.model)
-            answers = await service.chat(body, request_id=_request_id(request))
+            wish = parse_wish(request.headers)
+            answers = await service.chat(body, request_id=_request_id(request), wish=wish)
         return _reply(body, *answers)
 
     async def completions(request: Request) -> Reply:
         with service.preparing():
             body = parse_completion(parse_object(await _read_body(request)))
             service.check_open(body.model)
-            answers = await service.complete(body, request_id=_request_id(request))
+            wish = parse_wish(request.headers)
+            answers = await service.complete(body, request_id=_request_id(request), wish=wish)
         return _reply(body, *answers)
 
     async def score(request: Request) -> ScoreReply:
         with service.preparing():
             fields = parse_object(await _read_body(request))
             return ScoreReply(*service.score(fields, request_id=_request_id(request)))
+
+    async def capture(request: Request) -> Response:
+        recording = service.captures.pop(request.path_params["capture_id"])
+        if recording is None:
+            raise RouteNotFound(
+                "there is no such capture: each is told once, soon after its answer"
+            )
+        return _json(recording.columns())
 
     async def tokenize(request: Request) -> Response:
         with service.preparing():
@@ -103,6 +114,7 @@ def create_app(service: EngineService) -> Starlette:
             Route("/v1/models", models, methods=["GET"]),
             Route("/engine/info", info, methods=["GET"]),
             Route("/engine/score", score, methods=["POST"]),
+            Route("/engine/capture/{capture_id}", capture, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/metrics/vllm", metrics, methods=["GET"]),
             Route("/health", health, methods=["GET"]),

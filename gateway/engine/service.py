@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
 
+from gateway.capture import MAX_TOP, Wish
 from gateway.completion import CompletionRequest
+from gateway.engine.captures import Captures
 from gateway.engine.chat_frames import ChatFrames
 from gateway.engine.completion_frames import CompletionFrames
 from gateway.engine.generation import Choices
@@ -52,6 +54,7 @@ def describe(runner: DescribedRunner, *, served_model_name: str) -> dict[str, An
         "served_model_name": served_model_name,
         "max_model_len": runner.max_model_len,
         "vocab_size": runner.vocab_size,
+        "max_capture": min(MAX_TOP, runner.vocab_size),
         "threads": torch.get_num_threads(),
         "pid": os.getpid(),
         "version": version("narrowgate"),
@@ -74,6 +77,7 @@ class EngineService:
     num_preparing: int = 0  # requests between acceptance and the loop
     info: EngineInfo = field(init=False)
     limits: ModelLimits = field(init=False)
+    captures: Captures = field(default_factory=Captures)
     created: int = field(default_factory=lambda: int(time.time()))
     _preparation: Preparation = field(init=False)
     _compiler: GrammarCompiler = field(init=False)
@@ -140,7 +144,9 @@ class EngineService:
         finally:
             self.num_preparing -= 1
 
-    async def chat(self, request: ChatRequest, *, request_id: str) -> tuple[Choices, ChatFrames]:
+    async def chat(
+        self, request: ChatRequest, *, request_id: str, wish: Wish | None = None
+    ) -> tuple[Choices, ChatFrames]:
         """Queue a chat request; return its answers to come and their renderer.
 
         Raises:
@@ -157,10 +163,10 @@ class EngineService:
             reads_calls=tools is not None,
             ends_with_stop=tools is not None and tools.is_named,
         )
-        return self._submit(prepared, request_id), frames
+        return self._submit(prepared, request_id, wish), frames
 
     async def complete(
-        self, request: CompletionRequest, *, request_id: str
+        self, request: CompletionRequest, *, request_id: str, wish: Wish | None = None
     ) -> tuple[Choices, CompletionFrames]:
         """Queue a completion request; return its answers to come and their renderer.
 
@@ -177,7 +183,7 @@ class EngineService:
             echoes=bool(request.echo),
             returns_token_ids=bool(request.return_token_ids),
         )
-        return self._submit(prepared, request_id), frames
+        return self._submit(prepared, request_id, wish), frames
 
     def score(self, fields: dict[str, Any], *, request_id: str) -> tuple[Scoring, dict[str, Any]]:
         """Queue a text to be scored; return its scores to come and what stands beside them.
@@ -232,16 +238,23 @@ class EngineService:
         refuse_unknown(request)
         return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
-    def _submit(self, prepared: Prepared, request_id: str) -> Choices:
+    def _submit(self, prepared: Prepared, request_id: str, wish: Wish | None) -> Choices:
         eos_ids, matcher = self.tokenizer.eos_ids, prepared.matcher
         generations = []
-        for prompt, params in prepared.choices():
+        choices = prepared.choices()
+        for prompt, params in choices:
             constraint = None if matcher is None else self._compiler.constrain(matcher)
             sampler = Sampler(params, prompt_ids=prompt.ids, eos_ids=eos_ids, constraint=constraint)
             output = Output(params, vocabulary=self.tokenizer.vocabulary, eos_ids=eos_ids)
             sequence = Sequence(prompt.ids, params)
+            recording = None
+            if wish is not None and len(choices) == 1:
+                wish = replace(wish, num_top=min(wish.num_top, self.limits.vocab_size))
+                recording = self.captures.open(wish, prompt.ids, max_tokens=params.max_tokens)
             generations.append(
-                self.loop.submit(sequence, output, sampler=sampler, request_id=request_id)
+                self.loop.submit(
+                    sequence, output, sampler=sampler, request_id=request_id, recording=recording
+                )
             )
         return Choices(generations, num_per_prompt=prepared.num_per_prompt)
 

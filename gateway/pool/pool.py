@@ -37,6 +37,15 @@ class Lease:
     replica: Replica
 
 
+@dataclass(frozen=True, slots=True)
+class ReadyEngine:
+    """An engine that takes requests, for who only looks at it."""
+
+    spec: VariantSpec
+    name: str
+    client: EngineClient
+
+
 @dataclass(slots=True)
 class Model:
     """A model: its variants from the smallest to the safest, and the one that serves its name."""
@@ -157,6 +166,20 @@ class Pool:
     def snapshots(self) -> list[Snapshot]:
         """Return all variants as they are now, model by model, rung by rung."""
         return [variant.snapshot() for variant in self._all()]
+
+    @property
+    def num_running(self) -> int:
+        """Return how many requests use an engine now."""
+        return self._num_running
+
+    def ready_engines(self) -> list[ReadyEngine]:
+        """Return the engines that take requests; looking at them is no use of them."""
+        return [
+            ReadyEngine(variant.spec, replica.name, replica.engine.client)
+            for variant in self._all()
+            for replica in variant.replicas
+            if replica.engine is not None and replica.state is State.READY
+        ]
 
     @property
     def is_draining(self) -> bool:

@@ -83,6 +83,11 @@ class Variant:
         return State.FAILED
 
     @property
+    def replicas(self) -> Sequence[Replica]:
+        """Return its engines."""
+        return self._replicas
+
+    @property
     def is_resident(self) -> bool:
         """Return whether it holds memory, or is about to."""
         return bool(self._replicas) or self._reserved_bytes > 0

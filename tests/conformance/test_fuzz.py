@@ -45,6 +45,8 @@ OPERATIONS = (
     "GET /metrics",
     "GET /version",
     "GET /admin/models",
+    "GET /admin/shadow",
+    "POST /admin/shadow",
     "POST /admin/models/{model}/load",
     "POST /admin/models/{model}/unload",
     "POST /admin/models/{model}/activate",

@@ -16,8 +16,10 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
+import orjson
 import uvloop
 
+from gateway.capture import Wish, parse_wish
 from gateway.completion import CompletionRequest, parse_completion
 from gateway.errors import (
     ApiError,
@@ -29,6 +31,7 @@ from gateway.errors import (
     render,
 )
 from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
+from gateway.score import parse_score
 from tests.gateway.fake_routes import ROUTES, reply_to, response_events
 
 MAX_MODEL_LEN = 4096
@@ -78,14 +81,15 @@ class Wire:
         self._early = b""
         self.writer = writer
 
-    async def read_request(self) -> tuple[str, str, bytes]:
-        """Return method, path and body of the next request."""
+    async def read_request(self) -> tuple[str, str, dict[str, str], bytes]:
+        """Return method, path, headers and body of the next request."""
         raw = self._early + await self._reader.readuntil(b"\r\n\r\n")
         self._early = b""
         head = raw.decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        return method, path, await self._reader.readexactly(int(headers.get("content-length", 0)))
+        num_bytes = int(headers.get("content-length", 0))
+        return method, path, headers, await self._reader.readexactly(num_bytes)
 
     async def wait_closed_by_peer(self) -> None:
         """Wait until the client has left; its next request may already come in meanwhile."""
@@ -97,9 +101,11 @@ class Wire:
 class FakeEngine:
     """The engine; one instance a process."""
 
-    def __init__(self, name: str, nll: float) -> None:
+    def __init__(self, name: str, nll: float, score_fault: str = "") -> None:
         self.name = name
         self.nll = nll
+        self.score_fault = score_fault
+        self.captures: dict[str, dict[str, Any]] = {}
         self.counts = Counts()
         self.times: dict[str, Times] = {}
         self.is_draining = False
@@ -118,12 +124,14 @@ class FakeEngine:
             writer.close()
 
     async def _answer(self, wire: Wire) -> None:
-        method, path, body = await wire.read_request()
+        method, path, headers, body = await wire.read_request()
         try:
             if path == "/v1/chat/completions" and method == "POST":
-                await self._answer_with(ChatAnswer, body, wire)
+                await self._answer_with(ChatAnswer, body, wire, parse_wish(headers))
             elif path == "/v1/completions" and method == "POST":
-                await self._answer_with(TextAnswer, body, wire)
+                await self._answer_with(TextAnswer, body, wire, parse_wish(headers))
+            elif path == "/engine/score":
+                await self._score(parse_object(body), wire.writer)
             elif path in ROUTES and method == "POST":
                 self._answer_beside(path, parse_object(body), wire.writer)
             else:
@@ -152,6 +160,9 @@ class FakeEngine:
             return (503, {"status": "draining"}) if self.is_draining else (200, {"status": "ok"})
         if path == "/engine/info":
             return 200, self._info().model_dump()
+        if path.startswith("/engine/capture/"):
+            columns = self.captures.pop(path.rpartition("/")[2], None)
+            return (200, columns) if columns else (404, {"error": {"message": "no capture"}})
         if path == "/fake/state":
             return 200, asdict(self.counts)
         if path == "/fake/times":
@@ -176,12 +187,31 @@ class FakeEngine:
             schemes={"int4-g32-asym": 2, "none": 1},
             kernels={"int4-g32-asym": "fake"},
             kv_bytes_per_token=120,
+            max_capture=64,
             threads=1,
             pid=os.getpid(),
             version="0.fake",
         )
 
-    async def _answer_with(self, kind: "type[Answer]", body: bytes, wire: Wire) -> None:
+    async def _score(self, fields: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        """Find the first candidates the likeliest, as the captures do, or fail as told."""
+        request = parse_score(fields, max_model_len=MAX_MODEL_LEN, vocab_size=1 << 30)
+        if self.score_fault == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.score_fault == "hang":
+            await asyncio.sleep(3600)
+        elif self.score_fault == "refuse":
+            raise UnsupportedParameter("this engine scores nothing", param="candidates")
+        logprobs = [_logprobs(len(ids), self.nll) for ids in request.candidates]
+        if self.score_fault == "nan":
+            logprobs = [[float("nan")] * len(row) for row in logprobs]
+        argmax = [ids[0] for ids in request.candidates]
+        reply = {"scores": {"logprobs": logprobs, "argmax": argmax}}
+        _write(writer, 200, orjson.dumps(reply), {})
+
+    async def _answer_with(
+        self, kind: "type[Answer]", body: bytes, wire: Wire, wish: Wish | None = None
+    ) -> None:
         if self.is_draining:
             raise Draining("the engine is stopping")
         fields = parse_object(body)
@@ -193,6 +223,8 @@ class FakeEngine:
         answer = kind(self.name, request, script, self.nll)
         if script.label:
             self.times[script.label] = answer.times
+        if wish is not None:
+            self.captures[wish.capture_id] = answer.columns(wish.num_top)
         self.counts.running += 1
         self.idle.clear()
         work = asyncio.ensure_future(self._generate(answer, wire.writer))
@@ -287,6 +319,18 @@ class Answer(ABC):
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": self.num_prompt_tokens + generated,
+        }
+
+    def columns(self, num_top: int) -> dict[str, Any]:
+        """Return what is noted of the answer: each token is the likeliest, then the next ones."""
+        tops = [[place + rank for rank in range(num_top)] for place in range(len(self.tokens))]
+        logprobs = _logprobs(num_top, self.nll)
+        return {
+            "prompt_token_ids": list(range(self.num_prompt_tokens)),
+            "token_ids": [ids[0] for ids in tops],
+            "logprobs": [logprobs[0]] * len(tops),
+            "top_token_ids": tops,
+            "top_logprobs": [logprobs] * len(tops),
         }
 
     @staticmethod
@@ -390,7 +434,8 @@ class TextAnswer(Answer):
             costs = [None, *[-self.nll] * (len(ids) - 1), *costs]
         choice: dict[str, Any] = {"text": "".join(self.tokens), "logprobs": None}
         if self.request.logprobs is not None:
-            choice["logprobs"] = {"token_logprobs": costs}
+            top = dict(zip("abcdefgh", _logprobs(self.request.logprobs, self.nll), strict=False))
+            choice["logprobs"] = {"token_logprobs": costs, "top_logprobs": [top] * len(costs)}
         if self.request.return_token_ids:
             choice |= {"prompt_token_ids": ids, "token_ids": list(range(len(self.tokens)))}
         return choice
@@ -404,6 +449,10 @@ _STREAM_HEAD = (
 
 def _word(number: int) -> str:
     return "".join(chr(97 + (number // 26**power) % 26) for power in (2, 1, 0))
+
+
+def _logprobs(count: int, nll: float) -> list[float]:
+    return [-nll - rank for rank in range(count)]
 
 
 def _logprob(token: str, num_top: int) -> dict[str, Any]:
@@ -451,8 +500,9 @@ async def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--nll", type=float, default=0.5)
+    parser.add_argument("--score-fault", default="")
     options = parser.parse_args()
-    engine = FakeEngine(options.served_model_name, options.nll)
+    engine = FakeEngine(options.served_model_name, options.nll, options.score_fault)
     await asyncio.sleep(options.load_s)
     server = await asyncio.start_server(engine.connect, "127.0.0.1", options.port)
     stopping = asyncio.Event()

@@ -28,6 +28,7 @@ class FakeLaunch:
         num_failures: int = 0,
         notebook: Path | None = None,
         nll: Mapping[str, float] | None = None,
+        score_faults: Mapping[str, str] | None = None,
         applied: tuple[str, ...] = ("int4-g32-asym", "none"),
     ) -> None:
         matrices = [{"shape": [8, 8], "applied": label} for label in applied]
@@ -35,6 +36,7 @@ class FakeLaunch:
         self.manifest = {"source": {"digest": "f" * 64}, "tensors": [*matrices, norm]}
         self.prepare_s = prepare_s
         self.nll = dict(nll or {})  # by variant: what its engines find recorded tokens to cost
+        self.score_faults = dict(score_faults or {})  # by model: of its reference
         self.notebook = notebook
         self.read_timeout_s = read_timeout_s
         self.num_failures_after_first = num_failures
@@ -46,7 +48,8 @@ class FakeLaunch:
         self.num_prepared += 1
         if spec.settings.urls:
             return Prepared(None, None)
-        if spec.settings.model == "refuse":
+        is_absent = spec.variant == "reference" and self.score_faults.get(spec.alias) == "absent"
+        if spec.settings.model == "refuse" or is_absent:
             raise LoadRefused("no model 'refuse': name one that exists")
         on_progress(Progress("quantize", 1, 2, "tensors", "layer 0"))
         await asyncio.sleep(self.prepare_s)
@@ -74,13 +77,16 @@ class FakeLaunch:
         command = [sys.executable, "-m", "tests.gateway.fake_engine"]
         command += ["--served-model-name", spec.served_name, "--port", str(port)]
         command += ["--nll", str(self.nll.get(spec.variant, 0.5))]
+        command += ["--score-fault", self.score_faults.get(spec.alias, "")]
         starts = [each.client.served_name for each in self.engines].count(spec.served_name)
         if starts >= spec.num_replicas and self.num_failures_after_first:
             self.num_failures_after_first -= 1
             command = [sys.executable, "-c", "import sys; sys.exit('cannot start')"]
-        engine = await EngineProcess.start(command, client, backend="fake", timeout_s=20)
+        engine = await EngineProcess.start(
+            command, client, backend="fake", timeout_s=20, niceness=spec.niceness
+        )
         self.engines.append(engine)
         if self.notebook is not None:
             with self.notebook.open("a") as notes:
-                notes.write(f"{client.base_url} {engine.pid}\n")
+                notes.write(f"{client.base_url} {engine.pid} {spec.served_name}\n")
         return engine

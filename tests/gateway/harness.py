@@ -136,7 +136,21 @@ class Gateway:
         self.process.communicate()
 
     def _last_engine(self) -> list[str]:
-        return self._notebook.read_text().splitlines()[-1].split()
+        return self._engines("@reference", is_named=False)[-1]
+
+    @property
+    def engine_url(self) -> str:
+        """Return where the engine that was started last listens."""
+        return self._last_engine()[0]
+
+    @property
+    def references(self) -> list[int]:
+        """Return the process ids of all references that were started."""
+        return [int(line[1]) for line in self._engines("@reference", is_named=True)]
+
+    def _engines(self, ending: str, *, is_named: bool) -> list[list[str]]:
+        lines = self._notebook.read_text().splitlines() if self._notebook.exists() else []
+        return [line.split() for line in lines if line.endswith(ending) is is_named]
 
 
 def is_alive(pid: int) -> bool:

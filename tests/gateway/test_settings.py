@@ -72,6 +72,41 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"models": {"a": {"model": "x", "max_queued": 3}}}, {}, "'max_queued' needs 'max_running'"),
     ({"models": MODELS, "log_level": "loud"}, {}, "setting 'log_level' is 'loud' (command line)"),
     ({"models": MODELS, "otlp_endpoint": "x:1"}, {}, "'x:1' is no address of a collector"),
+    ({"models": MODELS, "shadow": {"rate": 2}}, {}, "setting 'shadow.rate' is 2 (command line)"),
+    ({"models": MODELS, "shadow": {"rat": 1}}, {}, "did you mean 'rate'?"),
+    ({"models": MODELS, "shadow": {"reference": {"mod": 1}}}, {}, "did you mean 'mode'?"),
+    ({"models": MODELS}, {"NARROWGATE_SHADOW": "{top_k: 65}"}, "setting 'shadow.top_k' is 65"),
+    ({"models": MODELS, "shadow": {"max_tokens": 20000}}, {}, "'tokens_per_second' makes only"),
+    ({"models": {"a": {"model": "x", "shadow": 1.5}}}, {}, "setting 'models.a.shadow' is 1.5"),
+    (
+        {"models": MODELS, "shadow": {"reference": {"urls": {"b": "http://x"}}}},
+        {},
+        "'shadow.reference.urls' names the model 'b': use one of a",
+    ),
+    (
+        {"models": MODELS, "shadow": {"reference": {"urls": {"a": "x"}}}},
+        {},
+        "'x' is no address such as",
+    ),
+    (
+        {"models": {"a": {"model": "x", "urls": ["http://x"]}}, "shadow": {"rate": 1}},
+        {},
+        "has engines elsewhere and no reference here",
+    ),
+    (
+        {"models": MODELS, "shadow": {"rate": 1}, "memory_budget": "4GiB"},
+        {},
+        "in 'shadow.reference.memory'",
+    ),
+    (
+        {
+            "models": MODELS,
+            "shadow": {"reference": {"memory": "4GiB"}},
+            "memory_budget": "4GiB",
+        },
+        {},
+        "leaves nothing of 'memory_budget'",
+    ),
     ({}, {"NARROWGATE_MODELS": "{a"}, "NARROWGATE_MODELS is not YAML"),
     ({}, {"NARROWGATE_MODELS": "[" * 9000}, "NARROWGATE_MODELS is not YAML"),
     ({}, {"NARROWGATE_MODELS": "2026-99-99"}, "NARROWGATE_MODELS is not YAML"),
@@ -85,6 +120,19 @@ def test_wrong_settings(flags: dict[str, Any], environment: dict[str, str], mess
         load_settings(None, flags, environment)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_models_have_shadows_of_their_own(tmp_path: Path) -> None:
+    """A model's rate wins over that of all; YAML's bare `off` is none of its requests."""
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "shadow: {rate: 0.5}\n"
+        "models:\n  a: {model: x}\n  b: {model: x, shadow: off}\n  c: {model: x, shadow: 0.1}\n"
+        "  d: {model: x, shadow: 'off'}\n"
+    )
+    settings = load_settings(file, {}, {})
+    assert [settings.shadow_rate(alias) for alias in "abcd"] == [0.5, 0, 0.1, 0]
+    assert load_settings(None, {"models": MODELS}, {}).shadow_rate("a") == 0
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", "\xff"])

@@ -1,0 +1,54 @@
+"""Scored requests and checked answers as metrics: sums and counts, from which means follow."""
+
+import math
+from collections.abc import Mapping
+
+from gateway.metrics import Metrics
+from gateway.shadow.scored import ScoredRequest
+
+
+class FidelityMetrics:
+    """Counts scored requests, slice by slice."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def take(self, record: ScoredRequest) -> None:
+        """Count one request."""
+        names = (record.model, record.variant)
+        found = record.divergence
+        histograms = self._metrics.histograms
+        per_token = histograms["fidelity_token_kl_divergence_nats"]
+        per_token.labels(*names, record.estimator).observe(found.mean_kl)
+        delta = math.fsum(found.nll_delta) / len(found.nll_delta)
+        histograms["fidelity_nll_delta_nats"].labels(*names).observe(delta)
+        if (first := found.first_divergence) is not None:
+            histograms["fidelity_first_divergence_tokens"].labels(*names).observe(first + 1)
+        for name, places in record.slices.items():
+            if places:
+                self._count_slice(record, name, places)
+
+    def count_checks(self, model: str, variant: str, results: Mapping[str, bool]) -> None:
+        """Count the checks of one answer."""
+        checks = self._metrics.counters["fidelity_output_checks_total"]
+        for name, is_passed in results.items():
+            checks.labels(model, variant, name, "ok" if is_passed else "failed").inc()
+
+    def _count_slice(self, record: ScoredRequest, name: str, places: range) -> None:
+        labels = (record.model, record.variant, name)
+        counters = self._metrics.counters
+        kl = math.fsum(record.divergence.kl[place] for place in places) / len(places)
+        agreed = sum(record.divergence.agrees[place] for place in places)
+        counters["fidelity_requests_total"].labels(*labels).inc()
+        counters["fidelity_kl_nats_total"].labels(*labels, record.estimator).inc(kl)
+        squared = counters["fidelity_kl_nats_squared_total"]
+        squared.labels(*labels, record.estimator).inc(kl * kl)
+        nll, delta = record.divergence.nll, record.divergence.nll_delta
+        cost = math.fsum(nll[place] for place in places)
+        full = cost + math.fsum(delta[place] for place in places)
+        costs = counters["fidelity_nll_nats_total"]
+        costs.labels(*labels, "variant").inc(cost)
+        costs.labels(*labels, "full").inc(max(0.0, full))
+        tokens = counters["fidelity_tokens_total"]
+        tokens.labels(*labels, "true").inc(agreed)
+        tokens.labels(*labels, "false").inc(len(places) - agreed)

@@ -1,0 +1,91 @@
+"""Which requests are scored: a draw by the request's id, and a budget shared between slices."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+OPT_OUT_HEADER = "x-narrowgate-shadow"
+
+_SCALE = 2.0**64
+_KEPT_BACK = 0.5
+"""The part of the budget's burst that only slices get which had less than their share."""
+
+
+def is_drawn(request_id: str, rate: float, secret: bytes) -> bool:
+    """Return whether a request is drawn; the secret keeps clients from choosing."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8, key=secret).digest()
+    return int.from_bytes(digest) < rate * _SCALE
+
+
+def is_private(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    """Return whether the client said that nobody shall look."""
+    is_off = headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
+    return is_off or fields.get("store") is False
+
+
+def is_scorable(fields: Mapping[str, Any]) -> bool:
+    """Return whether a request has one answer, generated behind its whole prompt."""
+    if (fields.get("n") or 1) != 1 or (fields.get("best_of") or 1) != 1:
+        return False
+    if fields.get("echo") or fields.get("suffix") or fields.get("max_tokens") == 0:
+        return False
+    prompt = fields.get("prompt")
+    return not isinstance(prompt, list) or len(prompt) == 1 or isinstance(prompt[0], int)
+
+
+class TokenBucket:
+    """Tokens that may be spent, refilled over time; the caller brings the clock."""
+
+    def __init__(self, burst: float) -> None:
+        self.level = burst
+        self._burst = burst
+        self._at: float | None = None
+
+    def refill(self, rate: float, now: float) -> None:
+        """Add what ``rate`` tokens a second gave since the last call."""
+        if self._at is not None:
+            self.level = min(self._burst, self.level + rate * (now - self._at))
+        self._at = now
+
+    def spend(self, count: float) -> None:
+        """Take tokens, at most all that are there."""
+        self.level = max(0.0, self.level - count)
+
+
+class Budget:
+    """Tokens a second that may be scored; rare slices get their share, whatever is frequent.
+
+    Each value of a dimension has a bucket with an equal share of the rate. A request whose slices
+    have all had their share may only spend what nobody keeps: the upper half of the whole budget.
+    """
+
+    def __init__(self, tokens_per_second: float, burst: float) -> None:
+        self._rate = tokens_per_second
+        self._burst = burst
+        self._all = TokenBucket(burst)
+        self._dimensions: dict[str, dict[str, TokenBucket]] = {}
+
+    def admits(self, slices: Collection[str], count: int, now: float) -> bool:
+        """Return whether a request of ``count`` tokens is scored, and if so spend them.
+
+        ``slices`` are ``dimension:value``; one without a value is all traffic and says nothing.
+        """
+        self._all.refill(self._rate, now)
+        buckets = [bucket for name in slices for bucket in self._bucket(name, now)]
+        is_rare = any(bucket.level >= count for bucket in buckets)
+        kept_back = 0.0 if is_rare or not buckets else _KEPT_BACK * self._burst
+        if self._all.level < count + min(kept_back, self._burst - count):
+            return False
+        for bucket in (self._all, *buckets):
+            bucket.spend(count)
+        return True
+
+    def _bucket(self, name: str, now: float) -> list[TokenBucket]:
+        """Return a slice's bucket, refilled; none where its dimension has no other value yet."""
+        dimension, _, value = name.partition(":")
+        if not value:
+            return []
+        found = self._dimensions.setdefault(dimension, {})
+        bucket = found.setdefault(value, TokenBucket(self._burst))
+        bucket.refill(self._rate / len(found), now)
+        return [bucket] if len(found) > 1 else []

@@ -1,0 +1,62 @@
+"""What the shadow hands on: the numbers of one scored request, and who takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from gateway.shadow.divergence import Divergence
+
+Estimator = Literal["topk", "exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRequest:
+    """One request in numbers; no text, no token."""
+
+    request_id: str
+    model: str
+    variant: str
+    """``full`` also for the noise floor: the reference against itself."""
+    recipe_digest: str | None
+    reference: str
+    """Of the reference: the digest of its weights' source, or its address."""
+    slices: Mapping[str, range]
+    """By name, the positions of the answer that the slice holds."""
+    num_prompt_tokens: int
+    divergence: Divergence
+    estimator: Estimator
+    time: float
+    """In seconds since the epoch."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of the answer."""
+        return len(self.divergence.kl)
+
+
+class Sink(Protocol):
+    """Takes scored requests."""
+
+    def take(self, record: ScoredRequest) -> None:
+        """Take one; must not block."""
+
+
+class Slicer(Protocol):
+    """Says which slices of the traffic a request is part of."""
+
+    def __call__(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        num_prompt_tokens: int,
+        num_answer_tokens: int,
+        answer: str,
+    ) -> Mapping[str, range]:
+        """Return slices, ``dimension:value`` from closed sets, with the positions they hold."""
+
+
+def whole(
+    fields: Mapping[str, Any], *, num_prompt_tokens: int, num_answer_tokens: int, answer: str
+) -> Mapping[str, range]:
+    """Return the slice of all traffic alone."""
+    return {"all": range(num_answer_tokens)}

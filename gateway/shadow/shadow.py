@@ -1,0 +1,246 @@
+"""The shadow: draws requests, captures their replies, and has them scored beside the traffic.
+
+A request's own way meets it in three places, none of which can fail or wait: the draw, the
+candidate beside the request, and the hand-over after the reply.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from gateway.errors import ApiError
+from gateway.metrics import Metrics
+from gateway.protocol import EngineInfo
+from gateway.shadow import output_checks
+from gateway.shadow.candidate import Candidate, MakeCapture
+from gateway.shadow.embedded_capture import EmbeddedCapture
+from gateway.shadow.fidelity_metrics import FidelityMetrics
+from gateway.shadow.probe import Probe
+from gateway.shadow.queue import ShadowQueue
+from gateway.shadow.records import Capture, Captured
+from gateway.shadow.references import References
+from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
+from gateway.shadow.scored import Sink, Slicer, whole
+from gateway.shadow.tally import Tally
+from gateway.shadow.worker import Waiting, Worker
+from gateway.shadow_settings import ShadowSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_COLLECTING = 64
+"""Replies that are being fetched at once."""
+_COLLECT_S = 5.0
+_PAUSE_AFTER_DEFECT_S = 1.0
+
+
+class Shadow:
+    """Everything between a live request and its numbers."""
+
+    def __init__(
+        self,
+        settings: ShadowSettings,
+        rates: dict[str, float],
+        *,
+        metrics: Metrics,
+        references: References,
+        probe: Probe,
+        num_busy: Callable[[], int],
+        sinks: Sequence[Sink] = (),
+        slicer: Slicer = whole,
+        make_capture: MakeCapture | None = None,
+    ) -> None:
+        self._settings = settings
+        self._rates = rates
+        self._metrics = metrics
+        self._references = references
+        self._probe = probe
+        self._slicer = slicer
+        self._make_capture = make_capture or self._embedded_capture
+        self._secret = secrets.token_bytes(16)
+        self._tally = Tally(metrics)
+        self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
+        self._queue: ShadowQueue[Waiting] = ShadowQueue(
+            settings.queue_size, settings.queue_s, on_old=self._on_old, clock=time.monotonic
+        )
+        self._fidelity = FidelityMetrics(metrics)
+        self._worker = Worker(
+            self._queue,
+            references,
+            settings,
+            metrics=metrics,
+            num_busy=num_busy,
+            sinks=(self._fidelity, *sinks),
+        )
+        self._collecting: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    # -- beside a request -------------------------------------------------------------------
+
+    def draw(
+        self, request_id: str, model: str, fields: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> Candidate | None:
+        """Return what takes note of a request; None if it was not drawn or is not to be seen."""
+        rate = self._rates.get(model, 0.0)
+        if not rate or self._is_closed or not is_drawn(request_id, rate, self._secret):
+            return None
+        candidate = Candidate(
+            request_id,
+            model,
+            fields,
+            tally=self._tally,
+            make_capture=self._make_capture,
+            on_reply=self._on_reply,
+        )
+        if is_private(fields, headers):
+            candidate.drop("private")
+        elif not is_scorable(fields):
+            candidate.drop("unsupported")
+        return None if candidate.is_over else candidate
+
+    # -- what operators do ------------------------------------------------------------------
+
+    def set_rate(self, model: str, rate: float) -> None:
+        """Draw so many of a model's requests from now on."""
+        self._rates[model] = rate
+
+    def status(self) -> dict[str, Any]:
+        """Return counts, queue and references as plain data."""
+        return {
+            "queue_length": len(self._queue),
+            "tokens_per_second": self._settings.tokens_per_second,
+            "models": {
+                model: {
+                    "rate": rate,
+                    **self._tally.of(model),
+                    "reference": self._references.status(model),
+                }
+                for model, rate in self._rates.items()
+            },
+        }
+
+    # -- the whole life ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Score, tend references and probe engines, for ever."""
+        await asyncio.gather(
+            self._again_and_again(self._worker.run),
+            self._again_and_again(self._references.tend),
+            self._again_and_again(self._probe_now_and_then),
+        )
+
+    async def settle(self) -> None:
+        """Wait until the replies that have ended are queued or dropped."""
+        await asyncio.gather(*self._collecting, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give up what is under way and end the references; safe to repeat."""
+        self._is_closed = True
+        for task in self._collecting:
+            task.cancel()
+        await self.settle()
+        for item in self._queue.clear():
+            item.candidate.drop("stopped")
+        await self._references.stop()
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _on_reply(self, candidate: Candidate) -> None:
+        if self._is_closed:
+            candidate.drop("stopped")
+            return
+        if len(self._collecting) >= MAX_COLLECTING:
+            candidate.drop("queue_full")
+            return
+        # In a context of its own: nothing of it belongs to the request's span or log lines.
+        task = asyncio.get_running_loop().create_task(self._collect(candidate), context=Context())
+        self._collecting.add(task)
+        task.add_done_callback(partial(self._collected, candidate))
+
+    def _collected(self, candidate: Candidate, task: asyncio.Task[None]) -> None:
+        self._collecting.discard(task)
+        if task.cancelled():
+            candidate.drop("stopped")
+
+    async def _collect(self, candidate: Candidate) -> None:
+        """Fetch what the engine noted, and queue it."""
+        try:
+            async with asyncio.timeout(_COLLECT_S):
+                captured = await self._captured(candidate)
+            self._take(candidate, captured)
+        except TimeoutError:
+            candidate.drop("timeout")
+        except ApiError as error:
+            logger.info("request %s: no capture: %s", candidate.request_id, error)
+            candidate.drop("error")
+        except Exception:
+            # The border of this task: a defect costs the score alone.
+            logger.exception("the capture of request %s failed", candidate.request_id)
+            candidate.drop("error")
+
+    @staticmethod
+    async def _captured(candidate: Candidate) -> Captured | None:
+        client = candidate.client
+        return None if client is None else await candidate.capture_of().result(client)
+
+    def _take(self, candidate: Candidate, captured: Captured | None) -> None:
+        spec = candidate.spec
+        if captured is None or spec is None:
+            candidate.drop("no_capture")
+            return
+        if spec.alias != candidate.model:  # a fallback answered, which has another reference
+            candidate.drop("unsupported")
+            return
+        answer = candidate.reply.read()
+        if answer is not None:
+            checks = output_checks.check(answer, candidate.fields)
+            self._fidelity.count_checks(spec.alias, spec.variant, checks)
+        num_prompt, num_answer = len(captured.prompt_token_ids), len(captured.positions)
+        if not num_prompt or not num_answer:
+            candidate.drop("empty")
+            return
+        if num_prompt + num_answer > self._settings.max_tokens:
+            candidate.drop("too_long")
+            return
+        slices = self._slicer(
+            candidate.fields,
+            num_prompt_tokens=num_prompt,
+            num_answer_tokens=num_answer,
+            answer="" if answer is None else answer.text,
+        )
+        candidate.forget_text()
+        if not self._budget.admits(slices, num_prompt + num_answer, time.monotonic()):
+            candidate.drop("budget")
+        elif not self._queue.put_nowait(Waiting(candidate, captured, spec.variant, slices)):
+            candidate.drop("queue_full")
+        self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
+
+    def _on_old(self, item: Waiting) -> None:
+        is_idle = self._worker.is_idle(item.candidate.model)
+        item.candidate.drop("timeout" if is_idle else "busy")
+
+    def _embedded_capture(self, info: EngineInfo | None, backend: str) -> Capture | None:
+        if info is None or info.max_capture is None:
+            return None
+        return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
+
+    async def _probe_now_and_then(self) -> None:
+        every_s = self._settings.probe_every_s
+        while every_s:
+            await asyncio.sleep(every_s)
+            if any(self._rates.values()):
+                await self._probe.run()
+
+    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin again after a defect, which must not end the service."""
+        while True:
+            try:
+                return await work()
+            except Exception:
+                # The border of this task.
+                logger.exception("the shadow begins again after a defect")
+                await asyncio.sleep(_PAUSE_AFTER_DEFECT_S)

@@ -1,0 +1,265 @@
+"""Scores what was captured, one reply after another, while requests leave room for it."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    EngineFault,
+    EngineRefused,
+    NarrowgateError,
+)
+from gateway.metrics import Metrics
+from gateway.shadow.candidate import Candidate
+from gateway.shadow.divergence import (
+    Divergence,
+    NotANumber,
+    candidates,
+    compare,
+    joined,
+    noise_floor,
+)
+from gateway.shadow.queue import ShadowQueue
+from gateway.shadow.records import Captured, ScoredPosition, Scorer
+from gateway.shadow.reference import Reference
+from gateway.shadow.references import References
+from gateway.shadow.scored import ScoredRequest, Sink
+from gateway.shadow_settings import ShadowSettings
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_L = TypeVar("_L")
+_R = TypeVar("_R")
+
+POLL_S = 0.02
+"""How soon a scoring notices that requests have come."""
+
+FULL = "full"
+
+_COMPARED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A captured reply that waits for its score."""
+
+    candidate: Candidate
+    captured: Captured
+    variant: str
+    slices: Mapping[str, range]
+
+    @property
+    def num_tokens(self) -> int:
+        """Return what the reference has to read."""
+        return len(self.captured.prompt_token_ids) + len(self.captured.positions)
+
+
+class _Yielded(Exception):
+    """Requests came while a reply was scored."""
+
+
+class Worker:
+    """Takes replies from the queue, asks the reference, and hands the numbers to the sinks."""
+
+    def __init__(
+        self,
+        queue: ShadowQueue[Waiting],
+        references: References,
+        settings: ShadowSettings,
+        *,
+        metrics: Metrics,
+        num_busy: Callable[[], int],
+        sinks: Sequence[Sink],
+    ) -> None:
+        self._queue = queue
+        self._references = references
+        self._settings = settings
+        self._metrics = metrics
+        self._num_busy = num_busy
+        self._sinks = sinks
+        self._num_scored = 0
+
+    async def run(self) -> None:
+        """Score, for ever."""
+        while True:
+            since, item = await self._queue.get()
+            self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
+            try:
+                await self._score(since, item)
+            except asyncio.CancelledError:
+                item.candidate.drop("stopped")
+                raise
+            except Exception:
+                # The border of the shadow: a defect costs this score alone.
+                logger.exception("the shadow of request %s failed", item.candidate.request_id)
+                item.candidate.drop("error")
+
+    def is_idle(self, model: str) -> bool:
+        """Return whether requests leave room for scoring a model's replies."""
+        limit = self._settings.max_running
+        if limit is None:
+            limit = None if self._references.of(model).is_elsewhere else 0
+        return limit is None or self._num_busy() <= limit
+
+    async def _score(self, since: float, item: Waiting) -> None:
+        candidate = item.candidate
+        reference = self._references.of(candidate.model)
+        if not await self._wait_idle(since, item):
+            candidate.drop("busy")
+            return
+        try:
+            scorer = await reference.scorer()
+        except NarrowgateError as error:
+            logger.debug("no reference: %s", error)
+            candidate.drop("reference")
+            return
+        try:
+            scored = await self._ask(reference, scorer, item)
+            divergence = await _piecewise(item.captured.positions, scored, compare)
+        except _Yielded:
+            self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
+            self._queue.put_back(since, item)
+            return
+        except TimeoutError:
+            candidate.drop("timeout")
+            reference.fail("it took too long for a text")
+            await reference.suspect()
+            return
+        except ContextLengthExceeded:
+            candidate.drop("too_long")
+            return
+        except (ApiError, NotANumber) as error:
+            candidate.drop("error")
+            # The words of a refusal may quote what was sent.
+            reference.fail(error.code if isinstance(error, EngineRefused) else str(error))
+            return
+        reference.succeed()
+        lag = self._metrics.histograms["shadow_lag_seconds"].labels(candidate.model)
+        lag.observe(time.monotonic() - since)
+        self._hand_on(item, divergence, item.variant, reference)
+        candidate.score()
+        self._num_scored += 1
+        every = self._settings.floor_every
+        # The full model's own replies are such a comparison already.
+        if every and self._num_scored % every == 0 and item.variant != FULL:
+            await self._measure_floor(reference, scorer, item, scored)
+
+    async def _wait_idle(self, since: float, item: Waiting) -> bool:
+        """Wait until requests leave room; return False if that takes too long."""
+        while not self.is_idle(item.candidate.model):
+            if time.monotonic() - since > self._settings.queue_s:
+                return False
+            await asyncio.sleep(POLL_S)
+            self._queue.age_out()
+        return True
+
+    async def _ask(
+        self, reference: Reference, scorer: Scorer, item: Waiting
+    ) -> list[ScoredPosition]:
+        captured = item.captured
+        token_ids = (*captured.prompt_token_ids, *(each.token_id for each in captured.positions))
+        asked = [list(candidates(position)) for position in captured.positions]
+        start = len(captured.prompt_token_ids)
+        found = await self._unless_busy(item, scorer.score(token_ids, start, asked))
+        self._count_tokens(reference, len(token_ids))
+        return found
+
+    async def _unless_busy(self, item: Waiting, work: Awaitable[_T]) -> _T:
+        """Return what ``work`` gives, unless requests come before.
+
+        Raises:
+            _Yielded: they came.
+            TimeoutError: it took too long.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            async with asyncio.timeout(self._settings.score_timeout_s):
+                while not task.done():
+                    await asyncio.wait({task}, timeout=POLL_S)
+                    if not task.done() and not self.is_idle(item.candidate.model):
+                        raise _Yielded
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _measure_floor(
+        self, reference: Reference, scorer: Scorer, item: Waiting, first: list[ScoredPosition]
+    ) -> None:
+        """Let the reference read the same text in other pieces; the difference is noise."""
+        captured = item.captured
+        ids = [each.token_id for each in captured.positions]
+        cut = len(ids) // 2
+        if not cut:
+            return
+        token_ids = (*captured.prompt_token_ids, *ids)
+        start = len(captured.prompt_token_ids)
+        asked = [list(candidates(position)) for position in captured.positions]
+        try:
+            second = await self._unless_busy(item, scorer.score(token_ids, start, asked[:cut]))
+            rest = scorer.score(token_ids, start + cut, asked[cut:])
+            second += await self._unless_busy(item, rest)
+            self._count_tokens(reference, 2 * len(token_ids))
+            pairs = list(zip(first, second, strict=True))
+            floor = await _piecewise(ids, pairs, _floor)
+            self._hand_on(item, floor, FULL, reference)
+        except (_Yielded, TimeoutError, ApiError, NotANumber) as error:
+            logger.debug("no noise floor this time: %s", type(error).__name__)
+
+    def _count_tokens(self, reference: Reference, count: int) -> None:
+        counter = self._metrics.counters["shadow_reference_tokens_total"]
+        counter.labels(reference.spec.alias).inc(count)
+
+    def _hand_on(
+        self, item: Waiting, divergence: Divergence, variant: str, reference: Reference
+    ) -> None:
+        candidate = item.candidate
+        if not math.isfinite(divergence.mean_kl):
+            raise NotANumber("the divergence is no number")
+        record = ScoredRequest(
+            request_id=candidate.request_id,
+            model=candidate.model,
+            variant=variant,
+            recipe_digest=candidate.recipe_digest if variant == item.variant else None,
+            reference=reference.identity,
+            slices=item.slices,
+            num_prompt_tokens=len(item.captured.prompt_token_ids),
+            divergence=divergence,
+            estimator="topk",
+            time=time.time(),
+        )
+        for sink in self._sinks:
+            sink.take(record)
+
+
+async def _piecewise(
+    left: Sequence[_L],
+    right: Sequence[_R],
+    part: Callable[[Sequence[_L], Sequence[_R]], Divergence],
+) -> Divergence:
+    """Compare a few positions at a time: requests share this thread.
+
+    Raises:
+        EngineFault: there are not as many on both sides.
+    """
+    if len(left) != len(right):
+        raise EngineFault("the reference scored something else than was asked")
+    parts: list[Divergence] = []
+    for start in range(0, len(left), _COMPARED_AT_ONCE):
+        stop = start + _COMPARED_AT_ONCE
+        parts.append(part(left[start:stop], right[start:stop]))
+        await asyncio.sleep(0)
+    return joined(parts)
+
+
+def _floor(
+    ids: Sequence[int], pairs: Sequence[tuple[ScoredPosition, ScoredPosition]]
+) -> Divergence:
+    return noise_floor(ids, [first for first, _ in pairs], [second for _, second in pairs])

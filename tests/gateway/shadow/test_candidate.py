@@ -1,0 +1,141 @@
+"""A request beside its way: what is defect in the shadow never reaches the client."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gateway.metrics import Metrics
+from gateway.model_settings import VariantSettings
+from gateway.protocol import EngineInfo
+from gateway.shadow.candidate import Candidate
+from gateway.shadow.records import Capture, Captured
+from gateway.shadow.tally import Tally
+from gateway.specs import VariantSpec
+from gateway.streaming import EventRelay
+from gateway.trace import RequestTrace
+from gateway.upstream import EngineClient
+
+SPEC = VariantSpec("tiny", "int4", VariantSettings(model="fake"))
+EVENTS = [
+    b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+    b"data: [DONE]\n\n",
+]
+
+
+class Defect:
+    """A capture that fails in one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.seen: list[bytes] = []
+
+    def fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a field."""
+        self._fail("fields")
+        return {**fields, "extra": 1}
+
+    def headers(self) -> Mapping[str, str]:
+        """Add a header."""
+        self._fail("headers")
+        return {"x-extra": "1"}
+
+    def pass_on(self, event: bytes) -> bytes:
+        """Return the event in capitals."""
+        self._fail("pass_on")
+        self.seen.append(event)
+        return event.replace(b'"a"', b'"A"')
+
+    async def result(self, client: EngineClient) -> Captured | None:
+        """Return nothing."""
+        return None
+
+    def _fail(self, where: str) -> None:
+        if where == self.where:
+            raise ZeroDivisionError(where)
+
+
+def start(where: str) -> tuple[Candidate, Defect, Tally, list[Candidate]]:
+    """Return a candidate whose capture fails somewhere."""
+    tally, capture, handed = Tally(Metrics()), Defect(where), []
+
+    def make_capture(info: EngineInfo | None, backend: str) -> Capture | None:
+        if where == "make":
+            raise ZeroDivisionError
+        return capture
+
+    def hand_over(candidate: Candidate) -> None:
+        handed.append(candidate)
+        if where == "hand over":
+            raise ZeroDivisionError
+
+    candidate = Candidate(
+        "id", "tiny", {"a": 1}, tally=tally, make_capture=make_capture, on_reply=hand_over
+    )
+    return candidate, capture, tally, handed
+
+
+def pass_through(candidate: Candidate, chunks: list[bytes]) -> bytes:
+    """Return what a client gets of a stream that a candidate watches."""
+    trace = RequestTrace(Metrics())
+    trace.route("tiny", "int4", True)
+    relay = candidate.watch(EventRelay(trace, includes_usage=False))
+    shown = [relay.feed(chunk) for chunk in chunks]
+    shown.append(relay.finish())
+    assert relay.is_complete
+    assert trace.is_ok
+    return b"".join(shown)
+
+
+def ask(candidate: Candidate) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Ask an engine that nobody talks to."""
+    client = EngineClient("http://127.0.0.1:1", served_name="x", read_timeout_s=1)
+    return candidate.ask(SPEC, client, None, "fake")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_capture_may_change_what_passes(size: int) -> None:
+    """It sees whole events, however they are cut, and the client sees what it shows."""
+    candidate, capture, tally, handed = start("")
+    assert ask(candidate) == ({"a": 1, "extra": 1}, {"x-extra": "1"})
+    raw = b"".join(EVENTS)
+    chunks = [raw[place : place + size] for place in range(0, len(raw), size)]
+    assert pass_through(candidate, chunks) == raw.replace(b'"a"', b'"A"')
+    assert capture.seen == EVENTS
+    candidate.finish(is_complete=True)
+    assert handed == [candidate]
+    answer = candidate.reply.read()
+    assert answer is not None
+    assert (answer.text, answer.finish_reason) == ("A", "stop")
+    assert tally.of("tiny")["in_flight"] == 1
+
+
+@pytest.mark.parametrize("where", ["make", "fields", "headers", "pass_on", "hand over"])
+def test_a_defect_costs_the_score_alone(where: str) -> None:
+    """The request and the reply are as if nobody looked; the candidate is dropped once."""
+    candidate, _, tally, _ = start(where)
+    asked = ask(candidate)
+    if where in {"make", "fields", "headers"}:
+        assert asked == ({"a": 1}, {})
+    shown = pass_through(candidate, EVENTS)
+    if where != "hand over":
+        assert shown == b"".join(EVENTS)
+    candidate.finish(is_complete=True)
+    found = tally.of("tiny")
+    assert (found["dropped"], found["in_flight"]) == ({"error": 1}, 0)
+
+
+def test_a_candidate_ends_once() -> None:
+    """Whatever comes later changes no count."""
+    candidate, _, tally, _ = start("")
+    ask(candidate)
+    candidate.finish(is_complete=False)
+    candidate.drop("error")
+    candidate.score()
+    assert tally.of("tiny") == {
+        "candidates": 1,
+        "scored": 0,
+        "dropped": {"unfinished": 1},
+        "in_flight": 0,
+    }

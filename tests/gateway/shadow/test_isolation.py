@@ -1,0 +1,75 @@
+"""Whatever happens to the reference, no request fails for it, and every drop has its reason."""
+
+import os
+import signal
+from typing import Any
+
+from tests.gateway.conftest import StartGateway
+from tests.gateway.harness import CHAT, Gateway, body, eventually, is_alive
+from tests.gateway.shadow.counts import counts, settled
+
+SHADOW: dict[str, Any] = {"rate": 1, "probe_every_s": 0, "score_timeout_s": 0.2}
+REASONS = {
+    "absent": {"reference"},
+    "crash": {"error", "reference"},
+    "nan": {"error", "reference"},
+    "refuse": {"error", "reference"},
+    "hang": {"timeout", "reference"},
+}
+NUM_REQUESTS = 8
+
+
+def serve(gateway: Gateway, count: int, model: str = "tiny") -> None:
+    """Send requests, every second one streamed, and check that each gets its whole answer."""
+    for number in range(count):
+        is_stream = bool(number % 2)
+        fields = body(stream=is_stream, fake={"tokens": 5}) | {"model": model}
+        reply = gateway.http.post(CHAT, json=fields)
+        assert reply.status_code == 200
+        assert "aae" in reply.text
+        assert "error" not in reply.text
+    eventually(lambda: gateway.metric("requests_total", model=model, outcome="ok") >= count)
+    assert gateway.metric("request_errors_total") == 0
+
+
+def test_a_broken_reference_costs_scores_alone(start_gateway: StartGateway) -> None:
+    """Absent, crashing, hanging or talking nonsense: it is left alone, and all others go on."""
+    gateway = start_gateway(
+        models={name: {"model": "fake"} for name in (*REASONS, "sound")},
+        shadow=SHADOW,
+        launch={"score_faults": {name: name for name in REASONS}},
+    )
+    for name in (*REASONS, "sound"):
+        serve(gateway, NUM_REQUESTS, name)
+    for name, reasons in REASONS.items():
+        found = eventually(settled(gateway, NUM_REQUESTS, name), 20)
+        assert found["scored"] == 0
+        assert found["dropped"].keys() <= reasons, name
+        assert found["dropped"]["reference"] > 0, name
+        assert found["reference"]["last_error"]
+        assert gateway.metric("shadow_reference_failures_total", model=name) >= 1
+    found = eventually(settled(gateway, NUM_REQUESTS, "sound"), 20)
+    assert found["scored"] == NUM_REQUESTS
+    assert gateway.status("/ready") == 200
+
+
+def test_a_stopped_reference_is_ended_and_comes_back(start_gateway: StartGateway) -> None:
+    """SIGSTOP: a text times out, the process is killed, and a new one scores later texts."""
+    gateway = start_gateway(shadow=SHADOW)
+    serve(gateway, 1)
+    eventually(lambda: counts(gateway)["scored"] == 1, 20)
+    (pid,) = gateway.references
+    os.kill(pid, signal.SIGSTOP)
+    serve(gateway, 5)
+    eventually(lambda: not is_alive(pid), 10)
+    assert counts(gateway)["dropped"]["timeout"] >= 1
+
+    def scores_again() -> bool:
+        serve(gateway, 1)
+        return bool(counts(gateway)["scored"] > 1)
+
+    eventually(scores_again, 10)
+    _, successor = gateway.references
+    # Not even a kill of the gateway leaves one behind.
+    gateway.process.kill()
+    eventually(lambda: not is_alive(successor))

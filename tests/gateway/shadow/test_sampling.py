@@ -1,0 +1,97 @@
+"""Which requests are scored: the draw, the opt-outs and the budget."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
+
+
+def test_the_draw_is_a_share_that_nobody_can_choose() -> None:
+    """The share follows the rate, the same id gives the same draw, another secret another one."""
+    ids = [f"request-{number}" for number in range(20_000)]
+    drawn = {each for each in ids if is_drawn(each, 0.1, b"secret")}
+    assert len(drawn) == pytest.approx(2000, abs=200)
+    assert drawn == {each for each in ids if is_drawn(each, 0.1, b"secret")}
+    more = {each for each in ids if is_drawn(each, 0.3, b"secret")}
+    assert drawn < more
+    other = {each for each in ids if is_drawn(each, 0.1, b"another")}
+    assert len(drawn & other) == pytest.approx(200, abs=80)
+    assert all(is_drawn(each, 1, b"secret") for each in ids)
+    assert not any(is_drawn(each, 0, b"secret") for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "expected"),
+    [
+        ({}, {}, False),
+        ({"store": True}, {"x-narrowgate-shadow": "on"}, False),
+        ({"store": False}, {}, True),
+        ({"store": None}, {}, False),
+        ({}, {"x-narrowgate-shadow": " OFF "}, True),
+    ],
+)
+def test_who_said_no(fields: dict[str, Any], headers: dict[str, str], expected: bool) -> None:
+    """The header and `store: false` each keep a request to itself."""
+    assert is_private(fields, headers) is expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": []}, True),
+        ({"n": 1, "best_of": 1}, True),
+        ({"n": 2}, False),
+        ({"best_of": 2}, False),
+        ({"prompt": "a"}, True),
+        ({"prompt": ["a"]}, True),
+        ({"prompt": ["a", "b"]}, False),
+        ({"prompt": [1, 2]}, True),
+        ({"prompt": [[1], [2]]}, False),
+        ({"prompt": "a", "echo": True}, False),
+        ({"prompt": "a", "suffix": "b"}, False),
+        ({"prompt": "a", "max_tokens": 0}, False),
+    ],
+)
+def test_one_answer_behind_one_prompt(fields: dict[str, Any], expected: bool) -> None:
+    """Only such a request can be scored token by token."""
+    assert is_scorable(fields) is expected
+
+
+def traffic(budget: Budget, share_of_rare: float) -> Counter[tuple[str, bool]]:
+    """Send ten times what the budget allows for an hour, 100 tokens a request."""
+    source = random.Random(0)
+    seen: Counter[tuple[str, bool]] = Counter()
+    for second in range(3600):
+        for _ in range(10):
+            script = "cjk" if source.random() < share_of_rare else "latin"
+            slices = ("all", "turns:single", f"script:{script}")
+            seen[script, budget.admits(slices, 100, float(second))] += 1
+    return seen
+
+
+def test_the_budget_is_kept_and_used() -> None:
+    """What is admitted is the rate and one burst, no more and hardly less."""
+    seen = traffic(Budget(100, 6000), 0)
+    assert 3600 <= seen["latin", True] <= 3660
+
+
+def test_rare_slices_are_not_starved() -> None:
+    """With a tenth of all traffic scored, of a slice with 1 % of it nearly all is."""
+    seen = traffic(Budget(100, 6000), 0.01)
+    total = sum(count for (_, is_admitted), count in seen.items() if is_admitted)
+    assert 3500 <= total <= 3660
+    rare = seen["cjk", True] / (seen["cjk", True] + seen["cjk", False])
+    assert rare > 0.95
+    common = seen["latin", True] / (seen["latin", True] + seen["latin", False])
+    assert common == pytest.approx(0.093, abs=0.01)
+
+
+def test_a_request_as_large_as_the_burst_passes_once() -> None:
+    """A full budget admits anything that fits, and then needs its time."""
+    budget = Budget(10, 600)
+    assert budget.admits(("script:a",), 600, 0)
+    assert not budget.admits(("script:b",), 600, 30)
+    assert budget.admits(("script:b",), 600, 60)
