@@ -2,12 +2,19 @@
 
 import asyncio
 import json
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
-_PIECE = b'"content":" word"'
+_PIECE = re.compile(rb'"content":"[^"]')
 _DONE = b"data: [DONE]"
+_ERROR = b'data: {"error"'
+_COUNT = re.compile(rb'"completion_tokens":(\d+)')
+_TAIL_BYTES = 2048
+"""Enough for the event with the usage, which stands before the last."""
 
 
 @dataclass(slots=True)
@@ -18,7 +25,10 @@ class Outcome:
     first_s: float | None = None
     total_s: float = 0.0
     tokens: int = 0
+    """As the usage says, or pieces of text where the stream was cut."""
     is_whole: bool = False
+    is_told: bool = False
+    """An error event says why the stream ended."""
     error: str = ""
 
 
@@ -45,8 +55,15 @@ class Outcomes:
         return 1e3 * found[min(len(found) - 1, int(share * len(found)))]
 
 
-async def ask(url: str, model: str, *, max_tokens: int, headers: str = "") -> Outcome:
-    """Send one request and read its stream to the end."""
+async def ask(
+    url: str,
+    model: str,
+    *,
+    max_tokens: int,
+    headers: str = "",
+    more: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Send one request, with ``more`` fields, and read its stream to the end."""
     parts = urlsplit(url)
     body = json.dumps(
         {
@@ -55,6 +72,7 @@ async def ask(url: str, model: str, *, max_tokens: int, headers: str = "") -> Ou
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": max_tokens,
+            **(more or {}),
         }
     ).encode()
     head = (
@@ -82,24 +100,35 @@ async def _read(reader: asyncio.StreamReader, outcome: Outcome, started: float) 
     while piece := await reader.read(65536):
         if not outcome.status:
             outcome.status = int(piece.split(b" ", 2)[1])
-        num = piece.count(_PIECE)
+        num = len(_PIECE.findall(piece))
         if num and outcome.first_s is None:
             outcome.first_s = time.perf_counter() - started
         outcome.tokens += num
-        tail = (tail + piece)[-256:]
+        tail = (tail + piece)[-_TAIL_BYTES:]
+        outcome.is_told = outcome.is_told or _ERROR in tail
         if _DONE in tail:
-            outcome.is_whole = b'"error"' not in tail
+            outcome.is_whole = not outcome.is_told
+            if counts := _COUNT.findall(tail):
+                outcome.tokens = int(counts[-1])
             return
 
 
-async def run_streams(url: str, model: str, *, streams: int, rounds: int, tokens: int) -> Outcomes:
+async def run_streams(
+    url: str,
+    model: str,
+    *,
+    streams: int,
+    rounds: int,
+    tokens: int,
+    more: Mapping[str, Any] | None = None,
+) -> Outcomes:
     """Let ``streams`` clients send ``rounds`` requests each, one after the other."""
     found = Outcomes()
 
     async def client(number: int) -> None:
         await asyncio.sleep(number * 0.011)  # nobody starts all streams in one instant
         for _ in range(rounds):
-            found.all.append(await ask(url, model, max_tokens=tokens))
+            found.all.append(await ask(url, model, max_tokens=tokens, more=more))
 
     started = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(streams)))

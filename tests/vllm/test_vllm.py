@@ -102,8 +102,7 @@ def test_ladder_of_full_and_pruned(tmp_path: Path, pruned: str) -> None:
     with served(tmp_path, settings) as gateway:
         assert gateway.ask(QUESTION, model="m@pruned")
         assert gateway.card("m@pruned")["schemes"] == {"int8-rows": 210}
-        body = {"model": "m", "variant": "full"}
-        activated = httpx.post(f"{gateway.url}/admin/activate", json=body, timeout=240)
+        activated = httpx.post(f"{gateway.url}/admin/models/m@full/activate", timeout=240)
         assert activated.status_code == 200, activated.text
         assert "Paris" in gateway.ask(QUESTION)
         card = gateway.card("m@full")
@@ -126,3 +125,13 @@ def test_cache_in_fp8(tmp_path: Path, facts: VllmFacts) -> None:
     words = "needs a processor with AVX-512 or AMX"
     with pytest.raises(AssertionError, match=words), served(tmp_path, settings):
         pass
+
+
+def test_what_ends_a_start_is_told_in_vllms_own_words(tmp_path: Path) -> None:
+    """vLLM refuses what it cannot do while it starts; its reason is the gateway's."""
+    settings = {"models": {"m": model("full", max_model_len=999_999)}}
+    with pytest.raises(AssertionError) as ended, served(tmp_path, settings):
+        pass
+    (line,) = (each for each in str(ended.value).splitlines() if each.startswith("narrowgate:"))
+    assert "the engine of m@full ended with code 1 while it started" in line
+    assert "max_model_len" in line

@@ -1,0 +1,67 @@
+"""The gateway over vLLM engines of the demo model, and what can be asked of both."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.gateway.ways import narrowgate
+
+ALIAS = "m"
+RECIPE = "int8"
+STREAMS = 16
+MORE = {"ignore_eos": True, "temperature": 0}
+"""Every answer has its full length, whoever serves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A gateway whose engines are vLLM's."""
+
+    url: str
+    gateway: psutil.Process
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return the replicas as the gateway sees them."""
+        listed = httpx.get(f"{self.url}/admin/models").json()
+        (model,) = listed["data"] if isinstance(listed, dict) else listed
+        found: list[dict[str, Any]] = model["replicas"]
+        return found
+
+    def server_of(self, url: str) -> psutil.Process:
+        """Return the API server process of the engine at an address."""
+        port = f"--port={httpx.URL(url).port}"
+        below = self.gateway.children(recursive=True)
+        (found,) = (each for each in below if port in _words(each))
+        return found
+
+
+@contextmanager
+def served(directory: Path, *, replicas: int, threads: int | None = None) -> Iterator[Served]:
+    """Serve the demo model's artifact by so many vLLM engines."""
+    model: dict[str, object] = {
+        "model": "smollm2",
+        "recipe": RECIPE,
+        "engine": "vllm",
+        "replicas": replicas,
+        "threads": threads,
+        "max_model_len": 2048,
+        "kv_cache_memory_bytes": "1GiB",
+        "extra_parameters": ["ignore_eos"],
+        "vllm_options": {"enforce-eager": True},
+    }
+    settings: dict[str, object] = {"models": {ALIAS: model}}
+    with narrowgate(settings, directory) as way:
+        yield Served(way.url, way.processes[0])
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return found
