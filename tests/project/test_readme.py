@@ -200,8 +200,10 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 def test_yaml_examples_are_valid() -> None:
     """The settings files, the keys and the recipe of the README pass validation."""
-    settings, ladder, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    settings, ladder, on_vllm, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
+    (assistant,) = make_specs(Settings.model_validate(on_vllm))
+    assert assistant.variants[0].settings.engine == "vllm"
     specs = make_specs(Settings.model_validate(ladder))
     assert [len(spec.variants) for spec in specs] == [3, 1]
     assert [key.name for key in KeyList.model_validate(keys).keys] == ["team-a", "operator"]
