@@ -37,29 +37,48 @@ class Probe:
         self._metrics = metrics
         self._engines = engines
         self._first: dict[str, tuple[EngineClient, Sequence[Distribution]]] = {}
+        self._met: dict[str, EngineClient] = {}
 
     async def run(self) -> None:
-        """Ask every engine once."""
+        """Ask every engine once and tell how much it changed."""
         changes: dict[tuple[str, str], float] = {}
         for engine in self._engines():
-            names = (engine.spec.alias, engine.spec.variant)
-            probes = self._metrics.counters["probes_total"]
-            try:
-                async with asyncio.timeout(_TIMEOUT_S):
-                    now = [await ask(engine.client, prompt) for prompt in PROMPTS]
-            except (ApiError, TimeoutError, LookupError, TypeError, ValueError) as error:
-                logger.info("%s could not be probed: %s", engine.name, type(error).__name__)
-                probes.labels(*names, "failed").inc()
+            found = await self._ask_all(engine)
+            known = self._known(engine)
+            if found is None or known is None:
                 continue
-            probes.labels(*names, "ok").inc()
-            known = self._first.get(engine.name)
-            if known is None or known[0] is not engine.client:
-                # A restarted engine is another one.
-                known = self._first[engine.name] = (engine.client, now)
-            change = max(map(largest_change, known[1], now))
+            names = (engine.spec.alias, engine.spec.variant)
+            change = max(map(largest_change, known, found))
             changes[names] = max(changes.get(names, 0.0), change)
         for names, change in changes.items():
             self._metrics.gauges["probe_change_nats"].labels(*names).set(change)
+
+    async def meet(self) -> None:
+        """Ask the engines that have become ready since the last call."""
+        for engine in self._engines():
+            if self._met.get(engine.name) is not engine.client:
+                await self._ask_all(engine)
+
+    def _known(self, engine: ReadyEngine) -> Sequence[Distribution] | None:
+        """Return what an engine said at first; a restarted engine is another one."""
+        client, found = self._first.get(engine.name, (None, ()))
+        return found if client is engine.client else None
+
+    async def _ask_all(self, engine: ReadyEngine) -> Sequence[Distribution] | None:
+        probes = self._metrics.counters["probes_total"]
+        names = (engine.spec.alias, engine.spec.variant)
+        self._met[engine.name] = engine.client
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                found = [await ask(engine.client, prompt) for prompt in PROMPTS]
+        except (ApiError, TimeoutError, LookupError, TypeError, ValueError) as error:
+            logger.info("%s could not be probed: %s", engine.name, type(error).__name__)
+            probes.labels(*names, "failed").inc()
+            return None
+        probes.labels(*names, "ok").inc()
+        if self._known(engine) is None:
+            self._first[engine.name] = (engine.client, found)
+        return found
 
 
 async def ask(client: EngineClient, prompt: str) -> Distribution:

@@ -184,11 +184,13 @@ class Reference:
             self._count_failure(words)
 
     async def suspect(self) -> None:
-        """End it if it does not even say that it is well: it hangs."""
+        """Note that a text took too long; if it does not say either that it is well, end it."""
         engine = self._engine
         if engine is not None and not await engine.client.is_healthy():
             self._pause("it does not answer")
             await self.stop(0)
+        else:
+            self.fail("it took too long for a text")
 
     async def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
         """End it; it is started again when it is needed. Safe to repeat."""

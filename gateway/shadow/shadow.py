@@ -36,6 +36,7 @@ MAX_COLLECTING = 64
 """Replies that are being fetched at once."""
 _COLLECT_S = 5.0
 _PAUSE_AFTER_DEFECT_S = 1.0
+_MEET_EVERY_S = 1.0
 
 
 class Shadow:
@@ -230,10 +231,16 @@ class Shadow:
 
     async def _probe_now_and_then(self) -> None:
         every_s = self._settings.probe_every_s
+        asked_at = time.monotonic()
         while every_s:
-            await asyncio.sleep(every_s)
-            if any(self._rates.values()):
+            await asyncio.sleep(min(every_s, _MEET_EVERY_S))
+            if not any(self._rates.values()):
+                continue
+            if time.monotonic() - asked_at >= every_s:
                 await self._probe.run()
+                asked_at = time.monotonic()
+            else:
+                await self._probe.meet()
 
     async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin again after a defect, which must not end the service."""

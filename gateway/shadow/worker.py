@@ -129,7 +129,6 @@ class Worker:
             return
         except TimeoutError:
             candidate.drop("timeout")
-            reference.fail("it took too long for a text")
             await reference.suspect()
             return
         except ContextLengthExceeded:
