@@ -8,10 +8,7 @@ _SHARDS = re.compile(r"Loading safetensors checkpoint shards: +\d+% Completed \|
 _STEPS = (
     (re.compile(r"Starting to load model"), "loads the weights"),
     (re.compile(r"Loading weights took"), "has loaded the weights"),
-    (
-        re.compile(r"(Dynamo bytecode transform|torch\.compile|Compiling|Cache the graph)"),
-        "compiles",
-    ),
+    (re.compile(r"Dynamo bytecode transform|torch\.compile took|Compiling a graph"), "compiles"),
     (re.compile(r"Capturing (CUDA )?graphs|graph captur", re.I), "captures graphs"),
     (re.compile(r"init engine \("), "is warm"),
     (re.compile(r"Application startup complete"), "is up"),
@@ -22,6 +19,9 @@ _PREFIX = re.compile(
 )
 _CAUSE = re.compile(r"^ *(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt)): (.+)")
 _CONSEQUENCES = ("Engine core initialization failed", "Worker failed with error", "WorkerProc")
+_OF_FIELDS = re.compile(r"\d+ validation errors? for \w+$")
+"""pydantic's head line; what is wrong stands in the lines below it."""
+_FIELD = re.compile(r"^ +(?:Value error, )?(.+?)(?: \[type=.*)?$")
 _DEPTH = {"Worker": 3, "VllmWorker": 3, "EngineCore": 2, "APIServer": 1}
 
 
@@ -48,6 +48,9 @@ class VllmLog:
                 self._tell(words, 0, 0)
         prefix = _PREFIX.match(line)
         text = line[prefix.end() :] if prefix else line
+        if self._cause and _OF_FIELDS.search(self._cause[1]) and (field := _FIELD.match(text)):
+            self._cause = (self._cause[0], field[1])
+            return
         cause = _CAUSE.match(text)
         if cause is None or any(words in text for words in _CONSEQUENCES):
             return

@@ -51,3 +51,13 @@ def test_errors_of_the_outermost_process_count_where_there_are_no_others() -> No
     line = "(APIServer pid=1) ValueError: max_model_len 9999 is too long"
     assert _read(line)[0].cause == "ValueError: max_model_len 9999 is too long"
     assert _read("ValueError: bare")[0].cause == "ValueError: bare"
+
+
+def test_the_field_is_told_and_not_the_count_of_fields() -> None:
+    """pydantic's head line counts; the line below it has the reason."""
+    log, _ = _read(
+        "(APIServer pid=1) pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, max_model_len (9) is too large [type=value_error, input_value=1]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
+    )
+    assert log.cause == "max_model_len (9) is too large"
