@@ -26,7 +26,7 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 ENV_PREFIX = "NARROWGATE_"
-_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY"})
+_ENV_OF_OTHERS = frozenset({"NARROWGATE_HOME", "NARROWGATE_API_KEY", "NARROWGATE_VLLM_PYTHON"})
 # Kubernetes injects these for a Service that happens to be called "narrowgate".
 _ENV_OF_KUBERNETES = re.compile(r"NARROWGATE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 _ENDPOINT = re.compile(r"https?://[^\s/?#]+[^\s?#]*")

@@ -95,10 +95,15 @@ async def _answer(request: Request, route: _Route) -> Response:
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)
         headers = dict(entry.headers)
-        settings = service.pool.targets(body.model)[0].spec.settings
+        targets = [each.spec.settings for each in service.pool.targets(body.model)]
         if not isinstance(body, Forwarded):
-            extra = settings.extra_parameters
-            headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
+            headers |= apply_policy(
+                service.settings.unknown_parameters,
+                fields,
+                body,
+                targets[0].extra_parameters,
+                may_score_prompts=all(each.may_score_prompts for each in targets),
+            )
         question = Question(
             path=route.path,
             model=body.model,

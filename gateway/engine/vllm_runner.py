@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,12 @@ from gateway.errors import ApiError, ChildFailed
 from gateway.shadow.vllm_scorer import STEP_TOKENS, read_prompt
 from gateway.upstream import EngineClient
 
+PYTHON_VARIABLE = "NARROWGATE_VLLM_PYTHON"
 START_TIMEOUT_S = 600.0
 READ_TIMEOUT_S = 300.0
 STOP_GRACE_S = 10.0
 _PROBE_TIMEOUT_S = 60.0
+_LAST_WORDS_S = 0.5
 _NAME = "reader"
 
 _PROBE = (
@@ -29,7 +32,8 @@ _PROBE = (
     "print(json.dumps([m.version(n) for n in names]))"
 )
 _SELECTED = re.compile(r"Selected (\w+) for (\w+)")
-_CAUSE = re.compile(r"\b\w+(?:Error|Exception): \S.*")
+# As a traceback ends, behind the prefixes of a log line.
+_CAUSE = re.compile(r"(?:^|\] |\) )([\w.]*(?:Error|Exception): \S.*)")
 
 
 class VllmReader:
@@ -58,6 +62,8 @@ class VllmReader:
         try:
             told = self._runner.run(read_prompt(self._client, token_ids, top=self.top))
         except ApiError as error:
+            # Its log comes by another way than its reply.
+            self._runner.run(asyncio.sleep(_LAST_WORDS_S))
             raise ReaderError(f"vLLM: {error}{self._log.words}") from None
         return Told([each.logprobs for each in told], [each.top_token_id for each in told])
 
@@ -79,16 +85,17 @@ class _Log:
         if found := _SELECTED.search(line):
             self.kernels[found[2]] = found[1]
         if not self._cause and (error := _CAUSE.search(line)):
-            self._cause = error[0]
+            self._cause = error[1]
 
 
 def find_python(given: Path | None) -> Path:
-    """Return the interpreter of vLLM's environment: the one given, or the one made for it.
+    """Return vLLM's interpreter: given, in ``NARROWGATE_VLLM_PYTHON``, or made for it.
 
     Raises:
         ReaderError: it does not exist.
     """
-    python = given or cache_home() / "vllm" / "bin" / "python"
+    named = os.environ.get(PYTHON_VARIABLE)
+    python = given or (Path(named) if named else cache_home() / "vllm" / "bin" / "python")
     if not python.is_file():
         raise ReaderError(f"no interpreter at {str(python)!r}: name vLLM's with --vllm-python")
     return python

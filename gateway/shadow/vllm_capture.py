@@ -115,7 +115,7 @@ def _is_declined(fields: Mapping[str, Any]) -> bool:
     prompt = fields.get("prompt")
     choice = fields.get("tool_choice")
     return (
-        any(fields.get(name) not in (None, False) for name in _OWN_LOGPROBS)
+        any(fields.get(name) is not None for name in _OWN_LOGPROBS if fields.get(name) is not False)
         or any(fields.get(name) for name in _OTHER_ANSWERS)
         or any(fields.get(name) is not None for name in _GRAMMARS)
         or any((fields.get(name) or 1) != 1 for name in ("n", "best_of"))
