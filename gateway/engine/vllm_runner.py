@@ -49,6 +49,11 @@ class VllmReader:
         self.top = top
 
     @property
+    def base_url(self) -> str:
+        """Return where it listens."""
+        return self._client.base_url
+
+    @property
     def kernels(self) -> dict[str, str]:
         """Return the kernels that vLLM says it has chosen, by the scheme that they are for."""
         return dict(self._log.kernels)

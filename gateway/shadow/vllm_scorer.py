@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from gateway.errors import ContextLengthExceeded, EngineFault, InvalidRequest
+from gateway.errors import ContextLengthExceeded, EngineFault, EngineRefused, InvalidRequest
 from gateway.shadow.records import ScoredPosition
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_TOP_LOGPROBS
@@ -98,6 +98,7 @@ async def read_prompt(
     ``top`` is at most the server's ``--max-logprobs``.
 
     Raises:
+        ContextLengthExceeded: the prompt fills the server's context.
         ApiError: vLLM refused, failed, is gone, or told something else.
     """
     fields = {
@@ -107,7 +108,15 @@ async def read_prompt(
         "temperature": 0,
         "add_special_tokens": False,
     }
-    reply = await client.complete(fields, f"score-{uuid4().hex[:16]}")
+    try:
+        reply = await client.complete(fields, f"score-{uuid4().hex[:16]}")
+    except EngineRefused as error:
+        if error.param == "max_tokens":
+            raise ContextLengthExceeded(
+                f"{len(token_ids)} tokens leave no room in the reference's context for the one "
+                "that it must write: send a shorter text"
+            ) from None
+        raise
     try:
         told = reply["choices"][0]["prompt_logprobs"]
         positions = [_position(entry) for entry in told[1:]]
