@@ -21,7 +21,7 @@ from gateway.engine.decode_path import decoded_rows, summarize_decode_path
 from gateway.engine.decode_speed import decode_ms, decode_shape
 from gateway.engine.machine import describe_machine
 from gateway.engine.side_by_side import Counter, Cut, Live, Runner, score
-from gateway.engine.vllm_comparison import ESTIMATOR, Reader, score_on_vllm
+from gateway.engine.vllm_comparison import ESTIMATOR, Reader, require_plain_cache, score_on_vllm
 
 BUILTIN = "built-in"
 _MEMORY_SHARE = 0.6
@@ -71,6 +71,10 @@ def compare(
     """
     began = time.monotonic()
     names = recipe_names(recipes)
+    if serve is not None:
+        for recipe in names.values():
+            if recipe != FULL:
+                require_plain_cache(load_recipe(recipe))
     directory = prepare(model, FULL, revision, on_progress).directory
     prepared = {
         name: prepare(model, recipe, revision, on_progress) for name, recipe in names.items()

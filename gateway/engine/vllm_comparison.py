@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from compression.errors import ReaderError
 from compression.fidelity import TokenScores
 from compression.fidelity_support import Told, score_on_support, score_told
+from compression.recipe import Recipe
 from gateway.engine.side_by_side import Counter, Cut, Live, blocks
 
 ESTIMATOR = "topk"
@@ -38,6 +40,19 @@ class OnSupport:
 
     by_vllm: dict[str, list[TokenScores]] = field(default_factory=dict)
     by_embedded: dict[str, list[TokenScores]] = field(default_factory=dict)
+
+
+def require_plain_cache(recipe: Recipe) -> None:
+    """Refuse a recipe whose figures on vLLM would leave out a part of it.
+
+    Raises:
+        ReaderError: it quantizes keys or values.
+    """
+    if recipe.kv_cache.is_quantized:
+        raise ReaderError(
+            f"recipe {recipe.name!r} quantizes the KV cache, which vLLM would read this text "
+            "without: compare it on the embedded engine, or one with the same weights on vLLM"
+        )
 
 
 def score_on_vllm(

@@ -148,6 +148,14 @@ def test_the_full_model_shows_what_the_engine_alone_changes() -> None:
     assert recipe["vllm"]["all"]["kld_max"] < 1e-6
 
 
+def test_a_quantized_cache_is_refused_before_any_work() -> None:
+    """vLLM would read the text with a plain one, and the figure would be another recipe's."""
+    shop = workshop()
+    with pytest.raises(ReaderError, match="recipe 'w8-kv8' quantizes the KV cache"):
+        run(shop, Serving(shop), ["int8", "w8-kv8"])
+    assert shop.prepared == []
+
+
 def test_without_vllm_nothing_is_said_of_it() -> None:
     """A plain comparison has no such key."""
     shop = workshop()
