@@ -21,7 +21,7 @@ from gateway.engine.decode_path import decoded_rows, summarize_decode_path
 from gateway.engine.decode_speed import decode_ms, decode_shape
 from gateway.engine.machine import describe_machine
 from gateway.engine.side_by_side import Counter, Cut, Live, Runner, score
-from gateway.engine.vllm_comparison import ESTIMATOR, Reader, require_plain_cache, score_on_vllm
+from gateway.engine.vllm_comparison import ESTIMATOR, Reader, require_plain_caches, score_on_vllm
 
 BUILTIN = "built-in"
 _MEMORY_SHARE = 0.6
@@ -62,9 +62,7 @@ def compare(
     ``all, worst_slice``; a slice, and ``all`` of them pooled, has the fields of
     :class:`compression.fidelity.Fidelity`. The command line adds ``command``.
 
-    With ``serve`` each recipe is also run by vLLM, and has ``vllm``: ``version, estimator, top,
-    kernels, slices, all, worst_slice`` and ``embedded``, which has the last three of the embedded
-    engine on the same support (see :mod:`compression.fidelity_support`).
+    With ``serve`` each recipe is also run by vLLM, and has ``vllm``, see :func:`_on_vllm`.
 
     Raises:
         CompressionError: a recipe, the model or the text refuses.
@@ -72,9 +70,7 @@ def compare(
     began = time.monotonic()
     names = recipe_names(recipes)
     if serve is not None:
-        for recipe in names.values():
-            if recipe != FULL:
-                require_plain_cache(load_recipe(recipe))
+        require_plain_caches([load_recipe(each) for each in names.values() if each != FULL])
     directory = prepare(model, FULL, revision, on_progress).directory
     prepared = {
         name: prepare(model, recipe, revision, on_progress) for name, recipe in names.items()
@@ -82,17 +78,12 @@ def compare(
     full = load_runner(directory)
     # vLLM scores nothing without writing a token, for which there must be room.
     window_tokens = min(WINDOW_TOKENS, full.max_model_len - (serve is not None))
-    tokenizer = load_tokenizer(directory)
-    windows = {
-        name: cut(name, body, tokenizer, window_tokens=window_tokens, max_tokens=max_tokens)
-        for name, body in slices.items()
-    }
+    windows = _cut(slices, load_tokenizer(directory), window_tokens, max_tokens)
     groups = _groups(prepared, _free_bytes() if memory_bytes is None else memory_bytes)
     context, steps = decode_shape(full)
-    total = (len(prepared) + len(groups)) * (_work(windows) + steps)
-    if serve is not None:
-        total += len(prepared) * _tokens(windows)
-    counter = Counter(on_progress, total)
+    work = (len(prepared) + len(groups)) * (_work(windows) + steps)
+    work += len(prepared) * _tokens(windows) * (serve is not None)
+    counter = Counter(on_progress, work)
     counter.add(0, "reading the text")
     measured: dict[str, dict[str, Any]] = {}
     for group in groups:
@@ -110,6 +101,15 @@ def compare(
         "recipes": list(measured.values()),
         "machine": describe_machine(kernels),
         "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def _cut(
+    slices: Mapping[str, str], tokenizer: Tokenizer, window_tokens: int, max_tokens: int | None
+) -> Cut:
+    return {
+        name: cut(name, body, tokenizer, window_tokens=window_tokens, max_tokens=max_tokens)
+        for name, body in slices.items()
     }
 
 
@@ -207,6 +207,12 @@ def _longest(windows: Cut) -> int:
 def _on_vllm(
     reader: Reader, full: Live, recipe: Live, windows: Cut, counter: Counter
 ) -> dict[str, Any]:
+    """Return what the report says of a recipe on vLLM.
+
+    ``slices, all, worst_slice`` are as the embedded engine's, but for their estimator; ``embedded``
+    has these three of the embedded engine on the same support, see
+    :mod:`compression.fidelity_support`.
+    """
     scores = score_on_vllm(reader, full, recipe, windows, counter)
     return {
         "version": reader.version,

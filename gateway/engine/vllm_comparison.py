@@ -42,13 +42,14 @@ class OnSupport:
     by_embedded: dict[str, list[TokenScores]] = field(default_factory=dict)
 
 
-def require_plain_cache(recipe: Recipe) -> None:
+def require_plain_caches(recipes: Sequence[Recipe]) -> None:
     """Refuse a recipe whose figures on vLLM would leave out a part of it.
 
     Raises:
         ReaderError: it quantizes keys or values.
     """
-    if recipe.kv_cache.is_quantized:
+    recipe = next((each for each in recipes if each.kv_cache.is_quantized), None)
+    if recipe is not None:
         raise ReaderError(
             f"recipe {recipe.name!r} quantizes the KV cache, which vLLM would read this text "
             "without: compare it on the embedded engine, or one with the same weights on vLLM"
