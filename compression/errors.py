@@ -12,6 +12,7 @@ CompressionError
 ├── SearchError            no recipe fits, or what is asked for makes no sense
 ├── EvaluationError        the text to compare on cannot be used
 ├── FidelityError          logits that no statistic can be made of
+├── ReaderError            another engine that should read a text cannot be used
 └── ReportError            a report cannot be written
 
 Each message is one line that names the thing and the remedy.
@@ -64,6 +65,10 @@ class EvaluationError(CompressionError):
 
 class FidelityError(CompressionError):
     """The logits of a model cannot be compared."""
+
+
+class ReaderError(CompressionError):
+    """Another engine that should read a text cannot be used."""
 
 
 class ReportError(CompressionError):

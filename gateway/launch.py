@@ -17,7 +17,7 @@ from gateway.prepared import Prepared
 from gateway.settings import Settings
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
-from gateway.vllm_launch import check_vllm, require_servable, start_vllm
+from gateway.vllm_launch import check_vllm, recipe_of, require_servable, start_vllm
 
 
 class Launch(Protocol):
@@ -49,7 +49,9 @@ class Launcher:
         """
         if spec.settings.urls:
             return Prepared(None, None)
-        start = await check_vllm(spec) if spec.settings.engine == "vllm" else None
+        start = None
+        if spec.settings.engine == vllm.BACKEND:
+            start = await check_vllm(spec.settings, recipe_of(spec.settings))
         words = ["-m", "compression", "prepare"]
         words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
@@ -57,7 +59,7 @@ class Launcher:
         ready = await run_job(words, on_progress)
         directory = Path(ready["directory"])
         if start is not None:
-            require_servable(start, directory, spec)
+            require_servable(start, directory, spec.settings.model)
         return Prepared(directory, ready["manifest"])
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
@@ -77,13 +79,14 @@ class Launcher:
             read_timeout_s=self._settings.read_timeout_s,
         )
         if spec.settings.engine == vllm.BACKEND:
+            size = {"kv_cache_memory_bytes": self.kv_cache_bytes(spec)}
             return await start_vllm(
-                spec,
+                await check_vllm(spec.settings, recipe_of(spec.settings)),
                 prepared.directory,
                 client,
+                settings=spec.settings.model_copy(update=size),
                 port=port,
                 replica=replica,
-                kv_cache_memory_bytes=self.kv_cache_bytes(spec),
                 otlp_endpoint=self._settings.otlp_endpoint,
                 timeout_s=self._settings.start_timeout_s,
                 on_progress=self._on_progress,

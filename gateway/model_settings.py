@@ -65,6 +65,11 @@ class VariantSettings(Frozen):
     url_api_key_env: str | None = None
     extra_parameters: frozenset[str] = frozenset()
 
+    @property
+    def may_score_prompts(self) -> bool:
+        """Return whether the engine bounds the memory that scores of a prompt take; ours does."""
+        return not self.urls and self.engine == "embedded"
+
     @field_validator("urls", mode="before")
     @classmethod
     def _urls_are_a_list(cls, urls: Any) -> Any:

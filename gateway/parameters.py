@@ -5,9 +5,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote
 
+from gateway.completion import CompletionRequest
 from gateway.errors import UnsupportedParameter
 from gateway.protocol import ContentPart, Message, ToolCall
-from gateway.wire import StreamOptions, Wire
+from gateway.wire import SamplingFields, StreamOptions, Wire
 
 Policy = Literal["reject", "report"]
 Path = tuple[str | int, ...]
@@ -38,6 +39,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 """Parameters that are not known, with the values that ask for nothing."""
+
+PROMPT_SCORES = "prompt_logprobs"
+"""Log-probabilities of a prompt, for which vLLM holds the logits of all its tokens at once."""
 
 _WITHOUT_EFFECT_IN: Mapping[type[Wire], frozenset[str]] = MappingProxyType(
     {
@@ -84,17 +88,33 @@ def refuse_unknown(request: Wire, extra: Iterable[str] = ()) -> None:
 
 
 def apply_policy(
-    policy: Policy, fields: dict[str, Any], request: Wire, extra: Iterable[str]
+    policy: Policy,
+    fields: dict[str, Any],
+    request: Wire,
+    extra: Iterable[str],
+    *,
+    may_score_prompts: bool = True,
 ) -> dict[str, str]:
     """Refuse unknown fields, or take them out of ``fields``; return the header that lists them.
+
+    Where prompts must not be scored, fields that ask for it are treated alike, unless ``extra``
+    has :data:`PROMPT_SCORES`.
 
     Raises:
         UnsupportedParameter: the policy is to reject, and there is one.
     """
+    scoring = [] if may_score_prompts or PROMPT_SCORES in extra else _prompt_scores(request)
     if policy == "reject":
         refuse_unknown(request, extra)
+        if scoring:
+            raise UnsupportedParameter(
+                f"{scoring[0]!r} would have this model's engine hold numbers for its whole "
+                f"vocabulary at every token of the prompt: leave it out, or let the operator list "
+                f"{PROMPT_SCORES!r} in extra_parameters",
+                param=scoring[0],
+            )
         return {}
-    unknown = list(unknown_parameters(request, extra))
+    unknown = [*unknown_parameters(request, extra), *((name,) for name in scoring)]
     if not unknown:
         return {}
     for path in unknown:
@@ -125,6 +145,16 @@ def _unknown(part: Wire, at: Path) -> Iterator[Path]:
         elif isinstance(value, list) and value and isinstance(value[0], Wire):
             for index, item in enumerate(value):
                 yield from _unknown(item, (*at, name, index))
+
+
+def _prompt_scores(request: Wire) -> list[str]:
+    """Return the fields that ask for log-probabilities of the prompt; any number of them counts."""
+    found: list[str] = []
+    if isinstance(request, SamplingFields) and request.prompt_logprobs is not None:
+        found.append(PROMPT_SCORES)
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        found.append("echo")
+    return found
 
 
 def _plain_name(path: Path) -> str:

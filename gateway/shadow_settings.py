@@ -5,19 +5,27 @@ from typing import Literal, Self
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from gateway.capture import MAX_TOP
-from gateway.model_settings import Frozen, check_address
+from gateway.model_settings import EngineKind, Frozen, VllmOption, check_address
 
 
 class ReferenceSettings(Frozen):
     """The full model beside the engines; times are in seconds."""
 
     mode: Literal["resident", "on-demand"] = "on-demand"
+    engine: EngineKind = "embedded"
+    vllm_options: dict[str, VllmOption] = Field(default_factory=dict)
     threads: int = Field(default=1, ge=1)
     memory: ByteSize | None = Field(default=None, ge=1)
     """What all references together may hold; taken out of the memory budget."""
     idle_s: float = Field(default=300.0, gt=0)
     urls: dict[str, str] = Field(default_factory=dict)
     """By model: a reference that others run."""
+
+    @model_validator(mode="after")
+    def _options_are_of_vllm(self) -> Self:
+        if self.vllm_options and self.engine != "vllm":
+            raise ValueError("'vllm_options' needs 'engine': vllm")
+        return self
 
     @field_validator("urls")
     @classmethod

@@ -6,75 +6,81 @@ from pathlib import Path
 
 from compression.events import OnProgress
 from compression.presets import load_recipe
-from compression.recipe import FULL
+from compression.recipe import FULL, Recipe
 from gateway.backends import vllm
-from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
 from gateway.backends.vllm import VllmStart
 from gateway.backends.vllm_capabilities import plan, require_servable_by
 from gateway.backends.vllm_facts import find_python, probe
 from gateway.backends.vllm_log import VllmLog
 from gateway.backends.vllm_pulse import VllmPulse
-from gateway.specs import VariantSpec
+from gateway.model_settings import VariantSettings
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
 
 
-async def check_vllm(spec: VariantSpec) -> VllmStart:
-    """Return how vLLM is to be started for a variant, before anything is built for it.
+async def check_vllm(settings: VariantSettings, recipe: Recipe | None) -> VllmStart:
+    """Return how vLLM is to be started for a recipe (None: the full model), before it is built.
 
     Raises:
         LoadRefused: there is no vLLM that can be used, or it cannot carry out the recipe.
     """
-    python = find_python(spec.settings.vllm_python)
+    python = find_python(settings.vllm_python)
     facts = await probe(python)
-    recipe = None if spec.settings.recipe == FULL else load_recipe(spec.settings.recipe)
     start = VllmStart(python, facts, plan(recipe, facts))
     # Wrong options are told now, not after minutes of compression.
-    vllm.chosen_words(spec.settings, facts)
+    vllm.chosen_words(settings, facts)
     return start
 
 
-def require_servable(start: VllmStart, directory: Path, spec: VariantSpec) -> None:
+def recipe_of(settings: VariantSettings) -> Recipe | None:
+    """Return the recipe of a variant; None for the full model.
+
+    Raises:
+        RecipeError: it is unknown.
+    """
+    return None if settings.recipe == FULL else load_recipe(settings.recipe)
+
+
+def require_servable(start: VllmStart, directory: Path, model: str) -> None:
     """Check that vLLM knows the family and the shapes of what it is to serve.
 
     Raises:
         LoadRefused: names what does not fit.
     """
     config = json.loads((directory / "config.json").read_bytes())
-    require_servable_by(start.facts, config, spec.settings.model)
+    require_servable_by(start.facts, config, model)
 
 
 async def start_vllm(
-    spec: VariantSpec,
+    start: VllmStart,
     directory: Path,
     client: EngineClient,
     *,
+    settings: VariantSettings,
     port: int,
-    replica: int,
-    kv_cache_memory_bytes: int | None,
-    otlp_endpoint: str | None,
+    replica: int = 0,
+    otlp_endpoint: str | None = None,
     timeout_s: float,
     on_progress: OnProgress,
-) -> Engine:
-    """Return a ready vLLM that serves ``directory`` on ``port``.
+) -> EngineProcess:
+    """Return a ready vLLM that serves ``directory`` on ``port`` under the client's name.
 
     Raises:
-        LoadRefused: it cannot carry out the recipe, or lacks an option.
+        LoadRefused: an option that the operator chose cannot be used.
         ChildFailed: it ended, or fell silent while it started; its own words are in the message.
     """
-    start = await check_vllm(spec)
     for note in start.plan.notes:
-        logger.warning("%s: %s", spec.served_name, note)
-    kv_bytes = vllm.kv_cache_bytes(start.facts, kv_cache_memory_bytes)
+        logger.warning("%s: %s", client.served_name, note)
+    kv_bytes = vllm.kv_cache_bytes(start.facts, settings.kv_cache_memory_bytes)
     return await EngineProcess.start(
         vllm.command(
             start,
             directory,
-            served_name=spec.served_name,
+            served_name=client.served_name,
             port=port,
-            settings=spec.settings,
+            settings=settings,
             kv_cache_memory_bytes=kv_bytes,
             otlp_endpoint=otlp_endpoint,
         ),
@@ -82,8 +88,8 @@ async def start_vllm(
         backend=vllm.BACKEND,
         timeout_s=timeout_s,
         environment=vllm.environment(
-            start, settings=spec.settings, replica=replica, kv_cache_memory_bytes=kv_bytes
+            start, settings=settings, replica=replica, kv_cache_memory_bytes=kv_bytes
         ),
         pulse=VllmPulse(client),
-        log=VllmLog(spec.served_name, on_progress),
+        log=VllmLog(client.served_name, on_progress),
     )

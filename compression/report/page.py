@@ -16,6 +16,7 @@ from compression.report.charts import (
 )
 from compression.report.files import write_text
 from compression.report.numbers import megabytes, significant
+from compression.report.on_vllm import HEADERS, measured_on_vllm, vllm_note, vllm_rows
 
 Report = Mapping[str, Any]
 
@@ -47,6 +48,7 @@ def render_page(report: Report) -> str:
         f"{escape(_date(report['created']))}</p>",
         _summary(recipes),
         *_drawings(recipes),
+        *_on_vllm(measured_on_vllm(report)),
         *_statistics(recipes),
         *_method(report),
     ]
@@ -126,6 +128,17 @@ def _drawings(recipes: Sequence[Report]) -> list[str]:
         "<p>Bands hold 50 %, 90 % and 99.8 % of tokens; the line is the median. Left of 0 the "
         "compressed model finds the text less likely than the full one does.</p>",
         f"<figure>{draw_probabilities(recipes)}</figure>",
+    ]
+
+
+def _on_vllm(recipes: Sequence[Report]) -> list[str]:
+    if not recipes:
+        return []
+    rows = [[recipe["recipe"], *row] for recipe in recipes for row in vllm_rows(recipe)]
+    return [
+        "<h2>As vLLM runs it</h2>",
+        f"<p>{escape(vllm_note(recipes))}</p>",
+        _table(map(escape, HEADERS), [list(map(escape, row)) for row in rows]),
     ]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from compression.fidelity_statistics import GROUPS, STATISTICS
 from compression.report.numbers import megabytes, share, significant, with_interval
+from compression.report.on_vllm import HEADERS, measured_on_vllm, vllm_note, vllm_rows
 
 Report = Mapping[str, Any]
 
@@ -21,9 +22,12 @@ _VALUE_WIDTH = 24
 def render_tables(report: Report, *, statistics: bool = False) -> list[RenderableType]:
     """Return the summary of all recipes and the table of their slices, worst slice first.
 
+    What vLLM ran has a table more.
     With ``statistics``, every statistic of every slice too, under llama.cpp's names.
     """
     tables: list[RenderableType] = [_summary(report), _by_slice(report)]
+    if recipes := measured_on_vllm(report):
+        tables.append(_on_vllm(recipes))
     if statistics:
         tables += [_Statistics(recipe) for recipe in report["recipes"]]
     return tables
@@ -97,6 +101,22 @@ def _by_slice(report: Report) -> Table:
             )
             label = ""
         table.add_section()
+    return table
+
+
+def _on_vllm(recipes: Sequence[Report]) -> Table:
+    table = _table("as vLLM runs it")
+    table.add_column(HEADERS[0], overflow="ellipsis", style="bold")
+    table.add_column(HEADERS[1], overflow="ellipsis")
+    for header in HEADERS[2:]:
+        table.add_column(header, justify="right", no_wrap=True)
+    for recipe in recipes:
+        label = escape(recipe["recipe"])
+        for name, *numbers in vllm_rows(recipe):
+            table.add_row(label, escape(name), *numbers)
+            label = ""
+        table.add_section()
+    table.caption = escape(vllm_note(recipes))
     return table
 
 

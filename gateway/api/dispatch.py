@@ -134,9 +134,7 @@ class Dispatch:
     async def _ask(self, question: Question, lease: Lease, attempt: AsyncExitStack) -> Answer:
         fields, headers, candidate = question.fields, _NO_HEADERS, question.candidate
         if candidate is not None:
-            replica = lease.replica
-            backend = "" if replica.engine is None else replica.engine.backend
-            fields, headers = candidate.ask(lease.spec, lease.client, replica.info, backend)
+            fields, headers = candidate.ask(fields, lease.spec, lease.client, lease.replica.info)
         sending = lease.client.generate(question.path, fields, question.request_id, headers)
         reply = await attempt.enter_async_context(sending)
         if not question.is_stream:

@@ -96,11 +96,17 @@ async def _answer(request: Request, route: _Route) -> Response:
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)
         headers = dict(entry.headers)
-        spec = service.pool.targets(body.model)[0].spec
+        targets = service.pool.targets(body.model)
+        spec = targets[0].spec
         settings = spec.settings
         if not isinstance(body, Forwarded):
-            extra = settings.extra_parameters
-            headers |= apply_policy(service.settings.unknown_parameters, fields, body, extra)
+            headers |= apply_policy(
+                service.settings.unknown_parameters,
+                fields,
+                body,
+                settings.extra_parameters,
+                may_score_prompts=all(each.spec.settings.may_score_prompts for each in targets),
+            )
         candidate = None
         if isinstance(body, (ChatRequest, CompletionRequest)):
             drawing = service.shadow.draw

@@ -13,7 +13,7 @@ def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
 
     words = ["-m", "gateway.engine.compare", *source(options)]
     words += [f"--recipe={recipe}" for recipe in options.recipe]
-    for flag in ("text", "json", "html", "png", "max_tokens", "threads"):
+    for flag in ("text", "json", "html", "png", "max_tokens", "threads", "engine", "vllm_python"):
         if (value := getattr(options, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}={value}"]
     code, compared = run_job(words, terminal)

@@ -154,6 +154,12 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     command.add_argument("--threads", type=_positive, metavar="N")
+    command.add_argument(
+        "--engine", choices=("embedded", "vllm"), help="measure on vLLM too (default: embedded)"
+    )
+    command.add_argument(
+        "--vllm-python", type=Path, metavar="PATH", help="of the environment that has vLLM"
+    )
 
 
 def _add_search(command: argparse.ArgumentParser) -> None:

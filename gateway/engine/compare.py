@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from compression.child import report_progress, run_child
+from compression.errors import ReaderError
 from compression.evaluation import builtin_slices, slices_from
 from compression.prepare import prepare
 from compression.report.files import require_writable, write_json
 from compression.report.page import write_page
 from compression.report.picture import plot
-from gateway.engine.comparison import BUILTIN, compare, recipe_names
+from gateway.engine.comparison import BUILTIN, Serve, compare, recipe_names
 from gateway.engine.tokenizer import load_backend
+from gateway.engine.vllm_comparison import TOP
+from gateway.engine.vllm_runner import require_vllm, serve_reader
+
+EMBEDDED, VLLM = "embedded", "vllm"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +40,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         path = getattr(options, option)
         if path is not None:
             require_writable(path, option=f"--{option}")
+    serve = _serve(options)
     slices = builtin_slices() if options.text is None else slices_from(options.text)
     # Imported last: it takes a second, which no refusal above needs.
     from gateway.engine.runner import load_runner
@@ -50,6 +56,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         revision=options.revision,
         text=BUILTIN if options.text is None else str(options.text),
         max_tokens=options.max_tokens,
+        serve=serve,
     )
     report["command"] = options.command
     if options.json is not None:
@@ -59,6 +66,16 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if options.png is not None:
         plot(report, options.png)
     return report
+
+
+def _serve(options: argparse.Namespace) -> Serve | None:
+    """Return what starts vLLM, or None if only the embedded engine is to be measured."""
+    if options.engine != VLLM:
+        if options.vllm_python is not None:
+            raise ReaderError(f"--vllm-python needs --engine {VLLM}")
+        return None
+    python = require_vllm(options.vllm_python)
+    return partial(serve_reader, python=python, top=TOP, threads=options.threads)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--png", type=Path, metavar="FILE")
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     parser.add_argument("--threads", type=_positive, metavar="N")
+    parser.add_argument("--engine", choices=(EMBEDDED, VLLM), default=EMBEDDED)
+    parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="with vLLM installed")
     return parser
 
 

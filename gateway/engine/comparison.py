@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gateway.engine.decode_path import decoded_rows, summarize_decode_path
 from gateway.engine.decode_speed import decode_ms, decode_shape
 from gateway.engine.machine import describe_machine
 from gateway.engine.side_by_side import Counter, Cut, Live, Runner, score
+from gateway.engine.vllm_comparison import ESTIMATOR, Reader, require_plain_caches, score_on_vllm
 
 BUILTIN = "built-in"
 _MEMORY_SHARE = 0.6
@@ -28,6 +30,8 @@ _MEMORY_SHARE = 0.6
 Prepare = Callable[[str, str, str | None, OnProgress], Prepared]
 LoadRunner = Callable[[Path], Runner]
 LoadTokenizer = Callable[[Path], Tokenizer]
+Serve = Callable[[Path, int], AbstractContextManager[Reader]]
+"""A directory and the tokens of a text → vLLM that reads such texts."""
 
 
 def compare(
@@ -43,6 +47,7 @@ def compare(
     text: str = BUILTIN,
     max_tokens: int | None = None,
     memory_bytes: int | None = None,
+    serve: Serve | None = None,
 ) -> dict[str, Any]:
     """Measure each recipe against the full model and return the report, as plain data.
 
@@ -57,30 +62,33 @@ def compare(
     ``all, worst_slice``; a slice, and ``all`` of them pooled, has the fields of
     :class:`compression.fidelity.Fidelity`. The command line adds ``command``.
 
+    With ``serve`` each recipe is also run by vLLM, and has ``vllm``, see :func:`_on_vllm`.
+
     Raises:
         CompressionError: a recipe, the model or the text refuses.
     """
     began = time.monotonic()
     names = recipe_names(recipes)
+    if serve is not None:
+        require_plain_caches([load_recipe(each) for each in names.values() if each != FULL])
     directory = prepare(model, FULL, revision, on_progress).directory
     prepared = {
         name: prepare(model, recipe, revision, on_progress) for name, recipe in names.items()
     }
     full = load_runner(directory)
-    window_tokens = min(WINDOW_TOKENS, full.max_model_len)
-    tokenizer = load_tokenizer(directory)
-    windows = {
-        name: cut(name, body, tokenizer, window_tokens=window_tokens, max_tokens=max_tokens)
-        for name, body in slices.items()
-    }
+    # vLLM scores nothing without writing a token, for which there must be room.
+    window_tokens = min(WINDOW_TOKENS, full.max_model_len - (serve is not None))
+    windows = _cut(slices, load_tokenizer(directory), window_tokens, max_tokens)
     groups = _groups(prepared, _free_bytes() if memory_bytes is None else memory_bytes)
     context, steps = decode_shape(full)
-    counter = Counter(on_progress, (len(prepared) + len(groups)) * (_work(windows) + steps))
+    work = (len(prepared) + len(groups)) * (_work(windows) + steps)
+    work += len(prepared) * _tokens(windows) * (serve is not None)
+    counter = Counter(on_progress, work)
     counter.add(0, "reading the text")
     measured: dict[str, dict[str, Any]] = {}
     for group in groups:
         chosen = {name: prepared[name] for name in group}
-        measured |= _measure(full, chosen, windows, load_runner, counter)
+        measured |= _measure(full, chosen, windows, load_runner, counter, serve)
     kernels = {FULL: full.info()["kernels"]}
     kernels |= {name: part.pop("kernels") for name, part in measured.items()}
     return {
@@ -96,10 +104,22 @@ def compare(
     }
 
 
+def _cut(
+    slices: Mapping[str, str], tokenizer: Tokenizer, window_tokens: int, max_tokens: int | None
+) -> Cut:
+    return {
+        name: cut(name, body, tokenizer, window_tokens=window_tokens, max_tokens=max_tokens)
+        for name, body in slices.items()
+    }
+
+
 def _work(windows: Cut) -> int:
     """Return the tokens that each model reads and decodes."""
-    read = sum(len(window.token_ids) for parts in windows.values() for window in parts)
-    return read + sum(decoded_rows(parts[0]).stop for parts in windows.values())
+    return _tokens(windows) + sum(decoded_rows(parts[0]).stop for parts in windows.values())
+
+
+def _tokens(windows: Cut) -> int:
+    return sum(len(window.token_ids) for parts in windows.values() for window in parts)
 
 
 def recipe_names(recipes: Sequence[str]) -> dict[str, str]:
@@ -139,6 +159,7 @@ def _measure(
     windows: Cut,
     load_runner: LoadRunner,
     counter: Counter,
+    serve: Serve | None,
 ) -> dict[str, dict[str, Any]]:
     """Load the recipes of one group, measure them beside the full model and let go of them.
 
@@ -159,6 +180,12 @@ def _measure(
         [model.runner for model in models], text[: context + steps], context
     )
     counter.add(steps * len(models), "decode speed")
+    on_vllm: dict[str, Any] = {}
+    if serve is not None:
+        for recipe in recipes:
+            counter.add(0, f"{recipe.name} on vLLM: starting")
+            with serve(group[recipe.name].directory, _longest(windows)) as reader:
+                on_vllm[recipe.name] = _on_vllm(reader, reference, recipe, windows, counter)
     return {
         recipe.name: {
             **_describe(recipe.name, group[recipe.name], recipe.runner.info(), full.info()),
@@ -167,8 +194,34 @@ def _measure(
             "decode_path_kld": summarize_decode_path(recipe.decode_path),
             "decode_path_kld_full": summarize_decode_path(reference.decode_path),
             **_fidelity(recipe.scores),
+            **({"vllm": on_vllm[recipe.name]} if on_vllm else {}),
         }
         for recipe, milliseconds in zip(recipes, recipes_ms, strict=True)
+    }
+
+
+def _longest(windows: Cut) -> int:
+    return max(len(window.token_ids) for parts in windows.values() for window in parts)
+
+
+def _on_vllm(
+    reader: Reader, full: Live, recipe: Live, windows: Cut, counter: Counter
+) -> dict[str, Any]:
+    """Return what the report says of a recipe on vLLM.
+
+    ``slices, all, worst_slice`` are as the embedded engine's, but for their estimator; ``embedded``
+    has these three of the embedded engine on the same support, see
+    :mod:`compression.fidelity_support`.
+    """
+    scores = score_on_vllm(reader, full, recipe, windows, counter)
+    return {
+        "version": reader.version,
+        "estimator": ESTIMATOR,
+        "top": reader.top,
+        "kernels": dict(reader.kernels),
+        "numerics": dict(reader.numerics),
+        **_fidelity(scores.by_vllm),
+        "embedded": _fidelity(scores.by_embedded),
     }
 
 

@@ -82,7 +82,7 @@ def score(models: Sequence[Live], windows: Cut, counter: Counter) -> None:
             for model in models:
                 states.append(model.runner.hidden(list(window.token_ids)))
                 counter.add(len(window.token_ids), f"{model.name} on {name}")
-            for rows in _blocks(window.rows):
+            for rows in blocks(window.rows):
                 targets = window.token_ids[rows.start + 1 : rows.stop + 1]
                 expected = models[0].logits(states[0], rows, name)
                 for model, hidden in zip(models[1:], states[1:], strict=True):
@@ -113,7 +113,7 @@ def _decode(
         counter.add(rows.stop, f"{model.name} token by token on {slice_name}")
 
 
-def _blocks(rows: slice) -> Iterator[slice]:
+def blocks(rows: slice) -> Iterator[slice]:
     """Cut positions into blocks of at least :data:`_BLOCK_ROWS`, or all of them if they are fewer.
 
     Never into smaller ones: the kernels for few rows round in another way.

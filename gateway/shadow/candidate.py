@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
 from gateway.shadow.answer import ReplyBytes
 from gateway.shadow.records import Capture
@@ -20,7 +21,7 @@ _T = TypeVar("_T")
 class MakeCapture(Protocol):
     """Chooses how the reply of an engine is captured."""
 
-    def __call__(self, info: EngineInfo | None, backend: str) -> Capture | None:
+    def __call__(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
         """Return a capture; None where the engine cannot be captured."""
 
 
@@ -54,19 +55,24 @@ class Candidate:
     # -- in the request's own way -----------------------------------------------------------
 
     def ask(
-        self, spec: VariantSpec, client: EngineClient, info: EngineInfo | None, backend: str
+        self,
+        fields: Mapping[str, Any],
+        spec: VariantSpec,
+        client: EngineClient,
+        info: EngineInfo | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         """Return fields and headers to send to an engine; each attempt asks anew."""
         self.spec, self.client, self.capture = spec, client, None
         self.recipe_digest = info.recipe_digest if info is not None else None
-
-        unchanged: tuple[Mapping[str, Any], Mapping[str, str]] = (self.fields, {})
+        unchanged: tuple[Mapping[str, Any], Mapping[str, str]] = (fields, {})
+        if self.is_over:
+            return unchanged
 
         def prepare() -> tuple[Mapping[str, Any], Mapping[str, str]]:
-            capture = self._make_capture(info, backend)
+            capture = self._make_capture(info, spec.settings.engine)
             if capture is None:
                 return unchanged
-            asked = capture.fields(self.fields), capture.headers()
+            asked = capture.fields(fields), capture.headers()
             self.capture = capture
             return asked
 
@@ -74,14 +80,19 @@ class Candidate:
 
     def watch(self, relay: Relay) -> Relay:
         """Return a relay that takes note of a stream on its way to ``relay``."""
-        return relay if self.is_over else _Watching(relay, self)
+        return relay if self.capture is None else _Watching(relay, self)
 
     def see(self, event: bytes) -> bytes:
-        """Take note of an event or a whole body; return what the client may see of it."""
-        if self.capture is None or self.is_over:
+        """Take note of an event or a whole body; return what the client may see of it.
+
+        Also when the candidate is over: the engine goes on telling what it was asked for.
+        """
+        capture = self.capture
+        if capture is None:
             return event
-        shown = self._isolated(lambda: self.capture_of().pass_on(event), event)
-        self.reply.take(shown)
+        shown = self._isolated(lambda: capture.pass_on(event), event)
+        if not self.is_over:
+            self.reply.take(shown)
         return shown
 
     def finish(self, *, is_complete: bool) -> None:
@@ -132,7 +143,8 @@ class Candidate:
             return work()
         except Exception:
             # The border between a client's reply and the shadow: a defect costs the score alone.
-            logger.exception("the shadow of request %s failed", self.request_id)
+            if not self.is_over:  # a stream has many events
+                logger.exception("the shadow of request %s failed", self.request_id)
             self.drop("error")
             return otherwise
 

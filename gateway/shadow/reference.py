@@ -10,6 +10,7 @@ from typing import Protocol
 from compression.events import ignore
 from compression.recipe import FULL
 from gateway.backends.base import Engine
+from gateway.backends.vllm import MAX_LOGPROBS
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.metrics import Metrics
@@ -18,9 +19,11 @@ from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.shadow.embedded_scorer import EmbeddedScorer
 from gateway.shadow.records import Scorer
+from gateway.shadow.vllm_scorer import STEP_TOKENS, VllmScorer
 from gateway.shadow_settings import ReferenceSettings
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
+from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +62,13 @@ def reference_spec(alias: str, model: ModelSettings, settings: ReferenceSettings
         model=model.model,
         revision=model.revision,
         recipe=FULL,
+        engine=settings.engine,
+        vllm_python=model.vllm_python if settings.engine == "vllm" else None,
+        vllm_options=settings.vllm_options,
         threads=settings.threads,
         max_model_len=model.max_model_len,
         max_num_seqs=1,
+        max_num_batched_tokens=STEP_TOKENS if settings.engine == "vllm" else None,
         # A text that is read twice shall be computed twice, or the noise floor says nothing.
         enable_prefix_caching=False,
     )
@@ -69,14 +76,11 @@ def reference_spec(alias: str, model: ModelSettings, settings: ReferenceSettings
 
 
 def make_scorer(client: EngineClient, info: EngineInfo, backend: str) -> Scorer:
-    """Return what scores texts with an engine of ours.
-
-    Raises:
-        EngineDown: it is none of ours.
-    """
-    if info.max_capture is None:
-        raise EngineDown(f"the reference at {client.base_url} cannot score texts")
-    return EmbeddedScorer(client)
+    """Return what scores texts with an engine of ours, or else as vLLM does it."""
+    if info.max_capture is not None:
+        return EmbeddedScorer(client)
+    # Of one that others run nothing is known but vLLM's own limit.
+    return VllmScorer(client, top=MAX_LOGPROBS if backend == "vllm" else MAX_TOP_LOGPROBS)
 
 
 class Reference:

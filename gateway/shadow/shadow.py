@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.errors import ApiError
 from gateway.metrics import Metrics
+from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
 from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
@@ -27,8 +28,10 @@ from gateway.shadow.references import References
 from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
 from gateway.shadow.scored import Sink, Slicer, whole
 from gateway.shadow.tally import Tally
+from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow_settings import ShadowSettings
+from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class Shadow:
         self._references = references
         self._probe = probe
         self._slicer = slicer
-        self._make_capture = make_capture or self._embedded_capture
+        self._make_capture = make_capture or self._capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
         self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
@@ -224,10 +227,12 @@ class Shadow:
         is_idle = self._worker.is_idle(item.candidate.model)
         item.candidate.drop("timeout" if is_idle else "busy")
 
-    def _embedded_capture(self, info: EngineInfo | None, backend: str) -> Capture | None:
-        if info is None or info.max_capture is None:
-            return None
-        return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
+    def _capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
+        if info is not None and info.max_capture is not None:
+            return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
+        if engine == "vllm":
+            return VllmCapture(top=max(MIN_TOP, min(self._settings.top_k, MAX_TOP_LOGPROBS)))
+        return None
 
     async def _probe_now_and_then(self) -> None:
         every_s = self._settings.probe_every_s

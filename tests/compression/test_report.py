@@ -330,3 +330,45 @@ def test_unwritable_files_are_refused_early(tmp_path: Path) -> None:
         require_writable(tmp_path, option="--json")
     with pytest.raises(ReportError, match=r"--png .*does not exist"):
         require_writable(tmp_path / "no" / "x.png", option="--png")
+
+
+def on_vllm(shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a recipe as vLLM ran it: twice as far as the embedded engine."""
+    name, size = shown["recipe"], shown["bytes"]
+    keys = ("slices", "all", "worst_slice")
+    theirs, ours = recipe(name, size, 0.02), recipe(name, size, 0.01)
+    return shown | {
+        "vllm": {
+            "version": "0.32.0",
+            "estimator": "topk",
+            "top": 256,
+            "kernels": {"W8A8<Int8>": "CPUKernel"},
+            "numerics": {"W8A8<Int8>": "W8A8"},
+            **{key: theirs[key] for key in keys},
+            "embedded": {key: ours[key] for key in keys},
+        }
+    }
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_vllm_ran_has_a_table_more(width: int) -> None:
+    """One line for all text and one a slice, both engines beside each other, uncut."""
+    shown = report(on_vllm(recipe("int8", 135_000_000, 0.011)))
+    *_, table = rendered(shown, width)
+    assert all(len(line) <= width for line in table)
+    rows = [line.split() for line in table if "92.1%" in line]
+    assert " ".join(rows[0]) == "int8 all 6092 0.0400 ±6% 0.0200 ±6% 0.0220 92.1% 92.1%"
+    assert [row[0] for row in rows[1:]] == list(SLICES)
+    note = " ".join(line.strip() for line in table)
+    assert "256 tokens that vLLM 0.32.0 finds likeliest" in note
+    assert "int8: W8A8<Int8> on CPUKernel" in note
+    assert len(rendered(report(recipe("int8", 135_000_000, 0.011)), width)) == 2
+
+
+def test_the_page_has_what_vllm_ran() -> None:
+    """A section of its own, escaped; without vLLM there is none."""
+    plain = report(recipe("int8", 135_000_000, 0.011))
+    page = render_page(report(on_vllm(recipe("int8", 135_000_000, 0.011))))
+    assert "As vLLM runs it" in page
+    assert "W8A8&lt;Int8&gt; on CPUKernel" in page
+    assert "As vLLM runs it" not in render_page(plain)

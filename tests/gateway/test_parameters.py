@@ -10,6 +10,7 @@ import pytest
 from gateway.parameters import WITHOUT_EFFECT
 from tests.gateway.harness import CHAT, QUESTION, Gateway, body
 
+TEXT = "/v1/completions"
 IGNORED = "x-narrowgate-ignored-parameters"
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
@@ -141,3 +142,93 @@ def test_extra_parameters_pass(start_gateway: Any, tmp_path: Path) -> None:
     assert gateway.http.post(CHAT, json=body(stream=True) | fields).status_code == 200
     reply = gateway.http.post(CHAT, json=body() | {"y": 1})
     assert reply.json()["error"]["param"] == "y"
+
+
+FAR = {"model": "x", "urls": ["http://127.0.0.1:9"], "preload": False}
+SCORES: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"messages": QUESTION, "prompt_logprobs": 0}, "prompt_logprobs"),
+    (TEXT, {"prompt": "a", "prompt_logprobs": 3}, "prompt_logprobs"),
+    (TEXT, {"prompt": "a", "echo": True, "logprobs": 0}, "echo"),
+]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Return a gateway with an engine of ours, engines elsewhere, and one that falls back there."""
+    tiny = {"model": "fake", "recipe": "int4"}
+    models: dict[str, Any] = {
+        "tiny": tiny,
+        "far": FAR,
+        "trusted": FAR | {"extra_parameters": ["prompt_logprobs"]},
+        "leaning": tiny | {"fallback": ["far"], "preload": False},
+    }
+    settings = {"models": models, "load_wait_s": 0.05}
+    gateway = Gateway(tmp_path_factory.mktemp("mixed"), settings, {})
+    gateway.wait_ready()
+    yield gateway
+    gateway.close()
+
+
+@pytest.mark.parametrize(("path", "fields", "param"), SCORES)
+@pytest.mark.parametrize("model", ["far", "leaning"])
+def test_prompts_are_not_scored_elsewhere(
+    mixed: Gateway, path: str, fields: dict[str, Any], param: str, model: str
+) -> None:
+    """Where the engine may not bound their memory, one error names the field and two remedies."""
+    reply = mixed.http.post(path, json=fields | {"model": model})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["param"] == param
+    assert "leave it out, or let the operator list 'prompt_logprobs' in extra_" in error["message"]
+
+
+@pytest.mark.parametrize(("path", "fields", "param"), SCORES)
+def test_prompts_are_scored_where_it_is_safe(
+    mixed: Gateway, path: str, fields: dict[str, Any], param: str
+) -> None:
+    """Our own engine reads prompts in blocks, and an operator may answer for another one."""
+    assert mixed.http.post(path, json=fields | {"model": "tiny"}).status_code == 200
+    trusted = mixed.http.post(path, json=fields | {"model": "trusted"})
+    assert trusted.status_code == 503
+
+
+def test_what_scores_no_prompt_passes(mixed: Gateway) -> None:
+    """An echo alone, and log-probabilities of the answer alone, cost nothing extra."""
+    for fields in ({"echo": True}, {"logprobs": 2}, {"echo": False, "logprobs": 2}):
+        reply = mixed.http.post(TEXT, json={"model": "far", "prompt": "a"} | fields)
+        assert reply.status_code == 503
+
+
+def test_scores_of_prompts_are_listed_where_unknown_fields_are(tmp_path: Path) -> None:
+    """A gateway that reports what it leaves out leaves these out, too."""
+    models = {"far": FAR, "tiny": {"model": "fake", "recipe": "int4", "fallback": ["far"]}}
+    gateway = Gateway(tmp_path, {"unknown_parameters": "report", "models": models}, {})
+    try:
+        gateway.wait_ready()
+        fields = bare() | {"prompt_logprobs": 1, "shout": 1}
+        reply = gateway.http.post(CHAT, json=fields)
+        assert (reply.status_code, reply.headers[IGNORED]) == (200, "shout, prompt_logprobs")
+    finally:
+        gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"messages": QUESTION, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (CHAT, {"messages": QUESTION, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        (CHAT, {"messages": QUESTION, "prompt_logprobs": -1}, "prompt_logprobs"),
+        (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs"),
+        (TEXT, {"prompt": "a", "logprobs": -1}, "logprobs"),
+        (TEXT, {"prompt": "a", "prompt_logprobs": 21}, "prompt_logprobs"),
+        (CHAT, {"messages": QUESTION, "logprob_token_ids": [1]}, "logprob_token_ids"),
+        (CHAT, {"messages": QUESTION, "echo": True}, "echo"),
+    ],
+)
+def test_whole_vocabularies_are_refused(
+    mixed: Gateway, path: str, fields: dict[str, Any], param: str
+) -> None:
+    """vLLM takes -1 for all tokens; at most 20 of a position pass, of any engine."""
+    for model in ("tiny", "trusted"):
+        reply = mixed.http.post(path, json=fields | {"model": model})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.metrics import Metrics
-from gateway.model_settings import VariantSettings
+from gateway.model_settings import EngineKind, VariantSettings
 from gateway.protocol import EngineInfo
 from gateway.shadow.candidate import Candidate
 from gateway.shadow.records import Capture, Captured
@@ -60,7 +60,7 @@ def start(where: str) -> tuple[Candidate, Defect, Tally, list[Candidate]]:
     """Return a candidate whose capture fails somewhere."""
     tally, capture, handed = Tally(Metrics()), Defect(where), []
 
-    def make_capture(info: EngineInfo | None, backend: str) -> Capture | None:
+    def make_capture(info: EngineInfo | None, engine: EngineKind) -> Capture | None:
         if where == "make":
             raise ZeroDivisionError
         return capture
@@ -91,7 +91,7 @@ def pass_through(candidate: Candidate, chunks: list[bytes]) -> bytes:
 def ask(candidate: Candidate) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Ask an engine that nobody talks to."""
     client = EngineClient("http://127.0.0.1:1", served_name="x", read_timeout_s=1)
-    return candidate.ask(SPEC, client, None, "fake")
+    return candidate.ask({"a": 1}, SPEC, client, None)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -139,3 +139,14 @@ def test_a_candidate_ends_once() -> None:
         "dropped": {"unfinished": 1},
         "in_flight": 0,
     }
+
+
+def test_what_was_asked_for_is_hidden_to_the_end() -> None:
+    """A candidate that is over asks no other engine for more, and still hides what it asked for."""
+    candidate, _, _, _ = start("")
+    ask(candidate)
+    candidate.drop("busy")
+    assert pass_through(candidate, EVENTS) == b"".join(EVENTS).replace(b'"a"', b'"A"')
+    assert candidate.reply.read() is None
+    assert ask(candidate) == ({"a": 1}, {})
+    assert pass_through(candidate, EVENTS) == b"".join(EVENTS)

@@ -78,7 +78,7 @@ async def answer(
     candidate = shadow.draw("id", "tiny", {"messages": []}, {})
     assert candidate is not None
     spec = VariantSpec(alias, "int4", VariantSettings(model="fake"))
-    candidate.ask(spec, Engine(told), info, "embedded")
+    candidate.ask({}, spec, Engine(told), info)
     candidate.see(b'{"choices": [{"message": {"content": "secret"}}]}')
     candidate.finish(is_complete=True)
     await shadow.settle()
@@ -130,7 +130,7 @@ def test_budget_queue_and_end() -> None:
         assert shadow.status()["queue_length"] == 2
         late = shadow.draw("id", "tiny", {}, {})
         assert late is not None
-        late.ask(VariantSpec("tiny", "int4", MODEL), Engine(columns()), INFO, "embedded")
+        late.ask({}, VariantSpec("tiny", "int4", MODEL), Engine(columns()), INFO)
         late.finish(is_complete=True)  # its task has not begun when all is given up
         await shadow.close()
         assert shadow.draw("id", "tiny", {}, {}) is None
@@ -148,7 +148,7 @@ def test_no_text_waits_in_the_queue() -> None:
         candidate = shadow.draw("id", "tiny", {"messages": ["secret"]}, {})
         assert candidate is not None
         spec = VariantSpec("tiny", "int4", VariantSettings(model="fake"))
-        candidate.ask(spec, Engine(columns()), INFO, "embedded")
+        candidate.ask({}, spec, Engine(columns()), INFO)
         candidate.see(b'{"choices": [{"message": {"content": "secret"}}]}')
         candidate.finish(is_complete=True)
         await shadow.settle()
