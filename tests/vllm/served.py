@@ -53,8 +53,8 @@ class Served:
         found: dict[str, Any] = httpx.get(f"{self.url}/v1/models/{name}").json()
         return found
 
-    def ask(self, question: str, **fields: Any) -> str:
-        """Return the greedy answer to one question."""
+    def chat(self, question: str, **fields: Any) -> httpx.Response:
+        """Return the greedy reply to one question."""
         body = {
             "model": "m",
             "messages": [{"role": "user", "content": question}],
@@ -63,7 +63,11 @@ class Served:
         }
         reply = httpx.post(f"{self.url}/v1/chat/completions", json=body | fields, timeout=120)
         assert reply.status_code == 200, reply.text
-        content: str = reply.json()["choices"][0]["message"]["content"]
+        return reply
+
+    def ask(self, question: str, **fields: Any) -> str:
+        """Return the greedy answer to one question."""
+        content: str = self.chat(question, **fields).json()["choices"][0]["message"]["content"]
         return content
 
     def processes(self) -> list[psutil.Process]:
@@ -117,3 +121,11 @@ def facts_here() -> VllmFacts:
     if (reason := why_not()) is not None:
         pytest.skip(f"no vLLM: {reason}")
     return asyncio.run(probe(find_python(None)))
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended; who must bury it may take its time."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

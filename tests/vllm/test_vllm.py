@@ -1,18 +1,18 @@
 """The demo model on the real vLLM behind the gateway: what is applied, and what it survives."""
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 
 from gateway.backends.vllm_facts import VllmFacts
 from tests.gateway.harness import eventually
-from tests.vllm.served import EAGER, Served, facts_here, served
+from tests.vllm.served import EAGER, Served, facts_here, is_gone, served
 
 pytestmark = pytest.mark.real_model
 
@@ -33,8 +33,8 @@ def facts() -> VllmFacts:
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the int8 artifact, watched closely."""
-    settings = {"models": {"m": model("int8")}, "stall_timeout_s": 8}
+    """Serve the int8 artifact, watched closely, its replies scored."""
+    settings = {"models": {"m": model("int8")}, "stall_timeout_s": 8, "shadow": {"rate": 1}}
     with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
         yield gateway
 
@@ -54,6 +54,24 @@ def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None
     assert "Paris" in int8.ask(QUESTION)
 
 
+def test_its_replies_are_scored(int8: Served) -> None:
+    """The shadow reads a reply of vLLM under the full model; the client sees nothing of it."""
+    reply = int8.chat(QUESTION)
+    assert "token_id:" not in reply.text
+    choice = reply.json()["choices"][0]
+    assert (choice["logprobs"], choice["token_ids"]) == (None, None)
+
+    def is_scored() -> bool:
+        status = httpx.get(f"{int8.url}/admin/shadow").json()["models"]["m"]
+        assert set(status["dropped"]) <= {"busy"}, status
+        return bool(status["scored"] >= 1)
+
+    eventually(is_scored, 90)
+    metrics = httpx.get(f"{int8.url}/metrics").text
+    (mean,) = re.findall(r"^narrowgate_fidelity_kl_nats_total\{.*\} (\S+)$", metrics, re.M)[:1]
+    assert 0 <= float(mean) < 0.5
+
+
 def test_a_hung_core_is_seen_and_replaced(int8: Served) -> None:
     """vLLM's own health stays green while its core is stopped; the gateway restarts it."""
     core = int8.of_vllm("EngineCore")
@@ -61,7 +79,7 @@ def test_a_hung_core_is_seen_and_replaced(int8: Served) -> None:
     with pytest.raises((httpx.HTTPError, AssertionError)):
         int8.ask(QUESTION)  # sees the end of it, and is told
     assert "was lost (stall)" in int8.log
-    assert not core.is_running()
+    assert is_gone(core)
     eventually(lambda: int8.card("m")["state"] == "ready", 180)
     assert "Paris" in int8.ask(QUESTION)
 
@@ -71,7 +89,7 @@ def test_no_worker_outlives_its_server(int8: Served) -> None:
     server, core = int8.of_vllm("api_server"), int8.of_vllm("EngineCore")
     family = [server, core, *core.children(recursive=True)]
     server.kill()
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    eventually(lambda: all(map(is_gone, family)), 10)
     eventually(lambda: int8.card("m")["state"] == "restarting", 10)
 
 
@@ -107,7 +125,7 @@ def test_ladder_of_full_and_pruned(tmp_path: Path, pruned: str) -> None:
         assert (card["schemes"], card["numerics"]) == ({"none": 210}, {"none": "W16A16"})
         below = gateway.processes()
     assert gateway.process.returncode == 0
-    assert not psutil.wait_procs(below, timeout=10)[1]
+    eventually(lambda: all(map(is_gone, below)), 10)
 
 
 def test_cache_in_fp8(tmp_path: Path, facts: VllmFacts) -> None:
