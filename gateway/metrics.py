@@ -93,7 +93,7 @@ FAMILIES: tuple[Family, ...] = (
            "Clients that left before the reply had ended."),
     Family("gauge", "model_info",
            ("model", "variant", "recipe", "recipe_digest", "source_digest", "weight_bits",
-            "base_dtype", "backend"),
+            "base_dtype", "backend", "numerics", "kernels", "kv_dtype"),
            "What is served, always 1; joins other series."),
     Family("gauge", "weights_bytes", ("model", "variant", "recipe"),
            "Bytes of the live weights in memory."),

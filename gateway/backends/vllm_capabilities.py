@@ -123,6 +123,12 @@ CUDA_KV: Mapping[type[AnyKv], str] = MappingProxyType(
 """vLLM's name for each scheme of keys and values; its Triton kernels round as ours do."""
 
 
+def own_kernels(facts: VllmFacts) -> list[OwnKernel]:
+    """Return the kernels of ours that this vLLM needs here, whatever the recipe."""
+    verdicts = [check(facts) for check in WEIGHTS.values()]
+    return [each for each in verdicts if isinstance(each, OwnKernel)]
+
+
 def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
     """Return how to start vLLM for a recipe; None: the full model.
 

@@ -12,6 +12,7 @@ from gateway.doctor.machine import check_machine
 from gateway.doctor.service import check_service
 from gateway.doctor.software import check_software
 from gateway.doctor.storage import check_storage
+from gateway.doctor.vllm import check_vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ def examine(file: Path | None, port: int | None) -> Examination:
         *check_machine(host),
         check_storage(cache_home()),
         *software,
+        *check_vllm(),
         *check_service(file, port),
     )
     return Examination(findings, libraries)

@@ -1,5 +1,7 @@
 """What the metrics say of a variant."""
 
+from collections.abc import Mapping
+
 from gateway.metrics import Metrics
 from gateway.pool.state import Snapshot, State
 
@@ -32,6 +34,9 @@ def _record_info(metrics: Metrics, shot: Snapshot) -> None:
         weight_bits="" if info.weight_bits is None else f"{info.weight_bits:.2f}",
         base_dtype=info.dtype,
         backend=shot.backend or "",
+        numerics=_shown(info.numerics),
+        kernels=_shown(info.kernels),
+        kv_dtype=info.kv_dtype or "",
     ).set(1)
     sizes = (
         ("weights_bytes", info.weights_bytes),
@@ -42,3 +47,7 @@ def _record_info(metrics: Metrics, shot: Snapshot) -> None:
         if num_bytes is not None:  # an engine that is not ours does not tell
             labels = {"model": spec.alias, "variant": spec.variant, "recipe": spec.variant}
             gauges[name].labels(**labels).set(num_bytes)
+
+
+def _shown(by_scheme: Mapping[str, str] | None) -> str:
+    return " ".join(f"{scheme}:{found}" for scheme, found in sorted((by_scheme or {}).items()))

@@ -185,6 +185,7 @@ class FakeEngine:
             weights_bytes_before=4000,
             weight_bits=4.5,
             schemes={"int4-g32-asym": 2, "none": 1},
+            numerics={"int4-g32-asym": "W4A16", "none": "W16A16"},
             kernels={"int4-g32-asym": "fake"},
             kv_bytes_per_token=120,
             max_capture=64,

@@ -18,6 +18,7 @@ from gateway.doctor.host import Host
 from gateway.doctor.service import DEMO_MODEL, check_port, check_service
 from gateway.doctor.software import NoReport, ask_child, check_software, judge
 from gateway.doctor.storage import check_storage
+from gateway.doctor.vllm import check_vllm
 from tests.gateway.harness import Gateway
 
 GOOD = {
@@ -33,6 +34,20 @@ GOOD = {
             "packed_up_to_rows": 80,
         }
     ],
+}
+
+
+VLLM: dict[str, Any] = {
+    "version": "0.32.0",
+    "has_command": False,
+    "device": "cpu",
+    "capability": None,
+    "options": {},
+    "quantizations": [],
+    "architectures": [],
+    "has_bitsandbytes_plugin": False,
+    "cpu_features": [],
+    "head_sizes": [],
 }
 
 
@@ -264,6 +279,29 @@ def test_port(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.level, "narrowgate 0." in found.message) == ("warn", True)
     monkeypatch.setattr(service, "_gateway_version", lambda host, port: None)
     assert check_port("127.0.0.1", gateway.port).level == "fail"
+
+
+def test_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is no fault; one that fails here, or needs kernels of ours, is told with the remedy."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path))
+    monkeypatch.delenv("NARROWGATE_VLLM_PYTHON", raising=False)
+    (none,) = check_vllm()
+    assert (none.level, "make vllm-env" in none.message) == ("ok", True)
+    python = tmp_path / "python"
+    monkeypatch.setenv("NARROWGATE_VLLM_PYTHON", str(python))
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    (broken,) = check_vllm()
+    assert (broken.level, broken.remedy) == ("warn", "make vllm-env")
+    said = VLLM | {"int8_error": 0.13, "has_int4_kernel": False}
+    python.write_text(f"#!/bin/sh\necho 'narrowgate-vllm-probe:{json.dumps(said)}'\n")
+    (found, int8, int4) = check_vllm()
+    assert found.message == f"0.32.0 on cpu, {python}"
+    assert (int8.level, int8.message.startswith("int8: vLLM's int8 product is off by 13%")) == (
+        "warn",
+        True,
+    )
+    assert int4.message.startswith("int4: ")
 
 
 def test_demo_model_has_one_name() -> None:

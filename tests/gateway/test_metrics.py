@@ -98,6 +98,9 @@ def test_model_info(gateway: Gateway) -> None:
         "weight_bits": "4.50",
         "base_dtype": "bfloat16",
         "backend": "fake",
+        "numerics": "int4-g32-asym:W4A16 none:W16A16",
+        "kernels": "int4-g32-asym:fake",
+        "kv_dtype": "",
     }
     assert gateway.metric("model_info", **info) == 1
     labels = {"model": "tiny", "variant": "int4", "recipe": "int4"}
