@@ -6,7 +6,7 @@ PORT ?= 8000
 RECIPE ?= int4
 MODEL ?= smollm2
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
-VLLM_ENV ?= $(CACHE)/vllm
+VLLM_ENV := $(CACHE)/vllm
 
 .PHONY: install demo vllm-env vllm-demo test lint bench bench-peers clean
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from compression import events
 from compression.events import OnProgress, Progress
-from gateway.backends.process import ChildProcess
+from gateway.backends.process import ChildProcess, ending
 from gateway.errors import ChildFailed, LoadRefused
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str
     if code != 0 and _LACKS_EMBEDDED.match(child.last_words):
         raise LoadRefused(_HOW_TO_EMBED)
     if code != 0:
-        raise ChildFailed(f"`{name}` {_ending(code)}: {child.last_words}")
+        raise ChildFailed(f"`{name}` {ending(code)}: {child.last_words}")
     if job.result is None:
         raise ChildFailed(f"`{name}` ended without a result: {child.last_words}")
     return job.result
@@ -76,10 +76,3 @@ class _Job:
                 self.refusal = str(fields["message"])
             case _:
                 self.result = fields
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with code {code}"
-    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"

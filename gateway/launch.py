@@ -79,16 +79,16 @@ class Launcher:
             read_timeout_s=self._settings.read_timeout_s,
         )
         if spec.settings.engine == vllm.BACKEND:
-            size = {"kv_cache_memory_bytes": self.kv_cache_bytes(spec)}
             return await start_vllm(
                 await check_vllm(spec.settings, recipe_of(spec.settings)),
                 prepared.directory,
                 client,
-                settings=spec.settings.model_copy(update=size),
+                settings=spec.settings,
                 port=port,
                 replica=replica,
                 otlp_endpoint=self._settings.otlp_endpoint,
                 timeout_s=self._settings.start_timeout_s,
+                niceness=spec.niceness,
                 on_progress=self._on_progress,
             )
         command = embedded.command(
@@ -114,13 +114,15 @@ class Launcher:
             return int(spec.settings.memory)
         if prepared.directory is None:
             return 0
-        cache = self.kv_cache_bytes(spec) or 0
-        is_vllm = spec.settings.engine == vllm.BACKEND
-        overhead = vllm.OVERHEAD_BYTES if is_vllm else embedded.OVERHEAD_BYTES
-        return spec.num_replicas * (prepared.weights_bytes + cache + overhead)
+        if spec.settings.engine == vllm.BACKEND:
+            held = spec.settings.kv_cache_memory_bytes or vllm.CPU_KV_BYTES
+            held += vllm.OVERHEAD_BYTES
+        else:
+            held = (self.kv_cache_bytes(spec) or 0) + embedded.OVERHEAD_BYTES
+        return spec.num_replicas * (prepared.weights_bytes + held)
 
     def kv_cache_bytes(self, spec: VariantSpec) -> int | None:
-        """Return the bytes of an engine's cache; None: as the engine finds right.
+        """Return the bytes of an embedded engine's cache; None: as the engine finds right.
 
         Under a budget every engine must say what it will take.
         """

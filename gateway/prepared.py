@@ -11,6 +11,7 @@ from gateway.errors import SchemeMismatch
 from gateway.protocol import EngineInfo
 
 _UNQUANTIZED = Unquantized().label
+_PLAIN_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,14 @@ class Prepared:
             }
         )
 
+    def _require_cache(self, info: EngineInfo) -> None:
+        recipe = (self.manifest or {}).get("recipe", {})
+        if "kv_cache" in recipe and info.kv_bits == _PLAIN_BITS and _is_rounded(recipe["kv_cache"]):
+            raise SchemeMismatch(
+                f"the engine of {info.served_model_name} keeps keys and values in {info.kv_dtype}, "
+                f"but recipe {recipe['name']!r} asks for less: use engine 'embedded'"
+            )
+
     def require_applied(self, info: EngineInfo, *, rounds_at_load: bool) -> None:
         """Check that the live engine runs what the artifact records; a plain checkpoint passes.
 
@@ -61,6 +70,7 @@ class Prepared:
         """
         if self.manifest is None or info.schemes is None:
             return
+        self._require_cache(info)
         matrices = [record for record in self.manifest["tensors"] if len(record["shape"]) == 2]
         recorded = {_recorded(record, rounds_at_load) for record in matrices}
         live = {label for label, count in info.schemes.items() if count}
@@ -70,6 +80,10 @@ class Prepared:
                 f"the engine of {info.served_model_name} runs {_listed(live)}, but the artifact "
                 f"{str(self.directory)!r} records {_listed(recorded)}: build it again"
             )
+
+
+def _is_rounded(cache: Mapping[str, Any]) -> bool:
+    return any(cache[part]["scheme"] != _UNQUANTIZED for part in ("key", "value"))
 
 
 def _recorded(record: Mapping[str, Any], rounds_at_load: bool) -> str:

@@ -170,6 +170,8 @@ class EngineInfo(BaseModel):
     """Bits that a scheme's products are made of: ``W4A16`` has 4-bit weights, 16-bit inputs."""
     kv_dtype: str | None = None
     """vLLM's name for how it keeps keys and values."""
+    kv_bits: int | None = None
+    """Of the widest tensor of the live cache, a number."""
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
     max_capture: int | None = None

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -262,13 +262,22 @@ class EngineClient:
             reply = await self._client.get("/engine/info")
             if reply.status_code == 404:
                 return await self._info_of_stranger()
-            return EngineInfo.model_validate_json(reply.content)
+            info = EngineInfo.model_validate_json(reply.content)
         except httpx.TransportError as error:
             raise translate(error) from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise EngineFault(f"/engine/info of the engine: {where!r} {first['msg']}") from None
+        if info.served_model_name != self.served_name:
+            raise self._other_model([info.served_model_name])
+        return info
+
+    def _other_model(self, served: Sequence[str]) -> EngineFault:
+        return EngineFault(
+            f"the engine at {self.base_url} does not serve {self.served_name!r} but "
+            f"{', '.join(served[:8]) or 'nothing'}: correct 'model'"
+        )
 
     async def _info_of_stranger(self) -> EngineInfo:
         reply = await self._client.get("/v1/models")
@@ -279,10 +288,7 @@ class EngineClient:
         except (orjson.JSONDecodeError, LookupError, TypeError):
             raise EngineFault(f"{self.base_url}/v1/models is no list of models") from None
         if card is None:
-            raise EngineFault(
-                f"the engine at {self.base_url} does not serve {self.served_name!r} but "
-                f"{', '.join(served[:8]) or 'nothing'}: correct 'model'"
-            )
+            raise self._other_model(served)
         return EngineInfo(
             served_model_name=self.served_name, max_model_len=card.get("max_model_len")
         )

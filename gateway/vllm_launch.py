@@ -63,6 +63,7 @@ async def start_vllm(
     replica: int = 0,
     otlp_endpoint: str | None = None,
     timeout_s: float,
+    niceness: int = 0,
     on_progress: OnProgress,
 ) -> EngineProcess:
     """Return a ready vLLM that serves ``directory`` on ``port`` under the client's name.
@@ -73,6 +74,10 @@ async def start_vllm(
     """
     for note in start.plan.notes:
         logger.warning("%s: %s", client.served_name, note)
+    if otlp_endpoint is not None and not start.facts.has_tracing:
+        logger.warning("%s: no traces: vLLM has no OpenTelemetry beside it", client.served_name)
+    if settings.max_model_len is None:
+        settings = settings.model_copy(update={"max_model_len": _context(directory)})
     kv_bytes = vllm.kv_cache_bytes(start.facts, settings.kv_cache_memory_bytes)
     return await EngineProcess.start(
         vllm.command(
@@ -92,4 +97,11 @@ async def start_vllm(
         ),
         pulse=VllmPulse(client),
         log=VllmLog(client.served_name, on_progress),
+        niceness=niceness,
     )
+
+
+def _context(directory: Path) -> int | None:
+    """Return the checkpoint's context, as far as it is taken without being asked for."""
+    longest = json.loads((directory / "config.json").read_bytes()).get("max_position_embeddings")
+    return min(int(longest), vllm.MAX_MODEL_LEN) if longest else None

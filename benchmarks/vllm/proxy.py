@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.gateway.load import Outcomes, run_streams
@@ -19,8 +20,8 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
         for url, name in ways.values():
             asyncio.run(_run(url, name, tokens=8))
         rounds = [
-            {way: asyncio.run(_run(url, name, tokens=TOKENS)) for way, (url, name) in ways.items()}
-            for _ in range(turns)
+            {way: asyncio.run(_run(*ways[way], tokens=TOKENS)) for way in _order(ways, turn)}
+            for turn in range(turns)
         ]
     speeds = {way: [_speed(each[way]) for each in rounds] for way in ways}
     firsts = {way: [each[way].first_ms(0.5) for each in rounds] for way in ways}
@@ -38,6 +39,11 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
         "added_first_ms_of_each_turn": [round(each, 1) for each in added],
         "failed": sum(len(each[way].all) - len(each[way].whole) for each in rounds for way in ways),
     }
+
+
+def _order(ways: Iterable[str], turn: int) -> list[str]:
+    """Return the ways, each first in every other turn."""
+    return sorted(ways, reverse=bool(turn % 2))
 
 
 async def _run(url: str, name: str, *, tokens: int) -> Outcomes:

@@ -136,7 +136,15 @@ class Dispatch:
         if candidate is not None:
             fields, headers = candidate.ask(fields, lease.spec, lease.client, lease.replica.info)
         sending = lease.client.generate(question.path, fields, question.request_id, headers)
-        reply = await attempt.enter_async_context(sending)
+        try:
+            reply = await attempt.enter_async_context(sending)
+        except EngineRefused as error:
+            if candidate is None or error.status != 400 or fields == question.fields:
+                raise
+            # It may be what was asked for beside; the client is to be told of its own alone.
+            candidate.decline()
+            plain = lease.client.generate(question.path, question.fields, question.request_id)
+            reply = await attempt.enter_async_context(plain)
         if not question.is_stream:
             head = asyncio.ensure_future(reply.body())
             attempt.callback(head.cancel)

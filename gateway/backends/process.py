@@ -39,6 +39,9 @@ class EngineLog(Protocol):
     def hear(self, line: str) -> None:
         """Take one line."""
 
+    def settle(self) -> None:
+        """Take note that the engine is ready: errors of the start are over."""
+
 
 class ChildProcess:
     """A child in a process group of its own that cannot outlive us, even if we are killed.
@@ -187,6 +190,8 @@ class EngineProcess:
         engine = cls(child, client, backend=backend, pulse=pulse or HealthPulse(client), log=log)
         try:
             await engine._become_ready(timeout_s)
+            if log is not None:
+                log.settle()
         except BaseException:
             await engine.stop(0)
             raise
@@ -240,8 +245,7 @@ class EngineProcess:
         name = self.client.served_name
         if ended in done:
             raise ChildFailed(
-                f"the engine of {name} ended with code {ended.result()} while it started: "
-                f"{self.last_words}"
+                f"the engine of {name} {ending(ended.result())} while it started: {self.last_words}"
             )
         if not done:
             raise ChildFailed(
@@ -251,6 +255,14 @@ class EngineProcess:
 
     def _patience_left_s(self, timeout_s: float) -> float:
         return self._child.last_heard + timeout_s - time.monotonic()
+
+
+def ending(code: int) -> str:
+    """Return how a process with this exit code ended, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
 async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.backends.vllm_capabilities import VllmPlan
-from gateway.backends.vllm_facts import INSIDE, VllmFacts
+from gateway.backends.vllm_capabilities import DISABLED, VllmPlan
+from gateway.backends.vllm_facts import VllmFacts, python_path
 from gateway.errors import LoadRefused
 from gateway.model_settings import VariantSettings
 
@@ -19,12 +19,19 @@ CPU_KV_BYTES = 4 * 1024**3
 """The cache on a processor, unless the settings say another size; left alone, vLLM takes nearly
 all memory there is."""
 
-SHUTDOWN_TIMEOUT_S = 10
-"""How long requests may still run after the signal to end; the gateway drains before it."""
+SHUTDOWN_TIMEOUT_S = 3
+"""How long requests may still run after the signal to end, less than the gateway's own patience; it
+drains before."""
 
-MAX_LOGPROBS = 64
+MAX_LOGPROBS = 256
+"""Per position; what comparisons ask for, captures and references ask for less."""
+
+MAX_MODEL_LEN = 8192
+"""The longest context that is taken unless the settings say another one, as in our own engine."""
 
 _GIB = 1024**3
+_PLUGINS = "VLLM_PLUGINS"
+_OUR_PLUGIN = "narrowgate"
 _OURS = frozenset(
     {
         "--model",
@@ -39,7 +46,8 @@ _OURS = frozenset(
         "--max-model-len",
         "--max-num-seqs",
         "--max-num-batched-tokens",
-        "--quantization",
+        "--max-logprobs",
+        "--logprobs-mode",
         "--api-key",
         "--shutdown-timeout",
         "--ssl-keyfile",
@@ -88,12 +96,16 @@ def command(
         "--middleware": "narrowgate_vllm.middleware.DescribesItself",
         "--shutdown-timeout": f"{SHUTDOWN_TIMEOUT_S}",
         "--max-logprobs": f"{MAX_LOGPROBS}",
+        "--logprobs-mode": "raw_logprobs",
         "--uvicorn-log-level": "warning",
         "--max-model-len": _number(settings.max_model_len),
         "--max-num-seqs": _number(settings.max_num_seqs),
         "--max-num-batched-tokens": _number(settings.max_num_batched_tokens),
         "--kv-cache-memory-bytes": _number(kv_cache_memory_bytes),
-        "--otlp-traces-endpoint": otlp_endpoint and f"{otlp_endpoint}/v1/traces",
+        "--otlp-traces-endpoint": (
+            otlp_endpoint and facts.has_tracing and f"{otlp_endpoint}/v1/traces"
+        )
+        or None,
         **start.plan.options,
     }
     for option, value in wanted.items():
@@ -123,18 +135,26 @@ def environment(
     replica: int,
     kv_cache_memory_bytes: int | None,
 ) -> dict[str, str]:
-    """Return what the engine's environment has beside ours."""
+    """Return what the engine's environment has beside ours.
+
+    Raises:
+        LoadRefused: there are not GPUs enough for all replicas.
+    """
     found = {
-        "PYTHONPATH": str(INSIDE),
+        "PYTHONPATH": python_path(),
         "HF_HUB_OFFLINE": "1",  # the directory is complete
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         **start.plan.environment,
     }
-    if plugins := os.environ.get("VLLM_PLUGINS"):
-        found["VLLM_PLUGINS"] = f"{plugins},narrowgate"
+    for name, ours in ((DISABLED, found.get(DISABLED)), (_PLUGINS, _OUR_PLUGIN)):
+        if ours and (theirs := os.environ.get(name)):
+            found[name] = f"{theirs},{ours}"
+    if os.environ.get(_PLUGINS) == "":
+        found[_PLUGINS] = _OUR_PLUGIN
     if start.facts.device != "cpu":
-        return found
+        return found | _gpus(start.facts, settings, replica)
     processors = sorted(os.sched_getaffinity(0))
     share = max(1, len(processors) // settings.replicas)
     if settings.replicas > 1:
@@ -148,6 +168,24 @@ def environment(
     if kv_cache_memory_bytes and "--kv-cache-memory-bytes" not in start.facts.options:
         found["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, kv_cache_memory_bytes // _GIB))
     return found
+
+
+def _gpus(facts: VllmFacts, settings: VariantSettings, replica: int) -> dict[str, str]:
+    """Return which GPUs a replica sees; one alone sees all."""
+    if settings.replicas == 1:
+        return {}
+    options = settings.vllm_options
+    sizes = [options.get(name, 1) for name in ("tensor-parallel-size", "pipeline-parallel-size")]
+    share = int(sizes[0]) * int(sizes[1])
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(index) for index in range(facts.num_devices)]
+    mine = visible[replica * share :][:share]
+    if len(mine) < share:
+        raise LoadRefused(
+            f"'replicas' is {settings.replicas} at {share} GPUs each, and {len(visible)} are seen: "
+            "ask for fewer"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
 
 
 def kv_cache_bytes(facts: VllmFacts, asked: int | None) -> int | None:
@@ -173,10 +211,13 @@ def _chosen(name: str, value: str | int | float | bool, facts: VllmFacts) -> lis
         raise LoadRefused(f"{where}, which the gateway sets itself: remove it")
     if option not in facts.options:
         raise LoadRefused(f"{where}, an option that vLLM {facts.version} does not have: correct it")
-    if value is True:
+    if option in facts.flags and value is True:
         return [option]
-    if value is False:
+    if value is False and f"--no-{name}" in facts.options:
         return [f"--no-{name}"]
+    if option in facts.flags or isinstance(value, bool):
+        kind = "true or false" if option in facts.flags else "a value"
+        raise LoadRefused(f"{where} as {value!r}: vLLM {facts.version} takes {kind} for it")
     choices = facts.options[option]
     if choices is not None and str(value) not in choices:
         raise LoadRefused(f"{where} as {value!r}: use one of {', '.join(choices)}")

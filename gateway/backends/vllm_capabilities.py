@@ -69,7 +69,9 @@ Verdict = Refusal | OwnKernel | None
 
 def _int8(facts: VllmFacts) -> Verdict:
     if facts.device == "cpu":
-        error = facts.int8_error or 0.0
+        error = facts.int8_error
+        if error is None:
+            return OwnKernel("int8", "vLLM's int8 product could not be checked on this processor")
         if error <= MAX_INT8_ERROR:
             return None
         return OwnKernel(
@@ -120,7 +122,9 @@ CUDA_KV: Mapping[type[AnyKv], str] = MappingProxyType(
         KvFp8: "fp8_per_token_head",
     }
 )
-"""vLLM's name for each scheme of keys and values; its Triton kernels round as ours do."""
+"""vLLM's name for the scheme of keys and values that is nearest to each of ours."""
+
+_KV_NOTE = "vLLM rounds keys and values by rules of its own (one range a token and head at most)"
 
 
 def own_kernels(facts: VllmFacts) -> list[OwnKernel]:
@@ -135,20 +139,23 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
     Raises:
         LoadRefused: it cannot carry the recipe out; names the part, the reason and the remedy.
     """
-    if recipe is None:
-        return VllmPlan()
-    verdicts = [WEIGHTS[type(scheme)](facts) for scheme in dict.fromkeys(recipe.schemes)]
-    for verdict in verdicts:
-        if isinstance(verdict, Refusal):
-            raise _refused(recipe, verdict)
-    own = {verdict.scheme: verdict for verdict in verdicts if isinstance(verdict, OwnKernel)}
-    notes = [each.reason for each in own.values()]
+    # A checkpoint that somebody else has quantized meets the same kernels.
+    own = {each.scheme: each for each in own_kernels(facts)}
     environment = {}
     if own:
         environment = {
             KERNELS: ",".join(sorted(own)),
             DISABLED: ",".join(_FAILING[scheme] for scheme in sorted(own)),
         }
+    if recipe is None:
+        return VllmPlan(environment=environment)
+    verdicts = [WEIGHTS[type(scheme)](facts) for scheme in dict.fromkeys(recipe.schemes)]
+    for verdict in verdicts:
+        if isinstance(verdict, Refusal):
+            raise _refused(recipe, verdict)
+    notes = [each.reason for each in verdicts if isinstance(each, OwnKernel)]
+    if recipe.kv_cache.is_quantized:
+        notes.append(_KV_NOTE)
     if not isinstance(recipe.embeddings, Unquantized):
         notes.append("vLLM keeps embeddings and the output head as the files have them, in 16 bits")
     return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes))
@@ -194,6 +201,12 @@ def _kv_options(recipe: Recipe, facts: VllmFacts) -> dict[str, str | tuple[str, 
         )
     else:
         dtype = CUDA_KV[type(cache.key)]
+        is_old = facts.capability is not None and facts.capability < _CUDA_FP8
+        if isinstance(cache.key, KvFp8) and is_old:
+            raise _refused(
+                recipe,
+                Refusal("fp8 needs a GPU of compute capability 8.9", "use kv_cache int8 or none"),
+            )
     choices = facts.options.get("--kv-cache-dtype")
     if choices is not None and dtype not in choices:
         raise _refused(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression.paths import cache_home
 from compression.processor import processor
+from gateway.backends.process import ending
 from gateway.errors import LoadRefused
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ PYTHON_VARIABLE = "NARROWGATE_VLLM_PYTHON"
 
 _MARK = "narrowgate-vllm-probe:"
 _HOW_TO_INSTALL = "install it there (pip install vllm), or name another one in 'vllm_python'"
+_DRIVER = Path("/proc/driver/nvidia/version")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -49,7 +51,12 @@ class VllmFacts(BaseModel):
     """CUDA's compute capability."""
     options: Mapping[str, tuple[str, ...] | None]
     """Every option of the server with its choices; None: any value."""
-    quantizations: tuple[str, ...]
+    flags: frozenset[str]
+    """Those options that take no value."""
+    num_devices: int
+    """GPUs that it sees."""
+    has_tracing: bool
+    """Whether the libraries for traces are beside it."""
     architectures: frozenset[str]
     has_bitsandbytes_plugin: bool
     cpu_features: frozenset[Literal["amx", "avx512", "vnni"]]
@@ -92,6 +99,11 @@ def default_python() -> Path:
     return cache_home() / "vllm" / "bin" / "python"
 
 
+def python_path() -> str:
+    """Return vLLM's ``PYTHONPATH``: our plugin before what the operator has set."""
+    return os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH")]))
+
+
 async def probe(python: Path) -> VllmFacts:
     """Return the facts of the vLLM that an interpreter has; known ones are not asked again.
 
@@ -109,16 +121,21 @@ async def probe(python: Path) -> VllmFacts:
 
 
 async def _ask(python: Path) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        str(python),
-        "-m",
-        "narrowgate_vllm.probe",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(INSIDE)},
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(python),
+            "-m",
+            "narrowgate_vllm.probe",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": python_path()},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LoadRefused(
+            f"{str(python)!r} cannot be run ({error.strerror}): name an interpreter that has vLLM"
+        ) from None
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             out, err = await process.communicate()
@@ -141,7 +158,8 @@ def _parse(python: Path, answer: tuple[int, str, str]) -> VllmFacts:
     if code != 0 or not lines:
         if "No module named 'vllm'" in words[-1] or "No module named 'torch'" in words[-1]:
             raise LoadRefused(f"{str(python)!r} has no vLLM: {_HOW_TO_INSTALL}")
-        raise LoadRefused(f"the vLLM of {str(python)!r} does not start: {words[-1]}")
+        how = words[-1] if code >= 0 else ending(code)
+        raise LoadRefused(f"the vLLM of {str(python)!r} does not start: {how}")
     try:
         return VllmFacts.model_validate(json.loads(lines[-1].removeprefix(_MARK)))
     except (ValueError, ValidationError):
@@ -172,8 +190,17 @@ def _memory_of(python: Path) -> Path | None:
         return None
     stamps = [f"{place}:{os.stat(place).st_mtime_ns}" for place in sorted(places)]
     ours = [f"{file.name}:{file.stat().st_mtime_ns}" for file in sorted(INSIDE.glob("*/*.py"))]
-    key = "|".join([str(python.absolute()), processor(), *stamps, *ours])
+    key = "|".join([str(python.absolute()), processor(), _gpus(), *stamps, *ours])
     return cache_home() / "vllm-facts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _gpus() -> str:
+    """Return what the GPUs that are seen depend on."""
+    try:
+        driver = _DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        driver = ""
+    return f"{os.environ.get('CUDA_VISIBLE_DEVICES')}:{driver}"
 
 
 def _recall(memory: Path | None) -> VllmFacts | None:

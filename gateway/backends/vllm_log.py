@@ -1,6 +1,7 @@
 """What the log of a starting vLLM tells: how far it is, and what ended it."""
 
 import re
+import time
 
 from compression.events import OnProgress, Progress
 
@@ -11,7 +12,6 @@ _STEPS = (
     (re.compile(r"Dynamo bytecode transform|torch\.compile took|Compiling a graph"), "compiles"),
     (re.compile(r"Capturing (CUDA )?graphs|graph captur", re.I), "captures graphs"),
     (re.compile(r"init engine \("), "is warm"),
-    (re.compile(r"Application startup complete"), "is up"),
 )
 _PREFIX = re.compile(
     r"^\((?P<process>APIServer|EngineCore|Worker|VllmWorker)[^)]*\) "
@@ -25,6 +25,9 @@ _FIELD = re.compile(r"^ +(?:Value error, )?(.+?)(?: \[type=.*)?$")
 _DEPTH = {"Worker": 3, "VllmWorker": 3, "EngineCore": 2, "APIServer": 1}
 
 
+RECENT_S = 10.0
+
+
 class VllmLog:
     """Reads an engine's log lines, whichever of its processes wrote them."""
 
@@ -32,11 +35,21 @@ class VllmLog:
         self._name = name
         self._on_progress = on_progress
         self._cause: tuple[int, str] | None = None
+        self._heard_at = time.monotonic()
+        self._is_ready = False
 
     @property
     def cause(self) -> str | None:
-        """Return the error that began it all: of the innermost process that told one, the last."""
-        return None if self._cause is None else self._cause[1]
+        """Return the error that began it all: of the innermost process that told one, the last.
+
+        Of a ready engine only one of the last seconds: an older one was some request's.
+        """
+        is_old = self._is_ready and time.monotonic() - self._heard_at > RECENT_S
+        return None if self._cause is None or is_old else self._cause[1]
+
+    def settle(self) -> None:
+        """Take note that the engine is ready."""
+        self._cause, self._is_ready = None, True
 
     def hear(self, line: str) -> None:
         """Take one line of the log."""
@@ -57,6 +70,7 @@ class VllmLog:
         depth = _DEPTH[prefix["process"]] if prefix else 0
         if self._cause is None or depth >= self._cause[0]:
             self._cause = (depth, f"{cause[1]}: {cause[2].strip()}")
+            self._heard_at = time.monotonic()
 
     def _tell(self, words: str, done: int, total: int) -> None:
         self._on_progress(Progress("start", done, total, "steps", f"vLLM of {self._name}: {words}"))

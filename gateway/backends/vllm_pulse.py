@@ -29,6 +29,8 @@ class VllmPulse:
         self._client = client
         self._steps: float | None = None
         self._last_token = time.monotonic()
+        self._refuses = False
+        """It answers, and makes no tokens for us: it embeds, or limits who may ask."""
 
     async def beats(self, timeout_s: float, *, is_busy: bool) -> bool:
         """Return whether it made a step since the last call, or makes one now."""
@@ -52,10 +54,15 @@ class VllmPulse:
         return sum(map(float, found)) if found else None
 
     async def _makes_a_token(self, timeout_s: float) -> bool:
+        if self._refuses:
+            return True
         try:
             async with asyncio.timeout(min(timeout_s, PROBE_TIMEOUT_S)):
                 await self._client.complete(_PROBE, _REQUEST_ID)
-        except (TimeoutError, ApiError):
+        except TimeoutError:
             return False
+        except ApiError as error:
+            self._refuses = error.status < 500
+            return self._refuses
         self._last_token = time.monotonic()
         return True

@@ -55,8 +55,9 @@ def require_plain_caches(recipes: Sequence[Recipe]) -> None:
     recipe = next((each for each in recipes if each.kv_cache.is_quantized), None)
     if recipe is not None:
         raise ReaderError(
-            f"recipe {recipe.name!r} quantizes the KV cache, which vLLM would read this text "
-            "without: compare it on the embedded engine, or one with the same weights on vLLM"
+            f"recipe {recipe.name!r} quantizes the KV cache, which the embedded engine beside vLLM "
+            "would read this text without: compare it without --engine vllm, or one with the same "
+            "weights"
         )
 
 

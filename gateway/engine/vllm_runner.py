@@ -102,7 +102,7 @@ def serve_reader(
         model=str(directory),
         engine="vllm",
         vllm_python=python,
-        vllm_options={"enforce-eager": True, "max-logprobs": top},
+        vllm_options={"enforce-eager": True},
         threads=threads,
         max_num_seqs=1,
         max_num_batched_tokens=STEP_TOKENS,

@@ -78,6 +78,11 @@ class Candidate:
 
         return self._isolated(prepare, unchanged)
 
+    def decline(self) -> None:
+        """Take note that the engine refused what it was asked for beside the request."""
+        self.capture = None
+        self.drop("no_capture")
+
     def watch(self, relay: Relay) -> Relay:
         """Return a relay that takes note of a stream on its way to ``relay``."""
         return relay if self.capture is None else _Watching(relay, self)

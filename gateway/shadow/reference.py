@@ -10,7 +10,6 @@ from typing import Protocol
 from compression.events import ignore
 from compression.recipe import FULL
 from gateway.backends.base import Engine
-from gateway.backends.vllm import MAX_LOGPROBS
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.metrics import Metrics
@@ -34,6 +33,8 @@ _MAX_FAILURES = 3
 _FIRST_PAUSE_S = 1.0
 _LAST_PAUSE_S = 300.0
 _CONNECT_S = 10.0
+_TOP = 64
+"""Likeliest tokens that a vLLM of ours is asked for, so that few candidates are missed."""
 _STOP_GRACE_S = 2.0
 
 
@@ -80,7 +81,7 @@ def make_scorer(client: EngineClient, info: EngineInfo, backend: str) -> Scorer:
     if info.max_capture is not None:
         return EmbeddedScorer(client)
     # Of one that others run nothing is known but vLLM's own limit.
-    return VllmScorer(client, top=MAX_LOGPROBS if backend == "vllm" else MAX_TOP_LOGPROBS)
+    return VllmScorer(client, top=_TOP if backend == "vllm" else MAX_TOP_LOGPROBS)
 
 
 class Reference:

@@ -18,7 +18,9 @@ SAID: dict[str, Any] = {
     "device": "cpu",
     "capability": None,
     "options": {"--port": None},
-    "quantizations": [],
+    "flags": [],
+    "num_devices": 0,
+    "has_tracing": False,
     "architectures": ["LlamaForCausalLM"],
     "has_bitsandbytes_plugin": False,
     "cpu_features": [],
@@ -84,6 +86,7 @@ def test_a_broken_memory_is_written_anew(tmp_path: Path, home: Path) -> None:
         ),
         ("echo 'ImportError: libcuda.so.1' >&2; exit 1", "does not start: ImportError: libcuda"),
         ("exit 3", "does not start: it wrote nothing"),
+        ("kill -ILL $$", "does not start: was killed by SIGILL"),
         ("echo 'narrowgate-vllm-probe:{}'", "in a way this version cannot read"),
         (says(SAID | {"version": "0.11.2"}), "is 0.11.2: at least 0.28 is needed"),
         (says(SAID | {"version": "dev"}), "calls its version 'dev'"),
@@ -97,6 +100,15 @@ def test_refusals(tmp_path: Path, lines: str, words: str) -> None:
     assert words in str(refused.value)
     assert str(python) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_run(tmp_path: Path) -> None:
+    """An executable that is none is refused, too."""
+    odd = tmp_path / "odd"
+    odd.write_text("neither script nor binary")
+    odd.chmod(0o755)
+    with pytest.raises(LoadRefused, match="cannot be run"):
+        asyncio.run(probe(odd))
 
 
 def test_our_own_interpreter_has_none() -> None:

@@ -1,7 +1,11 @@
 """The log of a starting vLLM: how far it is, and what really ended it."""
 
+import time
+
+import pytest
+
 from compression.events import Progress
-from gateway.backends.vllm_log import VllmLog
+from gateway.backends.vllm_log import RECENT_S, VllmLog
 
 # As vLLM 0.32 writes them; paths are shortened.
 STARTING = """\
@@ -10,7 +14,6 @@ Loading safetensors checkpoint shards:   0% Completed | 0/2 [00:00<?, ?it/s]
 Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00,  7.09it/s]
 (Worker pid=26515) INFO 11-22 12:49:47 [default_loader.py:501] Loading weights took 0.15 seconds
 (EngineCore pid=26403) INFO 11-22 12:49:48 [core.py:402] init engine (profile) took 0.40 s
-INFO:     Application startup complete.
 """
 DYING = """\
 (Worker pid=29127) ERROR 11-22 12:59:35 [multiproc_executor.py:1063] Traceback (most recent call last):
@@ -36,7 +39,7 @@ def test_progress() -> None:
     log, told = _read(STARTING)
     assert [(each.done, each.total) for each in told if each.total] == [(0, 2), (1, 2)]
     words = [each.detail.removeprefix("vLLM of m@int4: ") for each in told if not each.total]
-    assert words == ["loads the weights", "has loaded the weights", "is warm", "is up"]
+    assert words == ["loads the weights", "has loaded the weights", "is warm"]
     assert log.cause is None
 
 
@@ -44,6 +47,18 @@ def test_the_cause_is_told_and_not_its_consequences() -> None:
     """The innermost process knows why; what others make of it says nothing."""
     log, _ = _read(STARTING + DYING)
     assert log.cause == "AttributeError: '_C' object has no attribute 'cpu_gemm_wna16'"
+
+
+def test_of_a_ready_engine_only_the_last_errors_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start or some request told long ago did not end the engine now."""
+    log, _ = _read(DYING)
+    log.settle()
+    assert not log.cause
+    log.hear("(EngineCore pid=2) ERROR 11-22 12:00:00 [core.py:1] ValueError: new")
+    assert log.cause == "ValueError: new"
+    later = time.monotonic() + RECENT_S + 1
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    assert log.cause is None
 
 
 def test_errors_of_the_outermost_process_count_where_there_are_no_others() -> None:

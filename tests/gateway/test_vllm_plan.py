@@ -46,10 +46,15 @@ def facts(**changes: Any) -> VllmFacts:
             "--worker-extension-cls": None,
             "--middleware": None,
             "--enforce-eager": None,
+            "--no-enforce-eager": None,
+            "--seed": None,
+            "--otlp-traces-endpoint": None,
             "--dtype": ("auto", "float32"),
             "--model": None,
         },
-        "quantizations": ("compressed-tensors",),
+        "flags": frozenset({"--enforce-eager"}),
+        "num_devices": 0,
+        "has_tracing": False,
         "architectures": frozenset({"LlamaForCausalLM"}),
         "has_bitsandbytes_plugin": False,
         "cpu_features": frozenset({"avx512", "vnni"}),
@@ -88,8 +93,11 @@ def test_plain_artifacts_need_nothing(name: str) -> None:
 
 
 def test_full_model() -> None:
-    """The full model needs nothing and differs in nothing."""
-    assert plan(None, facts(**OLD_CPU)) == VllmPlan()
+    """The full model differs in nothing; should it be quantized already, our kernels are there."""
+    assert plan(None, facts()) == VllmPlan()
+    old = plan(None, facts(**OLD_CPU))
+    assert (old.options, old.notes) == ({}, ())
+    assert old.environment["NARROWGATE_VLLM_KERNELS"] == "int4,int8"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +110,15 @@ def test_full_model() -> None:
 def test_kernels_that_fail_are_replaced(scheme: AnyWeight, failing: str, words: str) -> None:
     """Where vLLM's kernel gives wrong sums or is missing, ours stands in, and that is said."""
     made = plan(Recipe(name="one", weights=scheme), facts(**OLD_CPU))
-    assert made.environment == {
-        "NARROWGATE_VLLM_KERNELS": scheme.scheme,
-        "VLLM_DISABLED_KERNELS": failing,
-    }
-    assert words in made.notes[0]
+    assert scheme.scheme in made.environment["NARROWGATE_VLLM_KERNELS"].split(",")
+    assert failing in made.environment["VLLM_DISABLED_KERNELS"].split(",")
+    assert [words in note for note in made.notes] == [True]
+
+
+def test_what_could_not_be_checked_is_not_trusted() -> None:
+    """Where vLLM's int8 product could not be measured, ours is taken."""
+    made = plan(PRESETS["int8"], facts(int8_error=None))
+    assert made.environment["NARROWGATE_VLLM_KERNELS"] == "int8"
 
 
 def test_both_kernels() -> None:
@@ -155,6 +167,12 @@ def test_cache_on_gpus(scheme: AnyKv, dtype: str) -> None:
     older = gpu(options={"--kv-cache-dtype": ("auto", "fp8")})
     with pytest.raises(LoadRefused, match=rf"vLLM 0.32.0 has no {dtype} cache"):
         plan(_kv(scheme, scheme), older)
+
+
+def test_fp8_cache_on_old_gpus() -> None:
+    """fp8 needs a GPU that has it."""
+    with pytest.raises(LoadRefused, match="fp8 needs a GPU"):
+        plan(_kv(KvFp8(), KvFp8()), gpu(capability=(8, 0)))
 
 
 def test_cache_on_processors() -> None:
@@ -235,6 +253,11 @@ def test_options_that_this_vllm_lacks() -> None:
         ({"port": 1}, "'port', which the gateway sets itself"),
         ({"quick": True}, "'quick', an option that vLLM 0.32.0 does not have"),
         ({"dtype": "int3"}, "'dtype' as 'int3': use one of auto, float32"),
+        ({"logprobs-mode": "raw_logits"}, "which the gateway sets itself"),
+        ({"max-logprobs": 5}, "which the gateway sets itself"),
+        ({"enforce-eager": 1}, "'enforce-eager' as 1: vLLM 0.32.0 takes true or false for it"),
+        ({"seed": True}, "'seed' as True: vLLM 0.32.0 takes a value for it"),
+        ({"seed": False}, "'seed' as False: vLLM 0.32.0 takes a value for it"),
     ],
 )
 def test_chosen_options_are_checked(options: dict[str, Any], words: str) -> None:
@@ -254,6 +277,37 @@ def test_replicas_have_processors_of_their_own(monkeypatch: pytest.MonkeyPatch) 
     assert [each["VLLM_CPU_OMP_THREADS_BIND"] for each in bound] == ["2,3", "4,5"]
     alone = environment(start, settings=_settings(), replica=0, kv_cache_memory_bytes=1)
     assert (alone["VLLM_CPU_OMP_THREADS_BIND"], alone["OMP_NUM_THREADS"]) == ("nobind", "4")
+
+
+def test_replicas_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each engine of a variant sees its part of the GPUs; too few are refused."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    start = VllmStart(Path("python"), gpu(num_devices=4), VllmPlan())
+    settings = _settings(replicas=2, vllm_options={"tensor-parallel-size": 2})
+    seen = [
+        environment(start, settings=settings, replica=replica, kv_cache_memory_bytes=None)
+        for replica in range(2)
+    ]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["4,5", "6,7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    few = VllmStart(Path("python"), gpu(num_devices=1), VllmPlan())
+    with pytest.raises(LoadRefused, match="'replicas' is 2 at 1 GPUs each, and 1 are seen"):
+        environment(few, settings=_settings(replicas=2), replica=1, kv_cache_memory_bytes=None)
+
+
+def test_what_the_operator_has_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins, disabled kernels and paths of the operator stay beside ours."""
+    monkeypatch.setenv("VLLM_PLUGINS", "theirs")
+    monkeypatch.setenv("VLLM_DISABLED_KERNELS", "Slow")
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    start = VllmStart(Path("python"), facts(**OLD_CPU), plan(None, facts(**OLD_CPU)))
+    found = environment(start, settings=_settings(), replica=0, kv_cache_memory_bytes=1)
+    assert found["VLLM_PLUGINS"] == "theirs,narrowgate"
+    assert found["VLLM_DISABLED_KERNELS"].startswith("Slow,CPU")
+    assert found["PYTHONPATH"].endswith(":/theirs")
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    found = environment(start, settings=_settings(), replica=0, kv_cache_memory_bytes=1)
+    assert found["VLLM_PLUGINS"] == "narrowgate"
 
 
 def test_size_of_the_cache() -> None:

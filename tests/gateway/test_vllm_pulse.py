@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.backends.vllm_pulse import IDLE_PROBE_EVERY_S, VllmPulse
-from gateway.errors import EngineDown
+from gateway.errors import EngineDown, EngineRefused
 from gateway.upstream import EngineClient
 
 # As vLLM 0.32 writes them, one line an engine of a server.
@@ -28,6 +28,7 @@ class Core(EngineClient):
         self.steps = 0
         self.makes_tokens = True
         self.fails = False
+        self.refuses = False
         self.num_asked = 0
 
     async def is_healthy(self, timeout_s: float = 0) -> bool:
@@ -43,6 +44,8 @@ class Core(EngineClient):
         self.num_asked += 1
         if self.fails:
             raise EngineDown("gone")
+        if self.refuses:
+            raise EngineRefused("it embeds", status=400, type="x", code="x", param=None)
         if not self.makes_tokens:
             await asyncio.Event().wait()
         return {}
@@ -109,6 +112,17 @@ def test_a_server_that_is_down_is_asked_no_more(core: Core) -> None:
     core.is_up = False
     assert not beats(VllmPulse(core), is_busy=True)
     assert core.num_asked == 0
+
+
+def test_a_refusal_is_no_death(core: Core) -> None:
+    """An engine that makes no tokens for us is asked once, and trusted by its health."""
+    core.refuses = True
+    pulse = VllmPulse(core)
+    for _ in range(3):
+        assert beats(pulse, is_busy=True)
+    assert core.num_asked == 1
+    core.is_up = False
+    assert not beats(pulse, is_busy=True)
 
 
 def test_metrics_that_are_not_vllms(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None
     kernel = "WeightOnlyInt8Kernel" if is_replaced else "CPUInt8ScaledMMLinearKernel"
     assert card["kernels"] == {"int8-rows": kernel}
     assert (card["engine"], card["engine_version"]) == ("vllm", facts.version)
-    assert (card["recipe"], card["kv_dtype"]) == ("int8", "auto")
+    assert (card["recipe"], card["kv_dtype"]) == ("int8", "bfloat16")
     assert card["weights_bytes"] < 0.62 * card["weights_uncompressed_bytes"]
     assert 8 < card["weight_bits"] < 11  # its embeddings stay in 16 bits
     assert "Paris" in int8.ask(QUESTION)

@@ -28,6 +28,8 @@ class WorkerExtension:
             kernels.setdefault(label, set()).add(kernel)
             numerics.setdefault(label, set()).add(numeric)
         cache = runner.vllm_config.cache_config
+        tensors = list(_tensors(runner.kv_caches))
+        held = ", ".join(sorted({_dtype(tensor) for tensor in tensors}))
         return {
             "architecture": type(model).__name__,
             "dtype": str(runner.vllm_config.model_config.dtype).removeprefix("torch."),
@@ -35,8 +37,8 @@ class WorkerExtension:
             "kernels": {label: ", ".join(sorted(found)) for label, found in kernels.items()},
             "numerics": {label: ", ".join(sorted(found)) for label, found in numerics.items()},
             "weights_bytes": _weight_bytes(model),
-            "kv_dtype": str(cache.cache_dtype),
-            "kv_tensors": sorted({_dtype(tensor) for tensor in _tensors(runner.kv_caches)}),
+            "kv_dtype": held if str(cache.cache_dtype) == "auto" else str(cache.cache_dtype),
+            "kv_bits": max((8 * tensor.element_size() for tensor in tensors), default=None),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "version": __version__,

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +18,8 @@ MARK = "narrowgate-vllm-probe:"
 _SERVER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 _ROWS, _COLUMNS = 256, 512
 
+_T = TypeVar("_T")
+
 
 def main() -> int:
     """Print the facts and return the exit code."""
@@ -24,9 +28,8 @@ def main() -> int:
 
 
 def facts() -> dict[str, Any]:
-    """Return version, device, options with their choices, quantization names, families, kernels."""
+    """Return version, device, options with their choices, families, kernels."""
     import vllm
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.platforms import current_platform
 
@@ -37,13 +40,14 @@ def facts() -> dict[str, Any]:
         "has_command": _is_installed("vllm"),
         "device": current_platform.device_type,
         "capability": None if capability is None else [capability.major, capability.minor],
-        "options": _options(),
-        "quantizations": list(QUANTIZATION_METHODS),
+        "num_devices": 0 if is_cpu else torch.cuda.device_count(),
+        "has_tracing": _has_tracing(),
+        **_options(),
         "architectures": sorted(ModelRegistry.get_supported_archs()),
         "has_bitsandbytes_plugin": _is_installed("vllm-bnb-plugin"),
-        "cpu_features": _cpu_features() if is_cpu else [],
-        "head_sizes": _head_sizes() if is_cpu else [],
-        "int8_error": _int8_error() if is_cpu else None,
+        "cpu_features": (_checked(_cpu_features) if is_cpu else None) or [],
+        "head_sizes": (_checked(_head_sizes) if is_cpu else None) or [],
+        "int8_error": _checked(_int8_error) if is_cpu else None,
         "has_int4_kernel": not is_cpu or hasattr(torch.ops._C, "cpu_gemm_wna16"),
     }
 
@@ -56,16 +60,40 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _options() -> dict[str, list[str] | None]:
-    """Return each option of the server with its choices, None where any value goes."""
+def _has_tracing() -> bool:
+    """Return whether spans can be sent over HTTP."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _checked(check: Callable[[], _T]) -> _T | None:
+    """Return what a check of this machine finds; builds for other machines may lack its parts."""
+    try:
+        return check()
+    except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        print(f"{check.__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def _options() -> dict[str, Any]:
+    """Return each option of the server with its choices (None: any), and which take no value."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = _server_module().make_arg_parser(FlexibleArgumentParser())
-    return {
-        name: None if action.choices is None else [str(choice) for choice in action.choices]
+    named = [
+        (name, action)
         for action in parser._actions
         for name in action.option_strings
         if name.startswith("--")
+    ]
+    return {
+        "options": {
+            name: None if action.choices is None else [str(choice) for choice in action.choices]
+            for name, action in named
+        },
+        "flags": [name for name, action in named if action.nargs == 0],
     }
 
 
