@@ -25,7 +25,8 @@ from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
 from gateway.shadow.references import References
 from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
-from gateway.shadow.scored import Sink, Slicer, whole
+from gateway.shadow.scored import Sink
+from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import Tally
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow_settings import ShadowSettings
@@ -51,7 +52,7 @@ class Shadow:
         probe: Probe,
         num_busy: Callable[[], int],
         sinks: Sequence[Sink] = (),
-        slicer: Slicer = whole,
+        own_slices: Sequence[OwnSlices] = (),
         make_capture: MakeCapture | None = None,
     ) -> None:
         self._settings = settings
@@ -59,7 +60,7 @@ class Shadow:
         self._metrics = metrics
         self._references = references
         self._probe = probe
-        self._slicer = slicer
+        self._own_slices = own_slices
         self._make_capture = make_capture or self._embedded_capture
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
@@ -206,12 +207,13 @@ class Shadow:
         if num_prompt + num_answer > self._settings.max_tokens:
             candidate.drop("too_long")
             return
-        slices = self._slicer(
+        names = slices_of(
             candidate.fields,
             num_prompt_tokens=num_prompt,
-            num_answer_tokens=num_answer,
             answer="" if answer is None else answer.text,
+            own=self._own_slices,
         )
+        slices = places_of(names, num_answer)
         candidate.forget_text()
         if not self._budget.admits(slices, num_prompt + num_answer, time.monotonic()):
             candidate.drop("budget")

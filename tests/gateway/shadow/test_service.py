@@ -145,7 +145,7 @@ def test_no_text_waits_in_the_queue() -> None:
 
     async def use() -> None:
         shadow = make_shadow()
-        candidate = shadow.draw("id", "tiny", {"messages": ["secret"]}, {})
+        candidate = shadow.draw("id", "tiny", {"messages": [{"role": "user", "content": "secret"}]}, {})
         assert candidate is not None
         spec = VariantSpec("tiny", "int4", VariantSettings(model="fake"))
         candidate.ask(spec, Engine(columns()), INFO, "embedded")
