@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from compression.events import OnProgress, ignore
+from compression.recipe import FULL
 from gateway.backends import embedded, vllm
 from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
@@ -54,6 +55,8 @@ class Launcher:
         words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
             words += [f"--revision={spec.settings.revision}"]
+        if self._settings.shadow_rate(spec.alias) and spec.settings.recipe != FULL:
+            words += ["--fidelity"]  # verdicts need to know what is usual
         ready = await run_job(words, on_progress)
         directory = Path(ready["directory"])
         if start is not None:

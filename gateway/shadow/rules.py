@@ -77,9 +77,7 @@ def make_rules(settings: ShadowSettings) -> Rules:
 
 def ledger_rules(settings: LedgerSettings) -> LedgerRules:
     """Return how much is kept."""
-    return LedgerRules(
-        max_rows=settings.max_requests, max_age_s=settings.max_days * _SECONDS_A_DAY
-    )
+    return LedgerRules(max_rows=settings.max_requests, max_age_s=settings.max_days * _SECONDS_A_DAY)
 
 
 def ledger_path(settings: LedgerSettings, port: int) -> Path | None:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
 from gateway.shadow.scored import Sink
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import Tally
+from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow_settings import ShadowSettings
 
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 MAX_COLLECTING = 64
 """Replies that are being fetched at once."""
 _COLLECT_S = 5.0
-_PAUSE_AFTER_DEFECT_S = 1.0
 
 
 class Shadow:
@@ -109,6 +109,10 @@ class Shadow:
         """Draw so many of a model's requests from now on."""
         self._rates[model] = rate
 
+    def rate(self, model: str) -> float:
+        """Return the share of a model's requests that is drawn."""
+        return self._rates.get(model, 0.0)
+
     def status(self) -> dict[str, Any]:
         """Return counts, queue and references as plain data."""
         return {
@@ -129,9 +133,9 @@ class Shadow:
     async def run(self) -> None:
         """Score, tend references and probe engines, for ever."""
         await asyncio.gather(
-            self._again_and_again(self._worker.run),
-            self._again_and_again(self._references.tend),
-            self._again_and_again(self._probe_now_and_then),
+            again_and_again(self._worker.run),
+            again_and_again(self._references.tend),
+            again_and_again(self._probe_now_and_then),
         )
 
     async def settle(self) -> None:
@@ -236,13 +240,3 @@ class Shadow:
             await asyncio.sleep(every_s)
             if any(self._rates.values()):
                 await self._probe.run()
-
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin again after a defect, which must not end the service."""
-        while True:
-            try:
-                return await work()
-            except Exception:
-                # The border of this task.
-                logger.exception("the shadow begins again after a defect")
-                await asyncio.sleep(_PAUSE_AFTER_DEFECT_S)
