@@ -128,7 +128,7 @@ def test_a_dry_run_only_tells(start_gateway: StartGateway) -> None:
 
 def test_a_canary_takes_its_share_and_is_promoted(start_gateway: StartGateway) -> None:
     """A rung that is sound again serves a share of the requests, then all of them."""
-    rules = {
+    rules: dict[str, Any] = {
         "return_after_s": 0.5,
         "return_after_requests": 0,
         "canary_share": 0.5,
@@ -151,7 +151,7 @@ def test_a_canary_takes_its_share_and_is_promoted(start_gateway: StartGateway) -
 
 def test_a_canary_that_drifts_is_rolled_back(start_gateway: StartGateway) -> None:
     """A rung that is broken from the first request on goes as it came; nobody is failed."""
-    rules = {
+    rules: dict[str, Any] = {
         "return_after_s": 0.5,
         "return_after_requests": 0,
         "canary_share": 0.5,
