@@ -55,8 +55,8 @@ class Launcher:
         words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
             words += [f"--revision={spec.settings.revision}"]
-        if self._settings.shadow_rate(spec.alias) and spec.settings.recipe != FULL:
-            words += ["--fidelity"]  # verdicts need to know what is usual
+        if self._needs_fidelity(spec):
+            words += ["--fidelity"]
         ready = await run_job(words, on_progress)
         directory = Path(ready["directory"])
         if start is not None:
@@ -127,6 +127,12 @@ class Launcher:
         if spec.settings.kv_cache_memory_bytes is None and self._settings.memory_budget:
             return embedded.BUDGETED_KV_BYTES
         return spec.settings.kv_cache_memory_bytes
+
+    def _needs_fidelity(self, spec: VariantSpec) -> bool:
+        """Return whether verdicts must know what is usual of a variant."""
+        shadow = self._settings.shadow
+        is_scored = self._settings.shadow_rate(spec.alias) > 0 and spec.settings.recipe != FULL
+        return is_scored and "all" not in shadow.verdict.tolerance
 
     async def _connect(self, spec: VariantSpec, replica: int) -> Engine:
         api_key = None

@@ -93,4 +93,4 @@ def _row(each: SliceAggregate) -> list[str]:
 
 
 def _nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.3g}"
