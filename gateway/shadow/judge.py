@@ -54,6 +54,8 @@ class _Watched:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     num_scored: int = 0
     """Since this process watches it."""
+    alarms: dict[str, Verdict] = field(default_factory=dict)
+    """Of slices in drift, what was known when they came into it."""
     is_touched: bool = True
 
 
@@ -131,6 +133,11 @@ class Judge:
         """Return the verdicts by slice, a second old at most; none of what is not watched."""
         watched = self._watched.get((model, variant))
         return {} if watched is None else watched.verdicts
+
+    def alarms(self, model: str, variant: str) -> list[Verdict]:
+        """Return what was known of each slice in drift when it came into it, since the start."""
+        watched = self._watched.get((model, variant))
+        return [] if watched is None else list(watched.alarms.values())
 
     def summary(self, model: str, variant: str) -> Summary | None:
         """Return the verdicts of a variant in short; None: it is not watched."""
@@ -218,6 +225,11 @@ class Judge:
 
     def _tell(self, model: str, variant: str, changes: Sequence[Change]) -> None:
         for change in changes:
+            alarms = self._watched[model, variant].alarms
+            if change.after is State.DRIFT:
+                alarms[change.slice] = change.evidence
+            else:
+                alarms.pop(change.slice, None)
             level = logging.WARNING if change.after in _BAD else logging.INFO
             logger.log(
                 level,

@@ -174,7 +174,10 @@ class LadderKeeper:
         left = active or self._pool.shape(self.model).active
         logger.warning("%s: %s (%s): %s", self.model, decision.name, result, decision.reason)
         tried = to if decision.act is not Act.STEP_UP else left
-        evidence = self._judge.verdicts(self.model, tried).get(ALL)
+        slices = self.rules.pinned | {ALL}
+        alarms = [each for each in self._judge.alarms(self.model, tried) if each.slice in slices]
+        whole = self._judge.verdicts(self.model, tried).get(ALL)
+        evidence = alarms or ([] if whole is None else [whole])
         fields = {
             "model": self.model,
             "act": decision.name,
@@ -182,7 +185,7 @@ class LadderKeeper:
             "to": to,
             "result": result,
             "reason": decision.reason,
-            "evidence": None if evidence is None else asdict(evidence),
+            "evidence": [asdict(each) for each in evidence],
         }
         self._publish("ladder_step", fields)
 
