@@ -43,6 +43,12 @@ class LadderSettings(Frozen):
     canary_requests: int = Field(default=300, ge=1)
     canary_patience_s: float = Field(default=14_400.0, gt=0)
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _on_and_off_are_words(cls, mode: object) -> object:
+        # YAML reads a bare `on` as true.
+        return {True: "on", False: "off"}[mode] if isinstance(mode, bool) else mode
+
 
 class LedgerSettings(Frozen):
     """Whether and where the numbers of scored requests are kept."""

@@ -31,7 +31,7 @@ from gateway.shadow.verdict import State
 
 RESULTS = Path(__file__).parents[1] / "results"
 TOKENS = 64
-LONG_TOKENS = 384
+LONG_TOKENS = 320
 BEYOND = 256
 SOUND_BEFORE = 400
 LIMIT = 3_000
@@ -84,17 +84,19 @@ def replay(
     return Caught(any_slice, first, None)
 
 
-def measure(per_kind: int, num_long: int) -> tuple[dict[str, list[Scored]], Any]:
+def measure(per_kind: int, num_long: int, threads: int) -> tuple[dict[str, list[Scored]], Any]:
     """Return the scores of all texts under the sound artifact and each damaged one."""
     artifact = prepare("smollm2", "int8", None, ignore, is_measured=True)
     source = prepare("smollm2", FULL, None, ignore).directory
-    full = load_runner(source, threads=None, max_model_len=MAX_MODEL_LEN)
+    full = load_runner(source, threads=threads, max_model_len=MAX_MODEL_LEN)
     short = [read(full, each) for each in texts(source, per_kind, TOKENS)]
     long = [read(full, each) for each in texts(source, num_long, LONG_TOKENS)]
 
     def scores(directory: Path, expected: Sequence[Read]) -> list[Scored]:
-        served = load_runner(directory, threads=None, max_model_len=MAX_MODEL_LEN)
-        return [Scored(each.text, score(full, each, served)) for each in expected]
+        served = load_runner(directory, threads=threads, max_model_len=MAX_MODEL_LEN)
+        scored = [Scored(each.text, score(full, each, served)) for each in expected]
+        print(f"{directory.name}: {mean(scored):.4f} nats, {len(scored)} texts", flush=True)
+        return scored
 
     found = {"sound": scores(artifact.directory, short)}
     found["sound, long"] = scores(artifact.directory, long)
@@ -105,7 +107,6 @@ def measure(per_kind: int, num_long: int) -> tuple[dict[str, list[Scored]], Any]
             found[name] = scores(place, short)
             if name == "three heads":
                 found["three heads, long"] = scores(place, long)
-            print(f"{name}: mean {mean(found[name]):.4f} nats a token", flush=True)
     return found, artifact.manifest
 
 
@@ -212,11 +213,12 @@ def _count(part: Mapping[str, Any], prefix: str) -> str:
 def main() -> None:
     """Measure, and write what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--per-kind", type=int, default=8, help="texts of each kind")
+    parser.add_argument("--per-kind", type=int, default=4, help="texts of each kind")
     parser.add_argument("--long", type=int, default=1, help="long texts of each kind")
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    found, manifest = measure(options.per_kind, options.long)
+    found, manifest = measure(options.per_kind, options.long, options.threads)
     fidelity = manifest.fidelity
     sound = found["sound"]
     rows = [row("none", sound, sound, fidelity, options.runs)]

@@ -200,7 +200,8 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 def test_yaml_examples_are_valid() -> None:
     """The settings files, the keys and the recipe of the README pass validation."""
-    settings, ladder, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    settings, ladder, keys, recipe, scored = map(yaml.safe_load, blocks("yaml"))
+    assert Settings.model_validate(scored).shadow.ladder.mode == "on"
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
     specs = make_specs(Settings.model_validate(ladder))
     assert [len(spec.variants) for spec in specs] == [3, 1]

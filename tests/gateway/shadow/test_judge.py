@@ -252,6 +252,13 @@ def test_slices_that_are_none(fields: dict[str, Any], words: str) -> None:
         make_rules(ShadowSettings.model_validate(fields))
 
 
+def test_on_and_off_as_yaml_reads_them() -> None:
+    """Bare words of a settings file mean what they say."""
+    for said, mode in ((True, "on"), (False, "off"), ("dry-run", "dry-run")):
+        found = ShadowSettings.model_validate({"ladder": {"mode": said}})
+        assert found.ladder.mode == mode
+
+
 def test_where_the_ledger_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the cache unless a file is named; ``off`` keeps nothing."""
     monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path))
