@@ -56,7 +56,7 @@ class LadderKeeper:
         self._metrics = metrics
         self._publish = publish
         self._clock = clock
-        self._home = pool.shape(model).active
+        self._active = self._home = pool.shape(model).active
         self._steps: list[Step] = []
         self._canary: Canary | None = None
         self._scored_before = 0
@@ -105,11 +105,14 @@ class LadderKeeper:
                 await self.look()
 
     def _follow(self) -> None:
-        """Bring the canary up to date: its scores, and its end by an operator's hand."""
+        """Bring up to date what operators do by hand, and what the canary has shown."""
+        shape = self._pool.shape(self.model)
+        if shape.active != self._active:
+            self._active = self._home = shape.active
         if self._canary is None:
             return
         variant = self._canary.variant
-        if self._pool.shape(self.model).canary != variant:
+        if shape.canary != variant:
             self._canary = None
             return
         num_scored = self._judge.num_scored(self.model, variant) - self._scored_before
@@ -155,6 +158,7 @@ class LadderKeeper:
         match decision.act:
             case Act.STEP_UP | Act.PROMOTE:
                 await self._pool.activate(name)
+                self._active = to
                 await self._end_canary()
             case Act.START_CANARY:
                 await self._pool.start_canary(name, decision.share)

@@ -1,6 +1,9 @@
-"""The keeper of a ladder, with a real pool and no engine: what it does when a step fails."""
+"""The keeper of a ladder over a real pool: steps, canaries, and what happens when one fails."""
 
 import asyncio
+import time
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from gateway.metrics import Metrics
@@ -16,19 +19,19 @@ from gateway.specs import make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.shadow.test_judge import record
 
-LADDER = ["int4", {"recipe": "int8", "model": "refuse", "memory": "600"}]
+REFUSED = ["int4", {"recipe": "int8", "model": "refuse", "memory": "600"}]
 
 
 class Bench:
-    """A keeper whose int4 drifts; its clock is set by hand."""
+    """A keeper whose int4 drifts; its clock is set by hand, and scores come by hand."""
 
-    def __init__(self, **rules: Any) -> None:
+    def __init__(self, ladder: list[Any] = REFUSED, **rules: Any) -> None:
         fields = {
-            "models": {"tiny": {"model": "fake", "ladder": LADDER}},
+            "models": {"tiny": {"model": "fake", "ladder": ladder}},
             "shadow": {"rate": 1, "verdict": {"tolerance": {"all": 0.02}}},
         }
         settings = load_settings(None, fields, {})
-        self.now = 1000.0
+        self.now = time.time()
         self.events: list[dict[str, Any]] = []
         metrics = Metrics()
         self.pool = Pool(
@@ -56,9 +59,23 @@ class Bench:
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
             clock=lambda: self.now,
         )
-        for _ in range(50):
-            self.judge.take(record(0.3))
+        self.score("int4", 0.3, 50)
+
+    def score(self, variant: str, kl: float, count: int) -> None:
+        """Let so many requests of a variant be scored."""
+        for _ in range(count):
+            self.judge.take(replace(record(kl, variant=variant), time=self.now))
         self.judge.look()
+
+    async def look(self) -> Act:
+        """Let the keeper look, a second later."""
+        self.now += 1
+        return (await self.keeper.look()).act
+
+    def first_choices(self) -> dict[str, int]:
+        """Return who would be asked first by a hundred requests."""
+        found = [self.pool.targets("tiny", f"id-{number}")[0] for number in range(100)]
+        return dict(Counter(each.spec.variant for each in found))
 
 
 def test_a_rung_that_cannot_be_loaded() -> None:
@@ -105,9 +122,54 @@ def test_a_dry_run_tells_once() -> None:
         bench = Bench(dry_run=True)
         for _ in range(3):
             decision = await bench.keeper.look()
-            bench.judge.take(record(0.3))
-            bench.judge.look()
+            bench.score("int4", 0.3, 1)
         assert decision.name == "would_step_up"
         assert [each["act"] for each in bench.events] == ["would_step_up"]
+
+    asyncio.run(use())
+
+
+def test_away_and_back_again() -> None:
+    """A repaired rung takes its share as a canary, and serves again once it is proven."""
+
+    async def use() -> None:
+        rules = {"return_after_requests": 10, "canary_share": 0.3, "canary_requests": 50}
+        bench = Bench(["int4", "int8"], return_after_s=600, cool_down_s=5, **rules)
+        assert await bench.look() is Act.STEP_UP
+        assert bench.first_choices() == {"int8": 100}
+        assert await bench.look() is Act.STAY
+        bench.score("int8", 0.001, 200)
+        bench.now += 600
+        assert await bench.look() is Act.START_CANARY
+        shares = bench.first_choices()
+        assert 15 <= shares["int4"] <= 45
+        assert shares == bench.first_choices()
+        assert await bench.look() is Act.STAY
+        # What comes before the active rung's turn is not lost: the other one is the second choice.
+        ids = [f"id-{number}" for number in range(100)]
+        targets = [bench.pool.targets("tiny", each) for each in ids]
+        assert {len(each) for each in targets if each[0].spec.variant == "int4"} == {2}
+        assert [each.spec.variant for each in bench.pool.targets("tiny@int8", ids[0])] == ["int8"]
+        bench.score("int4", 0.001, 200)
+        assert await bench.look() is Act.PROMOTE
+        assert bench.first_choices() == {"int4": 100}
+        assert [each["act"] for each in bench.events] == ["step_up", "start_canary", "promote"]
+        assert bench.keeper.status()["canary"] is None
+        await bench.pool.close(0)
+
+    asyncio.run(use())
+
+
+def test_what_an_operator_activates_is_the_new_home() -> None:
+    """Nothing smaller than the rung that was chosen by hand is ever tried."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=1, return_after_requests=0)
+        await bench.pool.activate("tiny@int8")
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        assert await bench.look() is Act.STAY
+        assert bench.keeper.status()["home"] == "int8"
+        await bench.pool.close(0)
 
     asyncio.run(use())
