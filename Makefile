@@ -1,4 +1,4 @@
-# The verbs of people and CI alike: install, demo, vllm-env, vllm-demo, test, lint, bench.
+# The verbs of people and CI alike: install, demo, shadow-traffic, vllm-env, vllm-demo, test, lint, bench.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ MODEL ?= smollm2
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
-.PHONY: install demo vllm-env vllm-demo test lint bench bench-peers clean
+.PHONY: install demo shadow-traffic vllm-env vllm-demo test lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -21,7 +21,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	@$(if $(SHADOW),NARROWGATE_SHADOW='{rate: $(SHADOW)}') $(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT)
+	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT) $(if $(SHADOW),--shadow $(SHADOW))
+
+# Small varied requests for a running demo, until its verdict is ok or drift.
+shadow-traffic: install
+	$(BIN)/python -m benchmarks.shadow.live --port $(PORT)
 
 # vLLM in an environment of its own; where there is no wheel of it, a file says why.
 vllm-env: $(VLLM_ENV)/.installed

@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         raise BuildError("build needs --out, a new directory, or --dry-run")
     asked = (options.model, options.recipe, options.revision)
     if options.verb == "prepare":
-        prepared = prepare(*asked, report_progress)
+        prepared = prepare(*asked, report_progress, is_measured=options.fidelity)
     else:
         prepared = build_to(*asked, options.out, report_progress, is_measured=options.fidelity)
     manifest = prepared.manifest
@@ -60,10 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--revision")
         if verb != "recipes":
             command.add_argument("--recipe", required=True)
+            command.add_argument("--fidelity", action="store_true")
         if verb == "build":
             command.add_argument("--out", type=Path)
             command.add_argument("--dry-run", action="store_true")
-            command.add_argument("--fidelity", action="store_true")
     return parser
 
 

@@ -42,8 +42,17 @@ class Prepared:
     cached: bool
 
 
-def prepare(model: str, recipe: str, revision: str | None, on_progress: OnProgress) -> Prepared:
+def prepare(
+    model: str,
+    recipe: str,
+    revision: str | None,
+    on_progress: OnProgress,
+    *,
+    is_measured: bool = False,
+) -> Prepared:
     """Return the full checkpoint, or the artifact of it in the store, made if need be.
+
+    ``is_measured`` puts its fidelity into the manifest, where the family is known.
 
     Raises:
         CompressionError: the recipe, the model or the store refuses.
@@ -53,7 +62,9 @@ def prepare(model: str, recipe: str, revision: str | None, on_progress: OnProgre
     if asked is None:
         _require_whole(directory)
         return Prepared(directory, None, cached=True)
-    return _prepare(model, read_any_facts(directory), asked, on_progress)
+    facts = read_any_facts(directory)
+    can_measure = facts.known is not None
+    return _prepare(model, facts, asked, on_progress, is_measured=is_measured and can_measure)
 
 
 def prepare_recipe(

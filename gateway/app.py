@@ -21,9 +21,14 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.settings import Settings
+from gateway.shadow.judge import Judge
+from gateway.shadow.ladder_keeper import LadderKeeper
+from gateway.shadow.ledger import Ledger
 from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
+from gateway.shadow.rules import Rules, ledger_path, ledger_rules, make_rules
 from gateway.shadow.shadow import Shadow
+from gateway.shadow.subject import Subject
 from gateway.specs import make_specs
 from gateway.telemetry import open_tracing
 
@@ -41,8 +46,8 @@ def create_service(
     """Return the parts behind the routes; nothing is started yet.
 
     Raises:
-        SettingsError: a recipe, the key file or the URL of Redis cannot be used, or traces need
-            libraries.
+        SettingsError: a recipe, a slice, the key file, the URL of Redis or the ledger cannot be
+            used, or traces need libraries.
     """
     metrics = Metrics()
     launch = launch or Launcher(settings, on_progress)
@@ -65,13 +70,7 @@ def create_service(
     )
     admission = Admission(settings, metrics)
     tracing = open_tracing(settings.otlp_endpoint)
-    shadow = _create_shadow(settings, launch, metrics, pool, admission)
-    return Service(settings, metrics, pool, dispatch, admission, shadow, tracing)
-
-
-def _create_shadow(
-    settings: Settings, launch: Launch, metrics: Metrics, pool: Pool, admission: Admission
-) -> Shadow:
+    rules = make_rules(settings.shadow)
     rates = {alias: settings.shadow_rate(alias) for alias in settings.models}
     references = References(
         settings.models,
@@ -80,14 +79,56 @@ def _create_shadow(
         metrics=metrics,
         is_wanted=lambda alias: pool.is_ready and rates[alias] > 0,
     )
-    return Shadow(
+    judge = Judge(
+        rules,
+        rate_of=lambda alias: rates.get(alias, 0.0),
+        reference_of=lambda alias: references.of(alias).identity,
+        look=lambda alias, variant: Subject.of(pool.find(f"{alias}@{variant}")),
+        metrics=metrics,
+        publish=pool.events.publish,
+        ledger=_open_ledger(settings, is_scored=any(rates.values())),
+    )
+    shadow = Shadow(
         settings.shadow,
         rates,
         metrics=metrics,
         references=references,
         probe=Probe(metrics, pool.ready_engines),
         num_busy=lambda: pool.num_running + admission.num_waiting,
+        sinks=(judge,),
+        own_slices=rules.own_slices,
     )
+    keepers = _create_keepers(settings, rules, pool, judge, metrics)
+    return Service(settings, metrics, pool, dispatch, admission, shadow, judge, keepers, tracing)
+
+
+def _create_keepers(
+    settings: Settings, rules: Rules, pool: Pool, judge: Judge, metrics: Metrics
+) -> tuple[LadderKeeper, ...]:
+    """Return who keeps the ladders that have more than one rung, if anybody is to."""
+    if settings.shadow.ladder.mode == "off":
+        return ()
+    return tuple(
+        LadderKeeper(
+            alias,
+            rules.ladder,
+            pool=pool,
+            judge=judge,
+            metrics=metrics,
+            publish=pool.events.publish,
+        )
+        for alias in settings.models
+        if len(pool.shape(alias).ladder) > 1
+    )
+
+
+def _open_ledger(settings: Settings, *, is_scored: bool) -> Ledger | None:
+    """Return the ledger; a file nobody named is made only where something is scored."""
+    said = settings.shadow.ledger
+    path = ledger_path(said, settings.port)
+    if path is None or not (is_scored or said.path):
+        return None
+    return Ledger(path, ledger_rules(said))
 
 
 def _without_references(settings: Settings) -> int | None:

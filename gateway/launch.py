@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from compression.events import OnProgress, ignore
+from compression.recipe import FULL
 from gateway.backends import embedded, vllm
 from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
@@ -56,6 +57,8 @@ class Launcher:
         words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
         if spec.settings.revision is not None:
             words += [f"--revision={spec.settings.revision}"]
+        if self._needs_fidelity(spec):
+            words += ["--fidelity"]
         ready = await run_job(words, on_progress)
         directory = Path(ready["directory"])
         if start is not None:
@@ -129,6 +132,12 @@ class Launcher:
         if spec.settings.kv_cache_memory_bytes is None and self._settings.memory_budget:
             return embedded.BUDGETED_KV_BYTES
         return spec.settings.kv_cache_memory_bytes
+
+    def _needs_fidelity(self, spec: VariantSpec) -> bool:
+        """Return whether verdicts must know what is usual of a variant."""
+        shadow = self._settings.shadow
+        is_scored = self._settings.shadow_rate(spec.alias) > 0 and spec.settings.recipe != FULL
+        return is_scored and "all" not in shadow.verdict.tolerance
 
     async def _connect(self, spec: VariantSpec, replica: int) -> Engine:
         api_key = None

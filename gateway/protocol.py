@@ -138,6 +138,7 @@ class ModelCard(BaseModel):
     engine_version: str | None = None
     state: str
     active: bool = True
+    verdict: str | None = None
 
 
 class ModelList(BaseModel):

@@ -6,8 +6,8 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -20,6 +20,7 @@ from gateway.errors import PortInUse, SettingsError
 from gateway.launch import Launch
 from gateway.pool.state import Snapshot
 from gateway.settings import Settings
+from gateway.shadow.upkeep import again_and_again
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
         server = _Server(Application(service), settings)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         loading = asyncio.create_task(service.pool.ensure_ready())
-        tending = asyncio.create_task(service.pool.tend())
-        shadowing = asyncio.create_task(service.shadow.run())
+        beside = [asyncio.create_task(work) for work in _work_beside(service)]
         stopping = asyncio.create_task(signals.first.wait())
         try:
             # 3. Load, say so, wait.
@@ -74,13 +74,21 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             # 4. Drain and end.
             loading.cancel()
             stopping.cancel()
-            tending.cancel()
-            shadowing.cancel()
+            for task in beside:
+                task.cancel()
             await _shut_down(service, server, serving, signals)
-            await asyncio.gather(loading, stopping, tending, shadowing, return_exceptions=True)
+            await asyncio.gather(loading, stopping, *beside, return_exceptions=True)
+            await service.judge.close()
             if service.tracing is not None:
                 await asyncio.to_thread(service.tracing.close)
     return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
+
+
+def _work_beside(service: Service) -> list[Coroutine[Any, Any, None]]:
+    """Return what goes on while requests are served."""
+    keeping = [keeper.run() for keeper in service.keepers]
+    judging = again_and_again(service.judge.run)
+    return [service.pool.tend(), service.shadow.run(), judging, *keeping]
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -21,7 +21,7 @@ from compression.strict_yaml import load_yaml
 from gateway.api_key import ApiKey, check_distinct, check_models, named
 from gateway.errors import SettingsError
 from gateway.model_settings import Frozen, ModelSettings, Rung
-from gateway.shadow_settings import ReferenceSettings, ShadowSettings
+from gateway.shadow_settings import ShadowSettings
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -235,10 +235,11 @@ def _parse_mapping(name: str, value: str) -> Any:
 def _suggestion(loc: tuple[int | str, ...]) -> str:
     """Return what an unknown key at that place was probably meant to be."""
     kind: type[BaseModel] = Settings
-    if "ladder" in loc[:-1]:
+    if "ladder" in loc[:-1] and loc[0] == "models":
         kind = Rung
     elif loc[0] == "shadow" and len(loc) > 1:
-        kind = ReferenceSettings if len(loc) > 2 else ShadowSettings
+        part = ShadowSettings.model_fields.get(str(loc[1])) if len(loc) > 2 else None
+        kind = part.default.__class__ if part is not None else ShadowSettings
     elif len(loc) > 1 and loc[0] == "models":
         kind = ModelSettings
     close = difflib.get_close_matches(str(loc[-1]), kind.model_fields, n=1)

@@ -1,6 +1,7 @@
 """How much of the traffic is scored against the full model, and where that model runs."""
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
@@ -35,8 +36,71 @@ class ReferenceSettings(Frozen):
         return {alias: url.rstrip("/").removesuffix("/v1") for alias, url in urls.items()}
 
 
+class LadderSettings(Frozen):
+    """When the gateway steps on a model's ladder by itself; times are in seconds."""
+
+    mode: Literal["off", "dry-run", "on"] = "dry-run"
+    pinned: tuple[str, ...] = ()
+    """Slices whose drift counts as the model's."""
+    cool_down_s: float = Field(default=300.0, gt=0)
+    return_after_s: float = Field(default=3600.0, gt=0)
+    return_after_requests: int = Field(default=500, ge=0)
+    max_returns: int = Field(default=4, ge=0)
+    """Within a day."""
+    canary_share: float = Field(default=0.05, gt=0, le=0.5)
+    canary_requests: int = Field(default=300, ge=1)
+    canary_patience_s: float = Field(default=14_400.0, gt=0)
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _on_and_off_are_words(cls, mode: object) -> object:
+        # YAML reads a bare `on` as true.
+        return {True: "on", False: "off"}[mode] if isinstance(mode, bool) else mode
+
+
+class LedgerSettings(Frozen):
+    """Whether and where the numbers of scored requests are kept."""
+
+    path: Path | Literal["off"] | None = None
+    """None: in the cache, a file for each port."""
+    max_requests: int = Field(default=200_000, ge=1)
+    max_days: float = Field(default=30.0, gt=0)
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, path: object) -> object:
+        # YAML reads a bare `off` as false.
+        return "off" if path is False else path
+
+
+class VerdictSettings(Frozen):
+    """How much divergence is borne, and how sure a verdict is; divergences are nats a token."""
+
+    tolerance: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """By slice, of every variant; ``all`` also stands for slices that nothing else is known of."""
+    factor: float = Field(default=1.2, ge=1, allow_inf_nan=False)
+    floor: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    ceiling: float = Field(default=0.3, gt=0, allow_inf_nan=False)
+    baseline_requests: int = Field(default=200, ge=2)
+    requests_per_false_alarm: int = Field(default=100_000, ge=1)
+    """Scored requests; at most one alarm of any slice of a variant is false in so many."""
+    stale_after_s: float = Field(default=600.0, gt=0)
+    stale_after_requests: int = Field(default=100, ge=1)
+    """Served ones; at small rates ten times as many as it takes to expect a score."""
+
+    @model_validator(mode="after")
+    def _floor_is_below(self) -> Self:
+        if self.floor > self.ceiling:
+            raise ValueError(
+                f"'floor' is {self.floor} and 'ceiling' {self.ceiling}: use floor <= ceiling"
+            )
+        return self
+
+
 class ShadowSettings(Frozen):
-    """What is scored, and what it may cost; times are in seconds."""
+    """What is scored, what it may cost, and what follows; times are in seconds."""
 
     rate: float = Field(default=0.0, ge=0, le=1)
     tokens_per_second: float = Field(default=200.0, gt=0)
@@ -55,7 +119,12 @@ class ShadowSettings(Frozen):
     """Every how many scored requests the full model is scored against itself; 0 is never."""
     probe_every_s: float = Field(default=60.0, ge=0)
     """0 is never."""
+    slices: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The operator's own: keys of requests' metadata, and the values that are told apart."""
     reference: ReferenceSettings = ReferenceSettings()
+    verdict: VerdictSettings = VerdictSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    ladder: LadderSettings = LadderSettings()
 
     @model_validator(mode="after")
     def _longest_fits_the_budget(self) -> Self:

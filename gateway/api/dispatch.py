@@ -93,7 +93,7 @@ class Dispatch:
             ApiError: nobody can answer; the first reason is the one that is told.
         """
         errors: list[ApiError] = []
-        first, *others = self._pool.targets(question.model)
+        first, *others = self._pool.targets(question.model, question.request_id)
         targets = [first, *(each for each in others if question.may_use(each.spec.alias))]
         for variant, may_wait in _in_turn(targets):
             failed: set[Replica] = set()
@@ -126,7 +126,7 @@ class Dispatch:
                         answer.praise()
                     stack.push_async_exit(attempt)
                     return answer
-        if self._pool.targets(question.model)[0] is not first:
+        if self._pool.targets(question.model, question.request_id)[0] is not first:
             # It was swapped out while the request waited for it.
             return await self.ask(question, stack=stack, trace=trace)
         raise errors[0]

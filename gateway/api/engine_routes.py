@@ -127,6 +127,8 @@ async def _answer(request: Request, route: _Route) -> Response:
         in_time = entry.deadline.until_reply(asking)
         answer = await until_disconnect(request.receive, in_time)
         spec = answer.lease.spec
+        if isinstance(body, (ChatRequest, CompletionRequest)):
+            service.judge.served(spec.alias, spec.variant)
         headers |= {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
         if not question.is_stream:
             content = answer.head.result()

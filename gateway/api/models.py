@@ -7,29 +7,34 @@ from gateway.admission.door import check_model
 from gateway.api.service import service_of
 from gateway.pool.state import Snapshot
 from gateway.protocol import ModelCard, ModelList
+from gateway.shadow.judge import Judge
 
 
 async def list_models(request: Request) -> ModelList:
     """Return every model that the key opens, and each of its variants by the name that pins it."""
     key = key_of(request)
     cards: list[ModelCard] = []
-    for snapshot in service_of(request).pool.snapshots():
+    service = service_of(request)
+    judge = service.judge
+    for snapshot in service.pool.snapshots():
         if key is not None and not key.may_use(snapshot.spec.alias):
             continue
         if snapshot.is_active:
-            cards.append(_card(snapshot.spec.alias, snapshot))
-        cards.append(_card(snapshot.spec.served_name, snapshot))
+            cards.append(_card(snapshot.spec.alias, snapshot, judge))
+        cards.append(_card(snapshot.spec.served_name, snapshot, judge))
     return ModelList(data=cards)
 
 
 async def get_model(request: Request, model: str) -> ModelCard:
     """Return one model by either name."""
     check_model(key_of(request), model)
-    return _card(model, service_of(request).pool.find(model))
+    service = service_of(request)
+    return _card(model, service.pool.find(model), service.judge)
 
 
-def _card(name: str, snapshot: Snapshot) -> ModelCard:
+def _card(name: str, snapshot: Snapshot, judge: Judge) -> ModelCard:
     spec, info = snapshot.spec, snapshot.info
+    summary = judge.summary(spec.alias, spec.variant)
     return ModelCard(
         id=name,
         created=snapshot.created,
@@ -48,4 +53,5 @@ def _card(name: str, snapshot: Snapshot) -> ModelCard:
         engine_version=info.version if info else None,
         state=snapshot.state,
         active=snapshot.is_active,
+        verdict=summary.state if summary else None,
     )

@@ -24,6 +24,7 @@ from gateway.api.engine_routes import (
     responses,
     tokenize,
 )
+from gateway.api.fidelity import show_fidelity
 from gateway.api.models import get_model, list_models
 from gateway.api.operations import Readiness, get_version, health, metrics, ready
 from gateway.completion import CompletionRequest
@@ -67,6 +68,7 @@ def make_router() -> APIRouter:
     get("/admin/models", list_variants, **guarded)
     router.get("/admin/events", **guarded)(events)
     get("/admin/shadow", show_shadow, **guarded)
+    get("/admin/fidelity", show_fidelity, **guarded)
     post("/admin/shadow", ShadowRate, None, set_shadow, streams=False)
     for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
         router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)

@@ -10,6 +10,8 @@ from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.record import Tracing
 from gateway.settings import Settings
+from gateway.shadow.judge import Judge
+from gateway.shadow.ladder_keeper import LadderKeeper
 from gateway.shadow.shadow import Shadow
 
 
@@ -23,6 +25,8 @@ class Service:
     dispatch: Dispatch
     admission: Admission
     shadow: Shadow
+    judge: Judge
+    keepers: tuple[LadderKeeper, ...] = ()
     tracing: Tracing | None = None
 
 

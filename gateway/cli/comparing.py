@@ -3,11 +3,19 @@
 import argparse
 
 from gateway.cli.jobs import run_job, source
+from gateway.cli.ledger_tables import run_from_ledger
+from gateway.errors import SettingsError
 from gateway.terminal import Terminal
 
 
 def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Measure recipes against the full model."""
+    """Measure recipes against the full model, or show what live requests said."""
+    if options.from_ledger is not None:
+        return run_from_ledger(options, terminal)
+    if options.hours is not None:
+        raise SettingsError("--hours needs --from-ledger: it bounds what is read of that file")
+    if options.model is None or not options.recipe:
+        raise SettingsError("compare needs --model and --recipe, or --from-ledger")
     # Only this command needs it, and serving should stay small.
     from compression.report.tables import render_tables
 

@@ -16,6 +16,7 @@ from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
 from gateway.cli.serving import run_serve
 from gateway.model_settings import EngineKind
+from gateway.shadow.rules import default_ledger_path
 
 _URL = "http://127.0.0.1:8000"
 _DESCRIPTION = "Serve models made small behind the OpenAI API, and prove that they still behave."
@@ -32,6 +33,26 @@ def _positive(value: str) -> int:
     if not (value.isascii() and value.isdecimal()) or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
     return int(value)
+
+
+def _hours(value: str) -> float:
+    try:
+        hours = float(value)
+    except ValueError:
+        hours = 0
+    if not 0 < hours < 1e6:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of hours above 0")
+    return hours
+
+
+def _rate(value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = -1
+    if not 0 <= rate <= 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is no share: give 0 to 1")
+    return rate
 
 
 def _port(value: str) -> int:
@@ -108,6 +129,9 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--kv-cache-memory-bytes", metavar="SIZE", help="of keys and values, as 2GiB"
     )
     command.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    command.add_argument(
+        "--shadow", type=_rate, metavar="RATE", help="share of requests to score, 0 to 1"
+    )
     command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
 
 
@@ -143,8 +167,17 @@ def _add_build(command: argparse.ArgumentParser) -> None:
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_compare)
-    _add_source(command, required=True)
-    command.add_argument("--recipe", action="append", required=True, help="may be repeated")
+    _add_source(command, required=False)
+    command.add_argument("--recipe", action="append", help="may be repeated")
+    command.add_argument(
+        "--from-ledger",
+        type=Path,
+        nargs="?",
+        const=default_ledger_path(8000),
+        metavar="FILE",
+        help="show what live requests said instead; of --model NAME, if given",
+    )
+    command.add_argument("--hours", type=_hours, metavar="N", help="back, of the ledger")
     command.add_argument("--text", type=Path, metavar="DIR", help="each file is a slice")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")

@@ -44,6 +44,17 @@ class Memory:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
+    def free_bytes(self, kept: Variant) -> int | None:
+        """Return what could be had beside a variant that stays; None: there is no limit."""
+        if self._budget is None:
+            return None
+        staying = [
+            each.num_bytes
+            for each in self._residents().values()
+            if each is kept or each.resident().is_in_use or each.resident().is_pinned
+        ]
+        return max(0, self._budget - sum(staying))
+
     async def make_room(self, variant: Variant, need: int) -> None:
         """Reserve ``need`` bytes for a variant; others stop for it, or it waits until they can.
 

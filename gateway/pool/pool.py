@@ -17,7 +17,8 @@ from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
 from gateway.pool.memory import Memory
 from gateway.pool.replica import Replica
-from gateway.pool.state import Patience, Snapshot, State
+from gateway.pool.share import Share
+from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.specs import NEXT_RUNG, ModelSpec, VariantSpec
 from gateway.upstream import EngineClient
@@ -54,6 +55,8 @@ class Model:
     variants: dict[str, Variant]
     active: Variant
     swapping: asyncio.Lock
+    canary: Share | None = None
+    """Another variant that takes some of the requests for its name."""
     best_cost: float = float("inf")
     """The lowest cost of the canary's text so far, in nats a token."""
 
@@ -89,10 +92,11 @@ class Pool:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def targets(self, name: str) -> list[Variant]:
+    def targets(self, name: str, request_id: str | None = None) -> list[Variant]:
         """Return who may answer a request, in the order in which they are to be tried.
 
-        A name that pins its variant has no second choice.
+        A name that pins its variant has no second choice; a canary is a first choice of the
+        requests that it takes, and the active variant their second.
 
         Raises:
             ModelNotFound: names the models that exist.
@@ -101,6 +105,8 @@ class Pool:
         if pinned is not None:
             return [pinned]
         targets = [model.active]
+        if model.canary is not None and request_id and model.canary.takes(request_id):
+            targets.insert(0, model.canary.variant)
         for fallback in model.spec.settings.fallback:
             if fallback == NEXT_RUNG:
                 rungs = list(model.variants.values())
@@ -266,6 +272,46 @@ class Pool:
             await old.stop(self._patience.stop_grace_s, drain_s=None)
             return variant.snapshot()
 
+    async def start_canary(self, name: str, share: float) -> None:
+        """Load a variant, and give it a share of the requests for its model's plain name.
+
+        Raises:
+            NarrowgateError: unknown name, or the variant cannot be loaded.
+        """
+        model, variant = self._find(name)
+        if variant is None or variant is model.active:
+            return
+        async with model.swapping:
+            await variant.ensure_ready()
+            variant.is_held = True
+            model.canary = Share(variant, share)
+
+    async def end_canary(self, alias: str) -> None:
+        """Take its share from a model's canary, and stop it when its last request has ended."""
+        model, _ = self._find(alias)
+        async with model.swapping:
+            canary, model.canary = model.canary, None
+            if canary is None or canary.variant is model.active:
+                return
+            canary.variant.is_held = False
+            await canary.variant.stop(self._patience.stop_grace_s, drain_s=None)
+
+    def room(self, alias: str) -> Room:
+        """Return how much memory there is for another variant of a model beside the active one."""
+        model, _ = self._find(alias)
+        needed = {
+            name: each.needed_bytes()
+            for name, each in model.variants.items()
+            if not each.is_resident
+        }
+        return Room(self._memory.free_bytes(model.active), needed)
+
+    def shape(self, alias: str) -> Shape:
+        """Return a model's ladder and who serves it now."""
+        model, _ = self._find(alias)
+        canary = model.canary.variant.spec.variant if model.canary else None
+        return Shape(tuple(model.variants), model.active.spec.variant, canary)
+
     # -- the whole life ---------------------------------------------------------------------
 
     async def tend(self) -> None:
@@ -323,6 +369,8 @@ class Pool:
     def _activate(self, model: Model, variant: Variant) -> None:
         model.active.is_active = False
         model.active = variant
+        if model.canary is not None and model.canary.variant is variant:
+            model.canary = None
         variant.is_active = True
         gauge = self._metrics.gauges["active_variant"]
         for each in model.variants.values():

@@ -1,5 +1,6 @@
 """The states of variants and replicas, how long they are borne with, and what is shown of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,6 +35,25 @@ class Patience:
     drain_s: float = 30.0
     load_wait_s: float = 30.0
     retry_load_after_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's variants, from the smallest to the safest, and which of them serve its name."""
+
+    ladder: tuple[str, ...]
+    active: str
+    canary: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory for one more variant; in bytes."""
+
+    free: int | None
+    """None: there is no limit."""
+    needed: Mapping[str, int]
+    """By variant that is not loaded, as far as it is known: 0 of one that was never prepared."""
 
 
 @dataclass(frozen=True, slots=True)

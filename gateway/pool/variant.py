@@ -108,6 +108,12 @@ class Variant:
         """Return what its engines last held, or what was set aside for them if that is more."""
         return max(self._reserved_bytes, self._resident_bytes)
 
+    def needed_bytes(self) -> int:
+        """Return what it would hold if it were loaded; 0: that is not known before it is made."""
+        if self._prepared is None:
+            return int(self.spec.settings.memory or 0)
+        return self._launch.memory_bytes(self.spec, self._prepared)
+
     def measure(self) -> None:
         """Read what its engines hold; this looks at every process of the machine."""
         engines = [replica.engine for replica in self._replicas if replica.engine is not None]

@@ -182,9 +182,15 @@ def _no_room(situation: Situation, variant: str) -> str | None:
     return f"{variant} needs {needed:,} bytes of memory, and {situation.free_bytes:,} are free"
 
 
-def _in_words(verdicts: list[Verdict]) -> str:
-    return "; ".join(
-        f"{each.slice} drifts (mean {each.mean:.3g} nats, at least {each.lower:.3g}, tolerance "
-        f"{each.tolerance or 0:.3g}, {each.n} scored)"
-        for each in verdicts
-    )
+def _in_words(drifting: list[Verdict]) -> str:
+    return "; ".join(map(_one_in_words, drifting))
+
+
+def _one_in_words(verdict: Verdict) -> str:
+    known = "since the alarm nothing is scored yet"
+    if verdict.n:
+        known = (
+            f"since the alarm mean {verdict.mean:.3g} nats, at least {verdict.lower:.3g}, "
+            f"{verdict.n} scored"
+        )
+    return f"{verdict.slice} drifts (tolerance {verdict.tolerance or 0:.3g} nats; {known})"

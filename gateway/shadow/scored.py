@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from gateway.shadow.divergence import Divergence
 
@@ -39,24 +39,3 @@ class Sink(Protocol):
 
     def take(self, record: ScoredRequest) -> None:
         """Take one; must not block."""
-
-
-class Slicer(Protocol):
-    """Says which slices of the traffic a request is part of."""
-
-    def __call__(
-        self,
-        fields: Mapping[str, Any],
-        *,
-        num_prompt_tokens: int,
-        num_answer_tokens: int,
-        answer: str,
-    ) -> Mapping[str, range]:
-        """Return slices, ``dimension:value`` from closed sets, with the positions they hold."""
-
-
-def whole(
-    fields: Mapping[str, Any], *, num_prompt_tokens: int, num_answer_tokens: int, answer: str
-) -> Mapping[str, range]:
-    """Return the slice of all traffic alone."""
-    return {"all": range(num_answer_tokens)}

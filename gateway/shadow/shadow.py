@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -26,8 +26,10 @@ from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
 from gateway.shadow.references import References
 from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
-from gateway.shadow.scored import Sink, Slicer, whole
+from gateway.shadow.scored import Sink
+from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import Tally
+from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow_settings import ShadowSettings
@@ -38,7 +40,6 @@ logger = logging.getLogger(__name__)
 MAX_COLLECTING = 64
 """Replies that are being fetched at once."""
 _COLLECT_S = 5.0
-_PAUSE_AFTER_DEFECT_S = 1.0
 _MEET_EVERY_S = 1.0
 
 
@@ -55,7 +56,7 @@ class Shadow:
         probe: Probe,
         num_busy: Callable[[], int],
         sinks: Sequence[Sink] = (),
-        slicer: Slicer = whole,
+        own_slices: Sequence[OwnSlices] = (),
         make_capture: MakeCapture | None = None,
     ) -> None:
         self._settings = settings
@@ -63,7 +64,7 @@ class Shadow:
         self._metrics = metrics
         self._references = references
         self._probe = probe
-        self._slicer = slicer
+        self._own_slices = own_slices
         self._make_capture = make_capture or self._capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
@@ -112,6 +113,10 @@ class Shadow:
         """Draw so many of a model's requests from now on."""
         self._rates[model] = rate
 
+    def rate(self, model: str) -> float:
+        """Return the share of a model's requests that is drawn."""
+        return self._rates.get(model, 0.0)
+
     def status(self) -> dict[str, Any]:
         """Return counts, queue and references as plain data."""
         return {
@@ -132,9 +137,9 @@ class Shadow:
     async def run(self) -> None:
         """Score, tend references and probe engines, for ever."""
         await asyncio.gather(
-            self._again_and_again(self._worker.run),
-            self._again_and_again(self._references.tend),
-            self._again_and_again(self._probe_now_and_then),
+            again_and_again(self._worker.run),
+            again_and_again(self._references.tend),
+            again_and_again(self._probe_now_and_then),
         )
 
     async def settle(self) -> None:
@@ -210,12 +215,13 @@ class Shadow:
         if num_prompt + num_answer > self._settings.max_tokens:
             candidate.drop("too_long")
             return
-        slices = self._slicer(
+        names = slices_of(
             candidate.fields,
             num_prompt_tokens=num_prompt,
-            num_answer_tokens=num_answer,
             answer="" if answer is None else answer.text,
+            own=self._own_slices,
         )
+        slices = places_of(names, num_answer)
         candidate.forget_text()
         if not self._budget.admits(slices, num_prompt + num_answer, time.monotonic()):
             candidate.drop("budget")
@@ -246,13 +252,3 @@ class Shadow:
                 asked_at = time.monotonic()
             else:
                 await self._probe.meet()
-
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin again after a defect, which must not end the service."""
-        while True:
-            try:
-                return await work()
-            except Exception:
-                # The border of this task.
-                logger.exception("the shadow begins again after a defect")
-                await asyncio.sleep(_PAUSE_AFTER_DEFECT_S)

@@ -107,7 +107,7 @@ def slices_of(
 
     The body is one that was parsed: of a chat, or of a text completion. Without the answer, as
     before it is generated, the prompt alone tells script and domain. Positions are left out,
-    because a request has tokens in several of them: see :func:`by_slice`.
+    because a request has tokens in several of them: see :func:`places_of`.
     """
     question = _question(fields)[-_MAX_TEXT:]
     text = answer[:_MAX_TEXT]
@@ -140,29 +140,37 @@ class SliceScore:
     """Sum, nats: how much likelier the served tokens were to the engine than to the reference."""
 
 
+def places_of(names: Iterable[str], num_tokens: int) -> dict[str, range]:
+    """Return the positions of an answer that each of its slices holds, those of position too."""
+    places = dict.fromkeys(names, range(num_tokens))
+    ends = (*_POSITIONS[1:], num_tokens)
+    for value, start, end in zip(VOCABULARY["position"], _POSITIONS, ends, strict=True):
+        if start < num_tokens:
+            places[f"position:{value}"] = range(start, min(end, num_tokens))
+    return places
+
+
 def by_slice(
-    names: Iterable[str],
+    places: Mapping[str, range],
     *,
     divergences: Sequence[float],
     agreeing: Sequence[bool],
     delta_nlls: Sequence[float],
 ) -> dict[str, SliceScore]:
-    """Return the scores of a request's slices, and of the positions that it reached.
+    """Return the scores of a request's slices; those without a token are left out.
 
     The sequences have one item for each scored token, in order.
     """
-    if not divergences:
-        return {}
-    whole = _score(divergences, agreeing, delta_nlls)
-    scores = dict.fromkeys(names, whole)
-    ends = (*_POSITIONS[1:], len(divergences))
-    for value, start, end in zip(VOCABULARY["position"], _POSITIONS, ends, strict=True):
-        if start < len(divergences):
-            part = slice(start, end)
-            scores[f"position:{value}"] = _score(
-                divergences[part], agreeing[part], delta_nlls[part]
-            )
-    return scores
+    parts = {
+        held: _score(
+            divergences[held.start : held.stop],
+            agreeing[held.start : held.stop],
+            delta_nlls[held.start : held.stop],
+        )
+        for held in set(places.values())
+        if held
+    }
+    return {name: parts[held] for name, held in places.items() if held}
 
 
 def is_known_before(name: str) -> bool:

@@ -72,6 +72,8 @@ class Gateway:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # Nothing of a test's is to be found by the next one, or by the user.
+                env={**os.environ, "NARROWGATE_HOME": str(directory / "home")},
             )
         self.http = httpx.Client(base_url=self.url, timeout=20)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)

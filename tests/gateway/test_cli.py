@@ -84,6 +84,15 @@ def test_wrong_numbers(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
+@pytest.mark.parametrize("rate", ["1.5", "-1", "much", "nan"])
+def test_wrong_rates(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of requests is from 0 to 1."""
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--model", "x", f"--shadow={rate}"])
+    assert caught.value.code == 2
+    assert f"{rate!r} is no share: give 0 to 1" in capsys.readouterr().err
+
+
 def test_values_that_look_like_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that starts with a dash reaches the child as a value."""
     assert main(["build", "--model=--no/such", f"--out={tmp_path / 'out'}"]) == 2

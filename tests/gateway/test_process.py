@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compression.events import Progress
+from compression.events import OnProgress, Progress, ignore
 from gateway.backends import embedded
 from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
@@ -212,6 +212,37 @@ def test_command_line_of_the_embedded_engine() -> None:
         kv_cache_memory_bytes=None,
     )
     assert "--threads" not in " ".join(bare)
+
+
+@pytest.mark.parametrize(
+    ("model", "shadow", "is_measured"),
+    [
+        ({}, {}, False),
+        ({}, {"rate": 0.1}, True),
+        ({"recipe": "full"}, {"rate": 0.1}, False),
+        ({"shadow": "off"}, {"rate": 0.1}, False),
+        ({}, {"rate": 0.1, "verdict": {"tolerance": {"all": 0.02}}}, False),
+    ],
+)
+def test_what_is_scored_is_measured_when_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+    model: dict[str, Any],
+    shadow: dict[str, Any],
+    is_measured: bool,
+) -> None:
+    """The child is asked for the fidelity where verdicts need to know what is usual."""
+    asked: list[str] = []
+
+    async def run(words: list[str], on_progress: OnProgress) -> dict[str, Any]:
+        asked.extend(words)
+        return {"directory": "/nowhere", "manifest": None}
+
+    monkeypatch.setattr("gateway.launch.run_job", run)
+    fields = {"models": {"a": {"model": "x", **model}}, "shadow": shadow}
+    settings = load_settings(None, fields, {})
+    spec = make_specs(settings)[0].variants[0]
+    asyncio.run(Launcher(settings).prepare(spec, ignore))
+    assert ("--fidelity" in asked) is is_measured
 
 
 def test_launcher_refuses_a_missing_model() -> None:

@@ -200,7 +200,8 @@ def test_python_examples_run(demo: Demo, tmp_path: Path) -> None:
 
 def test_yaml_examples_are_valid() -> None:
     """The settings files, the keys and the recipe of the README pass validation."""
-    settings, ladder, on_vllm, keys, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    settings, ladder, on_vllm, keys, recipe, scored = map(yaml.safe_load, blocks("yaml"))
+    assert Settings.model_validate(scored).shadow.ladder.mode == "on"
     assert set(Settings.model_validate(settings).models) == {"small", "safe"}
     (assistant,) = make_specs(Settings.model_validate(on_vllm))
     assert assistant.variants[0].settings.engine == "vllm"

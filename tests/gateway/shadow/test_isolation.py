@@ -73,3 +73,16 @@ def test_a_stopped_reference_is_ended_and_comes_back(start_gateway: StartGateway
     # Not even a kill of the gateway leaves one behind.
     gateway.process.kill()
     eventually(lambda: not is_alive(successor))
+
+
+def test_without_scores_the_verdict_is_stale(start_gateway: StartGateway) -> None:
+    """A reference that never starts leaves no verdict looking sound, and fails no request."""
+    verdict = {"stale_after_s": 0.3, "stale_after_requests": 20}
+    gateway = start_gateway(
+        shadow={"rate": 1, "verdict": verdict}, launch={"score_faults": {"tiny": "absent"}}
+    )
+    for _ in range(25):
+        assert gateway.http.post(CHAT, json=body()).status_code == 200
+    labels = {"model": "tiny", "variant": "int4", "slice": "all"}
+    eventually(lambda: gateway.metric("drift_state", **labels) == 3)
+    assert gateway.http.get("/v1/models/tiny").json()["verdict"] == "stale"

@@ -56,7 +56,8 @@ def test_drift_of_the_model_steps_up() -> None:
     decision = decide(situation({"int4": of(all=State.DRIFT)}), RULES)
     assert (decision.name, decision.to) == ("step_up", "int8")
     assert decision.reason == (
-        "int4: all drifts (mean 0.05 nats, at least 0.04, tolerance 0.036, 1000 scored)"
+        "int4: all drifts (tolerance 0.036 nats; since the alarm mean 0.05 nats, at least 0.04, "
+        "1000 scored)"
     )
 
 

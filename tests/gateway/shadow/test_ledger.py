@@ -12,7 +12,7 @@ from gateway.errors import SettingsError, StartupError
 from gateway.shadow.ledger import Ledger, LedgerRules
 from gateway.shadow.ledger_entry import Estimator, LedgerEntry
 from gateway.shadow.ledger_file import LedgerFile, Window, read_aggregates
-from gateway.shadow.slices import ALL, by_slice
+from gateway.shadow.slices import ALL, by_slice, places_of
 
 NOW = time.time()
 
@@ -28,7 +28,7 @@ def entry(
     """Return the entry of a request with these divergences, the reference agreeing below 0.1."""
     agreeing = [each < 0.1 for each in divergences]
     slices = by_slice(
-        [ALL, f"domain:{domain}"],
+        places_of([ALL, f"domain:{domain}"], len(divergences)),
         divergences=divergences,
         agreeing=agreeing,
         delta_nlls=[each / 2 for each in divergences],
@@ -276,7 +276,7 @@ def test_a_hundred_thousand_rows_are_summed_quickly(tmp_path: Path) -> None:
     """Figures of 10,000 requests with ten slices each come within two seconds."""
     file = LedgerFile(tmp_path / "ledger.sqlite")
     names = [ALL, *(f"own:{number}" for number in range(8))]
-    slices = by_slice(names, divergences=[0.1], agreeing=[True], delta_nlls=[0.0])
+    slices = by_slice(places_of(names, 1), divergences=[0.1], agreeing=[True], delta_nlls=[0.0])
     one = entry([0.1])
     many = LedgerEntry(NOW, "r", "chat", "int4", "a", "b", "topk", slices, one.max_divergence, None)
     file.write([many] * 10_000)

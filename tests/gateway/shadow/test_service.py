@@ -145,7 +145,9 @@ def test_no_text_waits_in_the_queue() -> None:
 
     async def use() -> None:
         shadow = make_shadow()
-        candidate = shadow.draw("id", "tiny", {"messages": ["secret"]}, {})
+        candidate = shadow.draw(
+            "id", "tiny", {"messages": [{"role": "user", "content": "secret"}]}, {}
+        )
         assert candidate is not None
         spec = VariantSpec("tiny", "int4", VariantSettings(model="fake"))
         candidate.ask({}, spec, Engine(columns()), INFO)
@@ -163,7 +165,7 @@ def test_references_take_from_the_memory_budget() -> None:
     fields = {
         "models": {"tiny": {"model": "fake"}},
         "memory_budget": "1000",
-        "shadow": {"rate": 1, "reference": {"memory": "300"}},
+        "shadow": {"rate": 1, "reference": {"memory": "300"}, "ledger": {"path": "off"}},
     }
     service = create_service(load_settings(None, fields, {}), launch=FakeLaunch())
     assert b"narrowgate_memory_budget_bytes 700.0" in service.metrics.render("")[0]

@@ -51,10 +51,13 @@ def test_replies_are_scored(shadowed: Gateway) -> None:
     assert gateway.metric("fidelity_requests_total", **names, slice="all") == 4
     assert gateway.metric("fidelity_tokens_total", **names, slice="all", agree="true") == 14
     assert gateway.metric("fidelity_nll_delta_nats_count", **names) == 4
-    assert gateway.metric("fidelity_nll_nats_total", **names, side="variant") == pytest.approx(7)
-    assert gateway.metric("fidelity_nll_nats_total", **names, side="full") == pytest.approx(10.5)
-    assert gateway.metric("fidelity_kl_nats_total", **names, estimator="topk") > 0.01
-    floor = {"model": "tiny", "variant": "full"}
+    costs = names | {"slice": "all"}
+    assert gateway.metric("fidelity_nll_nats_total", **costs, side="variant") == pytest.approx(7)
+    assert gateway.metric("fidelity_nll_nats_total", **costs, side="full") == pytest.approx(10.5)
+    assert gateway.metric("fidelity_kl_nats_total", **costs, estimator="topk") > 0.01
+    assert gateway.metric("fidelity_requests_total", **names, slice="length:0-127") == 4
+    assert gateway.metric("fidelity_requests_total", **names, slice="position:0-63") == 4
+    floor = {"model": "tiny", "variant": "full", "slice": "all"}
     assert gateway.metric("fidelity_requests_total", **floor) == 2
     assert gateway.metric("fidelity_kl_nats_total", **floor) == pytest.approx(0, abs=1e-12)
     assert gateway.metric("fidelity_output_checks_total", **names, result="ok") == 16

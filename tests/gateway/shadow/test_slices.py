@@ -14,6 +14,7 @@ from gateway.shadow.slices import (
     all_slices,
     by_slice,
     is_known_before,
+    places_of,
     slices_of,
 )
 from gateway.shadow.text_kind import domain_of, script_of
@@ -177,7 +178,7 @@ def test_positions_get_only_their_tokens() -> None:
     """Damage behind token 255 is seen whole in its slice, and thinned in all others."""
     divergences = [0.01] * 256 + [1.0] * 44
     scores = by_slice(
-        [ALL, "domain:prose"],
+        places_of([ALL, "domain:prose"], 300),
         divergences=divergences,
         agreeing=[True] * 256 + [False] * 44,
         delta_nlls=[0.5] * 300,
@@ -189,16 +190,17 @@ def test_positions_get_only_their_tokens() -> None:
     assert scores[ALL].divergence == pytest.approx((2.56 + 44) / 300)
     assert scores["domain:prose"] == scores[ALL]
     assert scores[ALL].delta_nll == pytest.approx(150)
-    short = by_slice([ALL], divergences=[0.1] * 64, agreeing=[True] * 64, delta_nlls=[0.0] * 64)
-    assert set(short) == {ALL, "position:0-63"}
-    assert by_slice([ALL], divergences=[], agreeing=[], delta_nlls=[]) == {}
+    assert places_of([ALL], 64) == {ALL: range(64), "position:0-63": range(64)}
+    nothing = places_of([ALL], 0)
+    assert by_slice(nothing, divergences=[], agreeing=[], delta_nlls=[]) == {}
 
 
 def test_a_position_without_a_number_damages_its_slices_only() -> None:
     """NaN at one position is infinite divergence there and in the whole, not elsewhere."""
     divergences = [0.01] * 70
     divergences[65] = math.nan
-    scores = by_slice([ALL], divergences=divergences, agreeing=[True] * 70, delta_nlls=[0.0] * 70)
+    places = places_of([ALL], 70)
+    scores = by_slice(places, divergences=divergences, agreeing=[True] * 70, delta_nlls=[0.0] * 70)
     assert scores[ALL].divergence == math.inf
     assert scores["position:64-255"].divergence == math.inf
     assert scores["position:0-63"].divergence == pytest.approx(0.01)

@@ -1,0 +1,29 @@
+"""What the metrics say of verdicts."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from gateway.metrics import Metrics
+from gateway.shadow.slices import ALL
+from gateway.shadow.verdict import State, Verdict
+
+STATE_VALUES: Mapping[State, int] = MappingProxyType(
+    {State.LEARNING: 0, State.OK: 1, State.DRIFT: 2, State.STALE: 3}
+)
+
+
+def record_verdicts(
+    metrics: Metrics, model: str, variant: str, verdicts: Iterable[Verdict]
+) -> None:
+    """Write the verdicts of a variant: of the whole model, and of slices that were seen."""
+    gauges = metrics.gauges
+    for verdict in verdicts:
+        if verdict.slice != ALL and verdict.last_scored is None:
+            continue
+        labels = (model, variant, verdict.slice)
+        gauges["drift_state"].labels(*labels).set(STATE_VALUES[verdict.state])
+        gauges["drift_e_value_log10"].labels(*labels).set(verdict.log10_e)
+        gauges["drift_mean_lower_nats"].labels(*labels).set(verdict.lower)
+        gauges["drift_mean_upper_nats"].labels(*labels).set(verdict.upper)
+        if verdict.tolerance is not None:
+            gauges["drift_tolerance_nats"].labels(*labels).set(verdict.tolerance)

@@ -1,0 +1,284 @@
+"""The judge: scored requests in, verdicts out, as events, gauges and in the ledger."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from compression.recipe import FULL
+from gateway.metrics import Metrics
+from gateway.shadow.drift_gauges import record_verdicts
+from gateway.shadow.ledger import Ledger
+from gateway.shadow.ledger_entry import LedgerEntry
+from gateway.shadow.monitor import Monitor
+from gateway.shadow.rules import Rules
+from gateway.shadow.scored import ScoredRequest
+from gateway.shadow.slices import by_slice
+from gateway.shadow.subject import Subject
+from gateway.shadow.tolerance import Tolerances
+from gateway.shadow.verdict import Change, State, Summary, Verdict, summarize
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+"""How old a verdict may be that is shown."""
+_KEEP_EVERY_S = 30.0
+
+Publish = Callable[[str, dict[str, Any]], None]
+Look = Callable[[str, str], Subject | None]
+"""Says what a variant of a model is now; None: it is not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The full model against itself, since the start; divergences are in nats a token."""
+
+    num_requests: int = 0
+    mean: float = 0.0
+    largest: float = 0.0
+
+    def with_one(self, mean: float) -> "Floor":
+        """Return it with one more request of this mean."""
+        count = self.num_requests + 1
+        return Floor(count, self.mean + (mean - self.mean) / count, max(self.largest, mean))
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One variant, its monitor, and its verdicts at the last look."""
+
+    monitor: Monitor
+    recipe_digest: str
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    num_scored: int = 0
+    """Since this process watches it."""
+    alarms: dict[str, Verdict] = field(default_factory=dict)
+    """Of slices in drift, what was known when they came into it."""
+    is_touched: bool = True
+
+
+class Judge:
+    """Holds a monitor for every variant that serves scored models; a sink of the shadow.
+
+    Times are in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        rate_of: Callable[[str], float],
+        reference_of: Callable[[str], str],
+        look: Look,
+        metrics: Metrics,
+        publish: Publish,
+        ledger: Ledger | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.rules = rules
+        self.ledger = ledger
+        self._rate_of = rate_of
+        self._reference_of = reference_of
+        self._look = look
+        self._metrics = metrics
+        self._publish = publish
+        self._clock = clock
+        self._watched: dict[tuple[str, str], _Watched] = {}
+        self._floors: dict[str, Floor] = {}
+        self._kept: Mapping[str, Any] | None = {} if ledger is None else None
+        """What monitors knew before this start; None: it is not read yet."""
+        self._has_news = False
+
+    # -- what comes in ----------------------------------------------------------------------
+
+    def take(self, record: ScoredRequest) -> None:
+        """Take in one scored request; never blocks."""
+        entry = _entry(record)
+        if self.ledger is not None:
+            self.ledger.add(entry)
+        if record.variant == FULL:
+            floor = self._floors.get(record.model, Floor())
+            self._floors[record.model] = floor.with_one(record.divergence.mean_kl)
+            return
+        watched = self._find(record.model, record.variant)
+        if watched is None or watched.recipe_digest != entry.recipe_digest:
+            return  # it was scored after its variant had gone
+        watched.num_scored += 1
+        watched.is_touched = True
+        divergences = {name: score.divergence for name, score in entry.slices.items()}
+        changes = watched.monitor.observe(divergences, record.time)
+        self._tell(record.model, record.variant, changes)
+
+    def served(self, model: str, variant: str) -> None:
+        """Note a request that an engine has begun to answer, drawn or not."""
+        if variant == FULL:
+            return
+        watched = self._watched.get((model, variant))
+        if watched is None and self._rate_of(model):
+            watched = self._find(model, variant)
+        if watched is not None:
+            watched.monitor.served(self._clock())
+
+    def try_again(self, model: str, variant: str) -> None:
+        """Let what comes from now on decide alone whether a drift is over."""
+        watched = self._find(model, variant)
+        if watched is not None:
+            watched.monitor.try_again()
+
+    # -- what is known ----------------------------------------------------------------------
+
+    def verdicts(self, model: str, variant: str) -> Mapping[str, Verdict]:
+        """Return the verdicts by slice, a second old at most; none of what is not watched."""
+        watched = self._watched.get((model, variant))
+        return {} if watched is None else watched.verdicts
+
+    def alarms(self, model: str, variant: str) -> list[Verdict]:
+        """Return what was known of each slice in drift when it came into it, since the start."""
+        watched = self._watched.get((model, variant))
+        return [] if watched is None else list(watched.alarms.values())
+
+    def summary(self, model: str, variant: str) -> Summary | None:
+        """Return the verdicts of a variant in short; None: it is not watched."""
+        verdicts = self.verdicts(model, variant)
+        return summarize(verdicts.values()) if verdicts else None
+
+    def num_scored(self, model: str, variant: str) -> int:
+        """Return how many of its requests were scored since this process watches it."""
+        watched = self._watched.get((model, variant))
+        return 0 if watched is None else watched.num_scored
+
+    def floor(self, model: str) -> Floor | None:
+        """Return the noise floor of a model; None: it was not measured yet."""
+        return self._floors.get(model)
+
+    # -- the whole life ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read what was known, look every second, and keep what is known, for ever."""
+        if self.ledger is None:
+            await self._tend()
+            return
+        if self._kept is None:
+            self._kept = await self.ledger.states()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.ledger.run())
+            group.create_task(self._tend())
+
+    def look(self) -> None:
+        """Bring verdicts and gauges up to date."""
+        now = self._clock()
+        for model, variant in list(self._watched):
+            watched = self._find(model, variant)
+            if watched is None:
+                continue
+            changes = watched.monitor.watch(now)
+            self._tell(model, variant, changes)
+            if watched.is_touched or changes:
+                watched.is_touched, self._has_news = False, True
+                watched.verdicts = watched.monitor.verdicts()
+                record_verdicts(self._metrics, model, variant, watched.verdicts.values())
+
+    async def close(self) -> None:
+        """Keep what is known and close the ledger."""
+        if self.ledger is not None:
+            self._has_news = True
+            await self._keep()
+            await self.ledger.close()
+
+    # -- inside -----------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        kept_at = time.monotonic()
+        while True:
+            self.look()
+            if time.monotonic() - kept_at >= _KEEP_EVERY_S:
+                kept_at = time.monotonic()
+                await self._keep()
+            await asyncio.sleep(EVERY_S)
+
+    async def _keep(self) -> None:
+        if self.ledger is not None and self._has_news and self._kept is not None:
+            self._has_news = False
+            states = {_name(*key): each.monitor.to_state() for key, each in self._watched.items()}
+            await self.ledger.keep_states(states)
+
+    def _find(self, model: str, variant: str) -> _Watched | None:
+        """Return what watches a variant, anew if it is another one than before."""
+        watched = self._watched.get((model, variant))
+        subject = self._look(model, variant)
+        if subject is None or self._kept is None:
+            return watched
+        digest = subject.digest(self._reference_of(model))
+        if watched is not None and watched.monitor.digest == digest:
+            return watched
+        tolerances = Tolerances(self.rules.tolerance, subject.fidelity)
+        rules = self.rules.monitor_at(self._rate_of(model))
+        monitor = Monitor(digest, self.rules.slices, tolerances, rules)
+        name = _name(model, variant)
+        if watched is None and name in self._kept and monitor.restore(self._kept[name]):
+            logger.info("the verdicts of %s are taken over", name)
+        watched = self._watched[model, variant] = _Watched(monitor, subject.recipe_digest)
+        watched.verdicts = monitor.verdicts()
+        return watched
+
+    def _tell(self, model: str, variant: str, changes: Sequence[Change]) -> None:
+        for change in changes:
+            alarms = self._watched[model, variant].alarms
+            if change.after is State.DRIFT:
+                alarms[change.slice] = change.evidence
+            else:
+                alarms.pop(change.slice, None)
+            level = logging.WARNING if change.after in _BAD else logging.INFO
+            logger.log(
+                level,
+                "%s: %s: %s -> %s (%s; mean %.4g nats, %d scored)",
+                _name(model, variant),
+                change.slice,
+                change.before,
+                change.after,
+                change.reason,
+                change.evidence.mean,
+                change.evidence.n,
+            )
+            fields = {
+                "model": model,
+                "variant": variant,
+                "slice": change.slice,
+                "from": change.before,
+                "to": change.after,
+                "reason": change.reason,
+                "evidence": asdict(change.evidence),
+            }
+            self._publish("verdict", fields)
+            counter = self._metrics.counters["verdict_changes_total"]
+            counter.labels(model, variant, change.slice, change.after).inc()
+
+
+_BAD = frozenset({State.DRIFT, State.STALE})
+
+
+def _name(model: str, variant: str) -> str:
+    return f"{model}@{variant}"
+
+
+def _entry(record: ScoredRequest) -> LedgerEntry:
+    found = record.divergence
+    return LedgerEntry(
+        time=record.time,
+        request_id=record.request_id,
+        model=record.model,
+        variant=record.variant,
+        recipe_digest=record.recipe_digest or "",
+        reference_digest=record.reference,
+        estimator=record.estimator,
+        slices=by_slice(
+            record.slices,
+            divergences=found.kl,
+            agreeing=found.agrees,
+            delta_nlls=found.nll_delta,
+        ),
+        max_divergence=max(found.kl),
+        first_divergence=found.first_divergence,
+    )

@@ -1,0 +1,35 @@
+"""What a verdict is about: a variant as it is loaded now, and what was measured of it before."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from compression.fidelity_record import SliceFidelity
+from gateway.pool.state import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A loaded variant; evidence for one says nothing of another."""
+
+    recipe_digest: str
+    source_digest: str
+    """Both are empty where the engine is not ours and does not tell."""
+    fidelity: tuple[SliceFidelity, ...] | None
+    """Measured when it was made, if it was."""
+
+    @classmethod
+    def of(cls, shot: Snapshot) -> Self | None:
+        """Return what is served there; None: it is not loaded."""
+        if shot.info is None:
+            return None
+        manifest = (shot.prepared.manifest if shot.prepared else None) or {}
+        measured = manifest.get("fidelity")
+        return cls(
+            recipe_digest=shot.info.recipe_digest or "",
+            source_digest=manifest.get("source", {}).get("digest", ""),
+            fidelity=tuple(map(SliceFidelity.model_validate, measured)) if measured else None,
+        )
+
+    def digest(self, reference: str) -> str:
+        """Return what stands for it and for the full model that it is held against."""
+        return " ".join((self.recipe_digest, self.source_digest, reference))

@@ -1,0 +1,178 @@
+"""The ladder over a real gateway process: a rung that breaks its tolerance is replaced."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+
+from tests.gateway.conftest import StartGateway
+from tests.gateway.harness import CHAT, Gateway, body, eventually
+
+MODELS = {"tiny": {"model": "fake", "ladder": ["int4", "int8"]}}
+COOL_DOWN_S = 10
+BROKEN = {"nll": {"int4": 1.5}}
+"""What the int4 engine finds its own tokens to cost; all others find 0.5."""
+
+
+def settings(mode: str = "on", **ladder: Any) -> dict[str, Any]:
+    """Return settings of a ladder under which every request is scored."""
+    return {
+        "models": MODELS,
+        "shadow": {
+            "rate": 1,
+            "floor_every": 0,
+            "reference": {"mode": "resident"},
+            "verdict": {"tolerance": {"all": 0.02}},
+            "ladder": {"mode": mode, "cool_down_s": COOL_DOWN_S, **ladder},
+        },
+    }
+
+
+class Traffic:
+    """Requests one after the other, with room for scores between them, until told to stop."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.statuses: list[int] = []
+        self.variants: list[str] = []
+        self._gateway = gateway
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Traffic":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=self._gateway.url, timeout=20) as client:
+            while not self._is_over.wait(0.01):
+                reply = client.post(CHAT, json=body(fake={"tokens": 2}))
+                self.statuses.append(reply.status_code)
+                self.variants.append(reply.headers.get("x-narrowgate-variant", ""))
+
+
+def active(gateway: Gateway) -> str:
+    """Return who serves the plain name."""
+    found = gateway.http.get("/admin/models").json()["data"]
+    return next(str(each["variant"]) for each in found if each["active"])
+
+
+def ladder(gateway: Gateway) -> dict[str, Any]:
+    """Return where the ladder stands."""
+    found: dict[str, Any] = gateway.http.get("/admin/fidelity").json()["ladders"]["tiny"]
+    return found
+
+
+def told(gateway: Gateway, kind: str) -> list[dict[str, Any]]:
+    """Return all events of a kind so far."""
+    events: list[dict[str, Any]] = []
+    headers = {"last-event-id": "0"}
+    with gateway.http.stream("GET", "/admin/events", headers=headers) as response:
+        name = ""
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: ") and name == kind:
+                events.append(json.loads(line.removeprefix("data: ")))
+                if kind == "ladder_step":
+                    break
+    return events
+
+
+def test_a_rung_that_fails_its_tolerance_is_replaced(start_gateway: StartGateway) -> None:
+    """int8 serves within one cool-down of the drift, no request fails, event and metric say why."""
+    gateway = start_gateway(**settings(), launch=BROKEN)
+    with Traffic(gateway) as traffic:
+        eventually(lambda: gateway.metric("drift_state", variant="int4", slice="all") == 2, 30)
+        drifted = time.monotonic()
+        eventually(lambda: active(gateway) == "int8", COOL_DOWN_S)
+        assert time.monotonic() - drifted < COOL_DOWN_S
+        steps = {"model": "tiny", "from": "int4", "to": "int8", "reason": "drift"}
+        eventually(lambda: gateway.metric("ladder_steps_total", **steps) == 1)
+        served = len(traffic.variants)
+        eventually(lambda: len(traffic.variants) > served + 5)
+    assert set(traffic.statuses) == {200}
+    assert set(traffic.variants[:10]) == {"int4"}
+    assert set(traffic.variants[served:]) == {"int8"}
+    (event,) = told(gateway, "ladder_step")
+    assert (event["act"], event["from"], event["to"], event["result"]) == (
+        "step_up",
+        "int4",
+        "int8",
+        "done",
+    )
+    assert event["reason"].startswith("int4: all drifts (tolerance 0.02 nats")
+    (alarm,) = event["evidence"]
+    assert alarm["slice"] == "all"
+    assert alarm["mean"] > alarm["tolerance"] == 0.02
+    assert alarm["n"] > 0
+    # The card says so, too, of the variant that was left.
+    cards = {each["id"]: each for each in gateway.http.get("/v1/models").json()["data"]}
+    assert cards["tiny@int4"]["verdict"] == "drift"
+    assert cards["tiny"]["verdict"] in {"learning", "ok"}
+
+
+def test_a_canary_that_drifts_is_rolled_back(start_gateway: StartGateway) -> None:
+    """The rung that was left is tried on a share of the requests, and goes; nobody is failed."""
+    rules: dict[str, Any] = {
+        "return_after_s": 0.5,
+        "return_after_requests": 0,
+        "canary_share": 0.5,
+        "cool_down_s": 0.5,
+        "max_returns": 1,
+    }
+    gateway = start_gateway(**settings(**rules), launch=BROKEN)
+    with Traffic(gateway) as traffic:
+        eventually(lambda: active(gateway) == "int8", 30)
+        left = len(traffic.variants) + 1
+        rolled = {"reason": "not_proven", "to": "int4"}
+        eventually(lambda: gateway.metric("ladder_steps_total", **rolled) == 1, 60)
+        states = {"model": "tiny", "variant": "int4", "state": "stopped"}
+        eventually(lambda: gateway.metric("model_state", **states) == 1)
+        served = len(traffic.variants) + 1
+        eventually(lambda: len(traffic.variants) > served + 20)
+    assert set(traffic.statuses) == {200}
+    tried = traffic.variants[left:served]
+    tried = tried[tried.index("int4") :]
+    assert tried.count("int4") > 3
+    assert tried.count("int8") > 3
+    assert set(traffic.variants[served:]) == {"int8"}
+    assert gateway.metric("ladder_steps_total", reason="return", to="int4") == 1
+    assert active(gateway) == "int8"
+
+
+def test_what_is_known_is_told(start_gateway: StartGateway) -> None:
+    """Verdicts by slice, the promise, the floor and the ledger's figures; a window is checked."""
+    fields = settings("off")
+    fields["shadow"] |= {"floor_every": 2}
+    gateway = start_gateway(**fields)
+    for _ in range(4):
+        gateway.http.post(CHAT, json=body(fake={"tokens": 2}))
+    found = eventually(lambda: _with_floor(gateway), 20)
+    assert "at most one false alarm per 100,000 scored requests" in found["promise"]
+    of = {each["variant"]: each for each in found["data"]}
+    assert (of["int4"]["active"], of["int4"]["verdict"]) == (True, "learning")
+    whole = next(each for each in of["int4"]["slices"] if each["slice"] == "all")
+    assert whole["n"] == of["int4"]["scored"] == 4
+    assert whole["tolerance"] == 0.02
+    assert of["int8"]["verdict"] is None
+    assert found["ladders"] == {}
+    assert found["noise_floor"]["tiny"]["mean"] == 0
+    kept = {(each["variant"], each["slice"]): each for each in found["ledger"]["slices"]}
+    assert kept["int4", "all"]["num_requests"] == 4
+    assert kept["full", "all"]["num_requests"] == 2
+    refused = gateway.http.get("/admin/fidelity?window_s=-1")
+    assert refused.status_code == 400
+    assert "'window_s' is '-1': give seconds above 0" in refused.text
+
+
+def _with_floor(gateway: Gateway) -> dict[str, Any]:
+    found: dict[str, Any] = gateway.http.get("/admin/fidelity?window_s=3600").json()
+    floor = found["noise_floor"].get("tiny", {})
+    is_scored = any(each["scored"] == 4 and each["slices"][0]["n"] == 4 for each in found["data"])
+    return found if is_scored and floor.get("num_requests") == 2 else {}
