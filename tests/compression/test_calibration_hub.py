@@ -11,7 +11,6 @@ import pytest
 from compression.events import decode
 from tests.compression.fake_hub import serve_hub
 
-
 READ = """
 import sys
 from compression.calibration_documents import read_calibration_text

@@ -39,7 +39,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(tiny_llama_dir: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     """Return a tiny package in the index."""
-    return write_wheel(write_gguf(tiny_llama_dir, tmp_path_factory.mktemp("gguf") / "a.gguf"), index)
+    return write_wheel(
+        write_gguf(tiny_llama_dir, tmp_path_factory.mktemp("gguf") / "a.gguf"), index
+    )
 
 
 @pytest.fixture
