@@ -53,7 +53,7 @@ def test_an_engine_that_dies_before_its_first_byte(
     replies: list[httpx.Response] = []
 
     def ask() -> None:
-        request = body(stream=is_stream, fake={"head_s": 0.7, "tokens": 2})
+        request = body(stream=is_stream, fake={"head_s": 2, "tokens": 2})
         replies.append(gateway.http.post(CHAT, json=request))
 
     asking = threading.Thread(target=ask)
