@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 RECIPE ?= int4
+WORKERS ?= 2
 MODEL ?= smollm2
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
@@ -37,8 +38,10 @@ $(VLLM_ENV)/.installed: deploy/vllm/requirements-cpu.txt
 vllm-demo: install vllm-env
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --engine vllm --vllm-options enforce-eager --port $(PORT)
 
+# First what can run in company, a file at a time for each worker and a core for each; then the rest.
 test: install vllm-env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 lint: install
 	$(BIN)/ruff check .

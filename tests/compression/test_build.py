@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compression.__main__ import main
 from compression.errors import ArtifactError, BuildError, CorruptCheckpoint, RecipeError
 from compression.events import Progress, ignore
 from compression.facts import read_facts
@@ -260,26 +261,36 @@ def test_progress_reaches_its_total(tiny_llama_dir: Path) -> None:
         assert totals == {counts[-1]}
 
 
-def test_child_process_speaks_json_lines(tiny_llama_dir: Path, home: Path) -> None:
+def test_child_process_speaks_json_lines(
+    tiny_llama_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The child reports progress, then the artifact, and refuses with exit code 2."""
-    command = [sys.executable, "-m", "compression", "prepare", "--model", str(tiny_llama_dir)]
-    good = subprocess.run([*command, "--recipe", "int4-fast"], capture_output=True, check=True)
+    words = ["prepare", "--model", str(tiny_llama_dir), "--recipe"]
+    command = [sys.executable, "-m", "compression", *words]
+    good = subprocess.run([*command, "int4-fast"], capture_output=True, check=True)
     events = [json.loads(line) for line in good.stdout.splitlines()]
     assert events[-1]["event"] == "ready"
     assert Path(events[-1]["directory"], FILE_NAME).exists()
     assert {event["event"] for event in events[:-1]} == {"progress"}
-    bad = subprocess.run([*command, "--recipe", "int5"], capture_output=True, check=False)
-    assert bad.returncode == 2
-    assert json.loads(bad.stdout.splitlines()[-1])["kind"] == "RecipeError"
+    assert main([*words, "int5"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kind"] == "RecipeError"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint that takes a while to build."""
+    return make_tiny_checkpoint(
+        tmp_path_factory.mktemp("large"),
+        num_hidden_layers=24,
+        hidden_size=256,
+        intermediate_size=1024,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_build_leaves_nothing(large: Path, number: signal.Signals) -> None:
     """A signal in the middle of a build ends it at once with nothing in the store."""
-    source = make_tiny_checkpoint(
-        tmp_path / "source", num_hidden_layers=24, hidden_size=256, intermediate_size=1024
-    )
-    command = [sys.executable, "-m", "compression", "prepare", "--model", str(source)]
+    command = [sys.executable, "-m", "compression", "prepare", "--model", str(large)]
     child = subprocess.Popen([*command, "--recipe", "int4-fast"], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for line in child.stdout:

@@ -3,22 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from compression.child import EXIT_REFUSED, run_child
 from compression.errors import BuildError
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Give the test process its signal handlers back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_signal_that_a_library_swallows_still_ends_it() -> None:

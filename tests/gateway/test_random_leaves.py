@@ -12,6 +12,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from tests.gateway.bare_client import BareClient, ask
 from tests.gateway.harness import Gateway, body, eventually
 
@@ -90,6 +92,7 @@ async def with_round_trips(
     return task.result(), round_trips
 
 
+@pytest.mark.alone
 def test_the_engine_stops_whenever_a_client_leaves(gateway: Gateway) -> None:
     """Before the first byte, before the first token, while decoding; plain, streamed, FIN, RST."""
     choose = random.Random(11)

@@ -180,7 +180,7 @@ def test_shell_examples_run(demo: Demo, tmp_path: Path) -> None:
             continue
         command = example.replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")
         if command.startswith("narrowgate compare"):
-            command += " --max-tokens 40"
+            command += " --max-tokens 8"
         run(command, tmp_path)
         ran += 1
     assert ran == 11

@@ -147,7 +147,7 @@ def test_references_elsewhere(shadowed: Gateway, start_gateway: StartGateway) ->
 def test_requests_go_first(start_gateway: StartGateway) -> None:
     """While a request runs nothing is scored, and an idle reference is ended."""
     reference = {"idle_s": 0.2}
-    shadow = SHADOW | {"queue_size": 1, "queue_s": 0.3, "reference": reference}
+    shadow = SHADOW | {"queue_size": 1, "queue_s": 1, "reference": reference}
     gateway = start_gateway(shadow=shadow)
     with gateway.stream({"tokens": 1000, "pace_s": 0.02}) as stream:
         events = stream.iter_raw()
