@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: "test_readme" not in item.nodeid)
     for item in items:
-        if "vllm" in item.path.stem or "[vllm" in item.name:
+        if "vllm" in item.nodeid:
             item.add_marker("alone")
 
 
