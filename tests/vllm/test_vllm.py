@@ -34,7 +34,10 @@ def facts() -> VllmFacts:
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Serve the int8 artifact, watched closely, its replies scored."""
-    settings = {"models": {"m": model("int8")}, "stall_timeout_s": 8, "shadow": {"rate": 1}}
+    # A tolerance by hand, or the artifact's fidelity would be measured first.
+    verdict = {"tolerance": {"all": 0.05}}
+    shadow = {"rate": 1, "verdict": verdict, "ledger": {"path": False}}
+    settings = {"models": {"m": model("int8")}, "stall_timeout_s": 8, "shadow": shadow}
     with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
         yield gateway
 
