@@ -45,6 +45,7 @@ OPERATIONS = (
     "GET /metrics",
     "GET /version",
     "GET /admin/models",
+    "GET /admin/fidelity",
     "GET /admin/shadow",
     "POST /admin/shadow",
     "POST /admin/models/{model}/load",

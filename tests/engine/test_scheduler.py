@@ -400,11 +400,11 @@ def test_any_traffic_comes_to_its_end_without_losing_pages_or_tokens(seed: int) 
         )
         for _ in range(40)
     ]
-    alive: set[Sequence] = set()
+    alive: dict[Sequence, None] = {}  # in order, so that a seed repeats
     for _ in range(20_000):
         if waiting and random_.random() < 0.2:
             sequence = waiting.pop()
-            alive.add(sequence)
+            alive[sequence] = None
             scheduler.add(sequence)
         for item in step(scheduler):
             fed[item.sequence] = item.sequence.token_ids[: item.start] + item.token_ids
@@ -413,7 +413,7 @@ def test_any_traffic_comes_to_its_end_without_losing_pages_or_tokens(seed: int) 
             done = len(sequence.output_ids) >= sequence.params.max_tokens
             if done or random_.random() < 0.001:
                 scheduler.remove(sequence)
-                alive.remove(sequence)
+                del alive[sequence]
         held = sum(sequence.num_pages for sequence in alive)
         assert held <= scheduler.pages.used <= scheduler.pages.sizes.total
         if not waiting and not alive:

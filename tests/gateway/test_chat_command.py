@@ -48,7 +48,7 @@ class FakeApi:
                     is_slow = "slow" in body["messages"][-1]["content"]
                     pieces = [{"choices": [{"delta": {"content": word}}]} for word in WORDS]
                     usage = {"choices": [], "usage": {"completion_tokens": 3}}
-                    self._events([*pieces, usage], pause_s=0.2 if is_slow else 0.001)
+                    self._events([*pieces, usage], pause_s=2.0 if is_slow else 0.001)
 
             def _reply(self, status: int, content: dict[str, Any]) -> None:
                 self.send_response(status)
@@ -199,6 +199,15 @@ class Typist:
         """Type."""
         os.write(self._terminal, text.encode())
 
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C until that is shown, as people do."""
+        self.type("\x03")
+        try:
+            self.see(text, 1)
+        except AssertionError:
+            self.type("\x03")
+            self.see(text)
+
     def end(self) -> int:
         """Return the exit code; a chat that does not end is killed."""
         until = time.monotonic() + 10
@@ -225,8 +234,7 @@ def test_chat_in_a_terminal(api: FakeApi, tmp_path: Path) -> None:
     person.see("error: the answer broke off: out of luck")
     person.type("slow\n")
     person.see("Sea")
-    person.type("\x03")
-    person.see("(stopped)")
+    person.interrupt("(stopped)")
     file = tmp_path / "said.json"
     person.type(f"/save {file}\n")
     person.see("saved")
