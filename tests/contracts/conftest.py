@@ -14,7 +14,7 @@ from gateway.backends.embedded import free_port
 from tests.checkpoints import make_tiny_checkpoint
 from tests.engine.processes import started
 from tests.gateway.harness import eventually
-from tests.vllm.served import EAGER, served
+from tests.vllm.served import EAGER, SMALL, served
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def embedded_engine() -> Iterator[str]:
 def vllm_engine() -> Iterator[str]:
     """Run vLLM on the demo model's int4 artifact, behind the gateway, as clients meet it."""
     with TemporaryDirectory() as directory:
-        model = {"model": "smollm2", "engine": "vllm", "recipe": "int4", "max_model_len": 1024}
+        model = {"model": "smollm2", "engine": "vllm", "recipe": "int4", **SMALL}
         settings = {"models": {"m": model | {"vllm_options": EAGER}}}
         with served(Path(directory), settings) as gateway:
             yield gateway.url

@@ -22,6 +22,8 @@ from tests.gateway.harness import eventually
 START_LIMIT_S = 240.0
 EAGER = {"enforce-eager": True}
 """Compilation takes vLLM minutes on a small machine."""
+SMALL = {"kv_cache_memory_bytes": "512MiB", "max_model_len": 1024}
+"""Several engines run at once."""
 
 
 @cache

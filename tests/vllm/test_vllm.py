@@ -12,7 +12,7 @@ import yaml
 
 from gateway.backends.vllm_facts import VllmFacts
 from tests.gateway.harness import eventually
-from tests.vllm.served import EAGER, Served, facts_here, is_gone, served
+from tests.vllm.served import EAGER, SMALL, Served, facts_here, is_gone, served
 
 pytestmark = pytest.mark.real_model
 
@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France?"
 
 def model(recipe: str, **fields: Any) -> dict[str, Any]:
     """Return the settings of the demo model on vLLM."""
-    common = {"model": "smollm2", "engine": "vllm", "max_model_len": 1024, "vllm_options": EAGER}
+    common = {"model": "smollm2", "engine": "vllm", "vllm_options": EAGER, **SMALL}
     return {**common, "recipe": recipe, **fields}
 
 
