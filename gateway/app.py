@@ -17,9 +17,9 @@ from gateway.api.routes import make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
 from gateway.launch import Launch, Launcher
-from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
+from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper

@@ -1,13 +1,14 @@
-"""Every metric of the gateway: one table of families, and the object that records into them."""
+"""The metrics manifest: every series of the project in one table.
 
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from typing import Any, Literal, NamedTuple
+The registry (:mod:`gateway.registry`), ``docs/metrics.md``, the
+dashboards, the alerts and the checks of all of them are made from it.
+"""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from typing import Literal, NamedTuple
+
+PREFIX = "narrowgate_"
+ENGINE_PREFIX = "narrowgate_engine_"
+"""Of what engines say of themselves."""
 
 OTHER = "_other"
 """The label value of everything outside its closed set, such as unknown model names."""
@@ -26,6 +27,13 @@ RejectionReason = Literal[
     "process_full",
 ]
 
+Type = Literal["counter", "gauge", "histogram"]
+
+Unit = Literal[
+    "seconds", "bytes", "tokens", "nats", "nats squared", "requests", "ratio", "state", "count"
+]
+"""Of a sample's value; of a histogram, of what is observed."""
+
 DURATION_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
@@ -40,216 +48,312 @@ INTER_TOKEN_S = (
 )
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
-
-
 _LAG_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
 _KL_NATS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10)
 _NLL_NATS = (-1, -0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3)
-_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_POSITION = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+_STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Label(NamedTuple):
+    """A label: its name, and its values or, where these are configured, what bounds them."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    bound: str = ""
 
 
 class Family(NamedTuple):
-    """One row of the table; the name goes without the prefix ``narrowgate_``."""
+    """One row of the table; the name goes without its prefix."""
 
-    type: Literal["counter", "gauge", "histogram"]
+    type: Type
+    unit: Unit
     name: str
-    labels: tuple[str, ...]
+    labels: tuple[Label, ...]
     help: str
     buckets: tuple[float, ...] = ()
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Return the names of its labels."""
+        return tuple(label.name for label in self.labels)
+
+
+class EngineFamily(NamedTuple):
+    """One row of what engines say; ``vllm`` is its name there after ``vllm:``, if it has one."""
+
+    type: Type
+    unit: Unit
+    name: str
+    vllm: str | None
+    help: str
+    buckets: tuple[float, ...] = ()
+    labels: tuple[Label, ...] = ()
+    """Beside :data:`ENGINE_LABELS`."""
+
 
 # fmt: off
+_MODEL = Label("model", bound="the configured aliases, and _other")
+_VARIANT = Label("variant", bound="the configured variants, and _other")
+_RECIPE = Label("recipe", bound="the configured variants")
+_SLICE = Label("slice", bound="33 at most, with those of the settings 97: all, length:*, turns:*, "
+               "script:*, domain:*, format:*, sampling:*, position:*, metadata.*:*")
+_OPERATION = Label("operation", ("chat", "completion", "response", "embedding", "tokenize"))
+_OUTCOME = Label("outcome", ("ok", "client_abort", "timeout", "rejected", "shed", "error"))
+_FINISH = Label("finish_reason", ("stop", "length", "tool_calls", "content_filter", "abort",
+                                  "error", OTHER))
+_ERROR = Label("error_type", bound="the codes of errors in the README, and _other")
+_STATUS = Label("status_class", ("3xx", "4xx", "5xx"))
+_REJECTION = Label("reason", ("host", "invalid_key", "admin_only", "model_not_allowed",
+                              "request_rate", "token_rate", "queue_full", "queue_timeout",
+                              "process_full"))
+_KEY = Label("key", bound="the names of the key file, and anonymous")
+_PHASE = Label("phase", ("prefill", "decode", OTHER))
+_STATE = Label("state", ("stopped", "loading", "ready", "restarting", "stopping", "failed"))
+_EVICTION = Label("reason", ("memory", "idle"))
+_RESTART = Label("reason", ("exit", "stall"))
+_RESULT = Label("result", ("ok", "failed"))
+_DROP = Label("reason", ("private", "unsupported", "unfinished", "no_capture", "empty", "too_long",
+                         "budget", "queue_full", "busy", "timeout", "reference", "error",
+                         "stopped"))
+_ESTIMATOR = Label("estimator", ("topk", "exact"))
+_AGREE = Label("agree", ("true", "false"))
+_SIDE = Label("side", ("variant", "full"))
+_CHECK = Label("check", ("empty", "repetition", "runs", "encoding", "json", "tool_call"))
+_VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
+_FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
+_STEP = Label("reason", ("drift", "return", "proven", "not_proven"))
+_ENDING = Label("finished_reason", ("stop", "length", "abort", "error", OTHER))
+_REPLICA = Label("replica", bound="0 to the configured number less 1")
+
+
+def _fact(name: str) -> Label:
+    return Label(name, bound="one value of each variant")
+
+
+_FACTS = tuple(_fact(name) for name in (
+    "recipe_digest", "source_digest", "weight_bits", "base_dtype", "backend", "numerics",
+    "kernels", "kv_dtype"))
+_MV = (_MODEL, _VARIANT)
+_MVR = (_MODEL, _VARIANT, _RECIPE)
+_MVS = (_MODEL, _VARIANT, _SLICE)
+
 FAMILIES: tuple[Family, ...] = (
-    Family("histogram", "request_duration_seconds", ("model", "variant", "operation", "outcome"),
+    Family("histogram", "seconds", "request_duration_seconds", (*_MV, _OPERATION, _OUTCOME),
            "Time from the request's arrival to the end of its reply.", DURATION_S),
-    Family("histogram", "time_to_first_token_seconds", ("model", "variant"),
+    Family("histogram", "seconds", "time_to_first_token_seconds", _MV,
            "Time from a streamed request's arrival to its first text.", FIRST_TOKEN_S),
-    Family("histogram", "inter_token_latency_seconds", ("model", "variant"),
+    Family("histogram", "seconds", "inter_token_latency_seconds", _MV,
            "Time between two streamed events with text, usually one token each.", INTER_TOKEN_S),
-    Family("counter", "requests_total",
-           ("model", "variant", "operation", "outcome", "finish_reason"),
+    Family("histogram", "seconds", "time_per_output_token_seconds", _MV,
+           "Mean time of a streamed answer's tokens after its first, one answer of two or more.",
+           INTER_TOKEN_S),
+    Family("counter", "requests", "requests_total", (*_MV, _OPERATION, _OUTCOME, _FINISH),
            "Requests that ended, whatever their outcome."),
-    Family("counter", "request_errors_total", ("model", "error_type", "status_class"),
+    Family("counter", "requests", "request_errors_total", (_MODEL, _ERROR, _STATUS),
            "Requests that ended in an error, also after the stream began."),
-    Family("counter", "prompt_tokens_total", ("model", "variant"),
+    Family("counter", "tokens", "prompt_tokens_total", _MV,
            "Prompt tokens, as counted by the engine; requests without a usage report add none."),
-    Family("counter", "generated_tokens_total", ("model", "variant"),
+    Family("counter", "tokens", "generated_tokens_total", _MV,
            "Generated tokens, as counted by the engine; of a stream that broke off, its events."),
-    Family("gauge", "requests_running", ("model", "variant"),
+    Family("histogram", "tokens", "request_prompt_tokens", _MV,
+           "Prompt tokens of a request that an engine answered.", _TOKENS),
+    Family("histogram", "tokens", "request_generated_tokens", _MV,
+           "Generated tokens of a request that an engine answered.", _TOKENS),
+    Family("gauge", "requests", "requests_running", _MV,
            "Requests passed to an engine: running or waiting there."),
-    Family("gauge", "requests_waiting", ("model",),
+    Family("gauge", "requests", "requests_waiting", (_MODEL,),
            "Requests that wait here for their turn at the model's engine."),
-    Family("histogram", "queue_seconds", ("model",),
+    Family("histogram", "seconds", "queue_seconds", (_MODEL,),
            "Time that requests waited here for their turn, those that had to.", _QUEUE_S),
-    Family("counter", "admission_rejections_total", ("model", "reason"),
+    Family("counter", "requests", "admission_rejections_total", (_MODEL, _REJECTION),
            "Requests that were turned away before they reached an engine."),
-    Family("counter", "key_requests_total", ("key",),
+    Family("counter", "requests", "key_requests_total", (_KEY,),
            "Requests let in, by the name of their key."),
-    Family("counter", "key_tokens_total", ("key",),
+    Family("counter", "tokens", "key_tokens_total", (_KEY,),
            "Tokens of prompts and answers, by the name of their key."),
-    Family("counter", "rate_store_failures_total", (),
+    Family("counter", "count", "rate_store_failures_total", (),
            "Times that the shared store of rate limits failed and this process counted alone."),
-    Family("counter", "client_disconnects_total", ("model", "phase"),
+    Family("counter", "requests", "client_disconnects_total", (_MODEL, _PHASE),
            "Clients that left before the reply had ended."),
-    Family("gauge", "model_info",
-           ("model", "variant", "recipe", "recipe_digest", "source_digest", "weight_bits",
-            "base_dtype", "backend", "numerics", "kernels", "kv_dtype"),
+    Family("gauge", "state", "model_info", (*_MVR, *_FACTS),
            "What is served, always 1; joins other series."),
-    Family("gauge", "weights_bytes", ("model", "variant", "recipe"),
+    Family("gauge", "bytes", "weights_bytes", _MVR,
            "Bytes of the live weights in memory."),
-    Family("gauge", "weights_uncompressed_bytes", ("model", "variant", "recipe"),
+    Family("gauge", "bytes", "weights_uncompressed_bytes", _MVR,
            "Bytes of the full model's weights."),
-    Family("gauge", "kv_bytes_per_token", ("model", "variant", "recipe"),
+    Family("gauge", "bytes", "bytes_per_weight", _MVR,
+           "Bytes that one weight takes on average in the live model, scales counted in."),
+    Family("gauge", "bytes", "kv_bytes_per_token", _MVR,
            "Bytes that one token takes in the live cache of keys and values."),
-    Family("gauge", "engine_up", ("model", "variant"),
+    Family("gauge", "state", "engine_up", _MV,
            "1 while the engine is ready, else 0."),
-    Family("gauge", "model_state", ("model", "variant", "state"),
+    Family("gauge", "state", "model_state", (*_MV, _STATE),
            "1 for the state that the model is in, 0 for every other state."),
-    Family("gauge", "active_variant", ("model", "variant"),
+    Family("gauge", "state", "active_variant", _MV,
            "1 for the variant that serves the model's plain name, 0 for the others."),
-    Family("gauge", "replicas_ready", ("model", "variant"),
+    Family("gauge", "count", "replicas_ready", _MV,
            "Engines of the variant that are ready."),
-    Family("gauge", "reserved_memory_bytes", ("model", "variant"),
+    Family("gauge", "bytes", "reserved_memory_bytes", _MV,
            "Memory that the variant's engines hold, or that was set aside for them if more."),
-    Family("gauge", "memory_budget_bytes", (),
+    Family("gauge", "bytes", "memory_budget_bytes", (),
            "What all engines together may hold, if there is a budget."),
-    Family("counter", "evictions_total", ("model", "variant", "reason"),
+    Family("counter", "count", "evictions_total", (*_MV, _EVICTION),
            "Variants that were stopped, to make room (memory) or after their time (idle)."),
-    Family("counter", "variant_swaps_total", ("model", "result"),
+    Family("counter", "count", "variant_swaps_total", (_MODEL, _RESULT),
            "Changes of the active variant."),
-    Family("counter", "request_retries_total", ("model", "variant"),
+    Family("counter", "requests", "request_retries_total", _MV,
            "Attempts at another engine after this variant's engine had failed a request."),
-    Family("gauge", "build_info", ("version",),
+    Family("gauge", "state", "build_info", (_fact("version"),),
            "The version of this gateway, always 1."),
-    Family("counter", "engine_restarts_total", ("model", "variant", "reason"),
+    Family("counter", "count", "engine_restarts_total", (*_MV, _RESTART),
            "Restarts of an engine that ended or stalled."),
-    Family("histogram", "model_load_seconds", ("model", "recipe"),
+    Family("histogram", "seconds", "model_load_seconds", (_MODEL, _RECIPE),
            "Time to prepare a model and to start its engine.", _LOAD_S),
-    Family("counter", "shadow_candidates_total", ("model",),
+    Family("gauge", "ratio", "shadow_sample_ratio", (_MODEL,),
+           "Share of the model's requests that is drawn to be scored."),
+    Family("gauge", "tokens", "shadow_budget_tokens_per_second", (),
+           "Tokens a second that references may read in the long run."),
+    Family("counter", "requests", "shadow_candidates_total", (_MODEL,),
            "Requests drawn to be scored; each is scored, dropped for a reason, or under way."),
-    Family("counter", "shadow_scored_total", ("model",),
+    Family("counter", "requests", "shadow_scored_total", (_MODEL,),
            "Candidates that the reference has scored."),
-    Family("counter", "shadow_dropped_total", ("model", "reason"),
+    Family("counter", "requests", "shadow_dropped_total", (_MODEL, _DROP),
            "Candidates that were not scored, and why."),
-    Family("gauge", "shadow_in_flight", ("model",),
+    Family("gauge", "requests", "shadow_in_flight", (_MODEL,),
            "Candidates under way."),
-    Family("gauge", "shadow_queue_length", (),
+    Family("gauge", "requests", "shadow_queue_length", (),
            "Captured replies that wait for the reference."),
-    Family("histogram", "shadow_lag_seconds", ("model",),
+    Family("histogram", "seconds", "shadow_lag_seconds", (_MODEL,),
            "Time from the capture of a reply to its score.", _LAG_S),
-    Family("counter", "shadow_reference_tokens_total", ("model",),
+    Family("counter", "tokens", "shadow_reference_tokens_total", (_MODEL,),
            "Tokens that references read."),
-    Family("counter", "shadow_cpu_seconds_total", ("model",),
+    Family("counter", "seconds", "shadow_cpu_seconds_total", (_MODEL,),
            "Processor time of references on this machine."),
-    Family("counter", "shadow_yields_total", ("model",),
+    Family("counter", "count", "shadow_yields_total", (_MODEL,),
            "Scorings that were broken off because requests came."),
-    Family("gauge", "shadow_reference_up", ("model",),
+    Family("gauge", "state", "shadow_reference_up", (_MODEL,),
            "1 while the reference takes texts, else 0."),
-    Family("counter", "shadow_reference_failures_total", ("model",),
+    Family("counter", "count", "shadow_reference_failures_total", (_MODEL,),
            "Starts and scorings that failed."),
-    Family("histogram", "fidelity_token_kl_divergence_nats", ("model", "variant", "estimator"),
+    Family("histogram", "nats", "fidelity_token_kl_divergence_nats", (*_MV, _ESTIMATOR),
            "KL divergence of the full model from the variant, mean of a request's tokens; variant "
            "full is the noise floor.", _KL_NATS),
-    Family("histogram", "fidelity_nll_delta_nats", ("model", "variant"),
+    Family("histogram", "nats", "fidelity_nll_delta_nats", _MV,
            "How much less likely the full model finds the served tokens, mean of a request.",
            _NLL_NATS),
-    Family("histogram", "fidelity_first_divergence_tokens", ("model", "variant"),
+    Family("histogram", "tokens", "fidelity_first_divergence_tokens", _MV,
            "Token of an answer at which the likeliest tokens first differ, those where they do.",
-           _TOKENS),
-    Family("counter", "fidelity_tokens_total", ("model", "variant", "slice", "agree"),
+           _POSITION),
+    Family("counter", "tokens", "fidelity_tokens_total", (*_MVS, _AGREE),
            "Scored tokens, by whether both models find the same one the likeliest."),
-    Family("counter", "fidelity_requests_total", ("model", "variant", "slice"),
+    Family("counter", "requests", "fidelity_requests_total", _MVS,
            "Scored requests with tokens in the slice."),
-    Family("counter", "fidelity_kl_nats_total", ("model", "variant", "slice", "estimator"),
+    Family("counter", "nats", "fidelity_kl_nats_total", (*_MVS, _ESTIMATOR),
            "Sum of the requests' mean KL divergences."),
-    Family("counter", "fidelity_kl_nats_squared_total",
-           ("model", "variant", "slice", "estimator"),
+    Family("counter", "nats squared", "fidelity_kl_nats_squared_total", (*_MVS, _ESTIMATOR),
            "Sum of their squares, for intervals."),
-    Family("counter", "fidelity_nll_nats_total", ("model", "variant", "slice", "side"),
+    Family("counter", "nats", "fidelity_nll_nats_total", (*_MVS, _SIDE),
            "What the served tokens cost the variant and the full model, minus log-probability."),
-    Family("counter", "fidelity_output_checks_total", ("model", "variant", "check", "result"),
+    Family("counter", "count", "fidelity_output_checks_total", (*_MV, _CHECK, _RESULT),
            "Checks of drawn answers alone: their form, and signs of a broken model."),
-    Family("gauge", "drift_state", ("model", "variant", "slice"),
+    Family("gauge", "state", "drift_state", _MVS,
            "The verdict: 0 learning, 1 ok, 2 drift, 3 stale."),
-    Family("gauge", "drift_e_value_log10", ("model", "variant", "slice"),
+    Family("gauge", "count", "drift_e_value_log10", _MVS,
            "Logarithm of the evidence that the divergence rose above the tolerance."),
-    Family("gauge", "drift_mean_lower_nats", ("model", "variant", "slice"),
+    Family("gauge", "nats", "drift_mean_lower_nats", _MVS,
            "Lower bound of the mean KL divergence, valid at all times."),
-    Family("gauge", "drift_mean_upper_nats", ("model", "variant", "slice"),
+    Family("gauge", "nats", "drift_mean_upper_nats", _MVS,
            "Upper bound of the mean KL divergence, valid at all times."),
-    Family("gauge", "drift_tolerance_nats", ("model", "variant", "slice"),
+    Family("gauge", "nats", "drift_tolerance_nats", _MVS,
            "Mean KL divergence up to which the slice counts as undamaged."),
-    Family("counter", "verdict_changes_total", ("model", "variant", "slice", "state"),
+    Family("counter", "count", "verdict_changes_total", (*_MVS, _VERDICT),
            "Changes of a verdict, by what it became."),
-    Family("counter", "ladder_steps_total", ("model", "from", "to", "reason"),
+    Family("counter", "count", "ladder_steps_total", (_MODEL, _FROM, _TO, _STEP),
            "Steps on a model's ladder that were done, and why."),
-    Family("counter", "probes_total", ("model", "variant", "result"),
+    Family("counter", "count", "probes_total", (*_MV, _RESULT),
            "One-token probes of fixed prompts."),
-    Family("gauge", "probe_change_nats", ("model", "variant"),
+    Family("gauge", "nats", "probe_change_nats", _MV,
            "Largest change of a probed log-probability since the engine became ready."),
 )
+
+ENGINE_LABELS = (_MODEL, _VARIANT, _REPLICA)
+"""Of each series that the gateway passes on from an engine."""
+
+RUNNING = EngineFamily("gauge", "requests", "sequences_running", "num_requests_running",
+                       "Sequences that hold cache pages.")
+WAITING = EngineFamily("gauge", "requests", "sequences_waiting", "num_requests_waiting",
+                       "Sequences that wait for pages or for others to end.")
+CACHE_USAGE = EngineFamily("gauge", "ratio", "kv_cache_usage_ratio", "kv_cache_usage_perc",
+                           "Share of the cache's pages that sequences hold, 0 to 1.")
+PAGES = EngineFamily("gauge", "count", "kv_cache_pages", None,
+                     "Pages that the cache's memory holds.")
+LAST_TOKEN = EngineFamily("gauge", "seconds", "last_token_timestamp_seconds", None,
+                          "When the last token was chosen, in seconds since 1970; 0 before any.")
+PREFIX_QUERIES = EngineFamily("counter", "tokens", "prefix_cache_queries_total",
+                              "prefix_cache_queries_total",
+                              "Prompt tokens that were looked up among earlier ones.")
+PREFIX_HITS = EngineFamily("counter", "tokens", "prefix_cache_hits_total",
+                           "prefix_cache_hits_total",
+                           "Prompt tokens that did not have to be read again.")
+PREEMPTIONS = EngineFamily("counter", "count", "preemptions_total", "num_preemptions_total",
+                           "Sequences that gave their pages up and read their tokens again.")
+PROMPT = EngineFamily("counter", "tokens", "prompt_tokens_total", "prompt_tokens_total",
+                      "Prompt tokens of ended sequences.")
+GENERATED = EngineFamily("counter", "tokens", "generated_tokens_total", "generation_tokens_total",
+                         "Tokens that were chosen.")
+ENDED = EngineFamily("counter", "requests", "sequences_total", "request_success_total",
+                     "Sequences that ended: stop, length, abort or error.", labels=(_ENDING,))
+QUEUE = EngineFamily("histogram", "seconds", "queue_seconds", "request_queue_time_seconds",
+                     "Time from a sequence's arrival to its first step.", DURATION_S)
+FIRST_TOKEN = EngineFamily("histogram", "seconds", "time_to_first_token_seconds",
+                           "time_to_first_token_seconds",
+                           "Time from a sequence's arrival to its first token.", FIRST_TOKEN_S)
+INTER_TOKEN = EngineFamily("histogram", "seconds", "inter_token_latency_seconds",
+                           "inter_token_latency_seconds",
+                           "Time between two tokens of a sequence.", INTER_TOKEN_S)
+DURATION = EngineFamily("histogram", "seconds", "sequence_seconds", "e2e_request_latency_seconds",
+                        "Time from a sequence's arrival to its end.", DURATION_S)
+STEP = EngineFamily("histogram", "seconds", "step_seconds", None,
+                    "Time of one step of the model for all sequences.", _STEP_S)
+STEP_TOKENS = EngineFamily("histogram", "tokens", "step_tokens", "iteration_tokens_total",
+                           "Tokens of one step.", _STEP_TOKENS)
 # fmt: on
 
-
-class Metrics:
-    """Records into a registry of its own and renders it."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.counters = {
-            family.name: Counter(_full(family), family.help, family.labels, registry=self.registry)
-            for family in FAMILIES
-            if family.type == "counter"
-        }
-        self.gauges = {
-            family.name: Gauge(_full(family), family.help, family.labels, registry=self.registry)
-            for family in FAMILIES
-            if family.type == "gauge"
-        }
-        self.histograms = {
-            family.name: Histogram(
-                _full(family),
-                family.help,
-                family.labels,
-                registry=self.registry,
-                buckets=family.buckets,
-            )
-            for family in FAMILIES
-            if family.type == "histogram"
-        }
-        ProcessCollector(registry=self.registry)
-        self.gauges["build_info"].labels(version("narrowgate")).set(1)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition and its content type for an ``Accept`` header."""
-        encode, content_type = encoder(accept)
-        return encode(WithoutCreated(self.registry)), content_type
+ENGINE_FAMILIES: tuple[EngineFamily, ...] = (
+    *(RUNNING, WAITING, CACHE_USAGE, PAGES, LAST_TOKEN, PREFIX_QUERIES, PREFIX_HITS, PREEMPTIONS),
+    *(PROMPT, GENERATED, ENDED, QUEUE, FIRST_TOKEN, INTER_TOKEN, DURATION, STEP, STEP_TOKENS),
+)
 
 
-def encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
-    """Return what renders a registry for an ``Accept`` header, and the content type."""
-    try:
-        return choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is no number
-        return choose_encoder("")
+class Row(NamedTuple):
+    """One family as Prometheus sees it on the gateway, with its full name."""
+
+    name: str
+    type: Type
+    unit: Unit
+    labels: tuple[Label, ...]
+    help: str
+    buckets: tuple[float, ...]
 
 
-class WithoutCreated(Collector):
-    """The registry less its ``_created`` samples, which double the series and help nobody.
-
-    The library's own switch is global to the process, so other registries would feel it.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [
-                sample for sample in metric.samples if not sample.name.endswith("_created")
-            ]
-            yield metric
-
-
-def _full(family: Family) -> str:
-    return f"narrowgate_{family.name}"
+def manifest() -> tuple[Row, ...]:
+    """Return every family of ``/metrics``, but the process's own that the client library adds."""
+    own = (
+        Row(PREFIX + each.name, each.type, each.unit, each.labels, each.help, each.buckets)
+        for each in FAMILIES
+    )
+    engines = (
+        Row(
+            ENGINE_PREFIX + each.name,
+            each.type,
+            each.unit,
+            (*ENGINE_LABELS, *each.labels),
+            each.help,
+            each.buckets,
+        )
+        for each in ENGINE_FAMILIES
+    )
+    return (*own, *engines)

@@ -18,9 +18,10 @@ from gateway.errors import (
     ModelLoading,
     Overloaded,
 )
-from gateway.metrics import OTHER, Metrics
+from gateway.metrics import OTHER
 from gateway.protocol import Usage
 from gateway.record import RECORD
+from gateway.registry import Metrics
 
 Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
 
@@ -147,7 +148,21 @@ class RequestTrace:
             counters["prompt_tokens_total"].labels(*where).inc(usage.prompt_tokens)
         if usage.completion_tokens:
             counters["generated_tokens_total"].labels(*where).inc(usage.completion_tokens)
+        if self._outcome == "ok":
+            self._observe_answer(usage)
         self._note(usage)
+
+    def _observe_answer(self, usage: Usage) -> None:
+        """Record the sizes of a whole answer, and how long each of its tokens took."""
+        where, histograms = (self._model, self._variant), self._metrics.histograms
+        if self._usage is not None:
+            histograms["request_prompt_tokens"].labels(*where).observe(usage.prompt_tokens)
+            histograms["request_generated_tokens"].labels(*where).observe(usage.completion_tokens)
+        num_more = usage.completion_tokens - 1
+        if self._first_text_s is not None and len(self._last_text) == 1 and num_more > 0:
+            (last,) = self._last_text.values()
+            mean_s = (last - self._started - self._first_text_s) / num_more
+            histograms["time_per_output_token_seconds"].labels(*where).observe(mean_s)
 
     def _note(self, usage: Usage) -> None:
         """Hand what became of the request to its log line and its span."""

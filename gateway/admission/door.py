@@ -16,7 +16,8 @@ from gateway.errors import (
     ModelNotFound,
     Overloaded,
 )
-from gateway.metrics import OTHER, Metrics, RejectionReason
+from gateway.metrics import OTHER, RejectionReason
+from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.wire import MAX_ECHO
 

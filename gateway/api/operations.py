@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.service import service_of
+from gateway.registry import render
 
 RETRY_AFTER_S = 2
 
@@ -45,7 +46,9 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Return all metrics in the format that the scraper asked for."""
-    body, content_type = service_of(request).metrics.render(request.headers.get("accept", ""))
+    body, content_type = render(
+        service_of(request).metrics.registry, request.headers.get("accept", "")
+    )
     return Response(body, headers={"content-type": content_type})
 
 

@@ -6,9 +6,9 @@ from starlette.requests import Request
 
 from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
-from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.record import Tracing
+from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper

@@ -1,4 +1,4 @@
-"""What the engine says of itself to Prometheus: one table, two views of it.
+"""What the engine says of itself to Prometheus: one table of the manifest, two views of it.
 
 Under its own names on ``/metrics``; on ``/metrics/vllm`` under the names of vLLM (its
 ``vllm/v1/metrics/loggers.py``), which dashboards, autoscalers and inference gateways read.
@@ -6,64 +6,39 @@ Under its own names on ``/metrics``; on ``/metrics/vllm`` under the names of vLL
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.engine.scheduler import Scheduler, Work
 from gateway.engine.sequence import Sequence, SequenceTimes, SpanSink
-from gateway.metrics import DURATION_S, FIRST_TOKEN_S, INTER_TOKEN_S, WithoutCreated, encoder
+from gateway.metrics import (
+    CACHE_USAGE,
+    DURATION,
+    ENDED,
+    ENGINE_FAMILIES,
+    ENGINE_PREFIX,
+    FIRST_TOKEN,
+    GENERATED,
+    INTER_TOKEN,
+    LAST_TOKEN,
+    PAGES,
+    PREEMPTIONS,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    PROMPT,
+    QUEUE,
+    RUNNING,
+    STEP,
+    STEP_TOKENS,
+    WAITING,
+    EngineFamily,
+)
+from gateway.registry import render
 
 View = Literal["own", "vllm"]
-
-_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
-_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-
-class Series(NamedTuple):
-    """One row: its name after ``narrowgate_engine_``, after ``vllm:`` (None: not there), help."""
-
-    name: str
-    vllm: str | None
-    help: str
-    buckets: tuple[float, ...] = ()
-
-
-# fmt: off
-RUNNING = Series("sequences_running", "num_requests_running", "Sequences that hold cache pages.")
-WAITING = Series("sequences_waiting", "num_requests_waiting",
-                 "Sequences that wait for pages or for others to end.")
-CACHE_USAGE = Series("kv_cache_usage_ratio", "kv_cache_usage_perc",
-                     "Share of the cache's pages that sequences hold, 0 to 1.")
-PAGES = Series("kv_cache_pages", None, "Pages that the cache's memory holds.")
-PREFIX_QUERIES = Series("prefix_cache_queries_total", "prefix_cache_queries_total",
-                        "Prompt tokens that were looked up among earlier ones.")
-PREFIX_HITS = Series("prefix_cache_hits_total", "prefix_cache_hits_total",
-                     "Prompt tokens that did not have to be read again.")
-PREEMPTIONS = Series("preemptions_total", "num_preemptions_total",
-                     "Sequences that gave their pages up and read their tokens again.")
-PROMPT = Series("prompt_tokens_total", "prompt_tokens_total", "Prompt tokens of ended sequences.")
-GENERATED = Series("generated_tokens_total", "generation_tokens_total", "Tokens that were chosen.")
-ENDED = Series("sequences_total", "request_success_total",
-               "Sequences that ended: stop, length, abort or error.")
-QUEUE = Series("queue_seconds", "request_queue_time_seconds",
-               "Time from a sequence's arrival to its first step.", DURATION_S)
-FIRST_TOKEN = Series("time_to_first_token_seconds", "time_to_first_token_seconds",
-                     "Time from a sequence's arrival to its first token.", FIRST_TOKEN_S)
-INTER_TOKEN = Series("inter_token_latency_seconds", "inter_token_latency_seconds",
-                     "Time between two tokens of a sequence.", INTER_TOKEN_S)
-DURATION = Series("sequence_seconds", "e2e_request_latency_seconds",
-                  "Time from a sequence's arrival to its end.", DURATION_S)
-STEP = Series("step_seconds", None, "Time of one step of the model for all sequences.", _STEP_S)
-STEP_TOKENS = Series("step_tokens", "iteration_tokens_total", "Tokens of one step.", _TOKENS)
-# fmt: on
-
-TABLE = (
-    *(RUNNING, WAITING, CACHE_USAGE, PAGES, PREFIX_QUERIES, PREFIX_HITS, PREEMPTIONS),
-    *(PROMPT, GENERATED, ENDED, QUEUE, FIRST_TOKEN, INTER_TOKEN, DURATION, STEP, STEP_TOKENS),
-)
 
 
 class EngineMetrics:
@@ -76,10 +51,11 @@ class EngineMetrics:
         self._times: dict[Sequence, SequenceTimes] = {}
         self._registry.register(_SchedulerView(scheduler))
         self._prompt, self._generated = (self._counter(each) for each in (PROMPT, GENERATED))
-        self._ended = self._counter(ENDED, "finished_reason")
+        self._ended = self._counter(ENDED)
         self._queue, self._first_token, self._inter_token, self._duration = (
             self._histogram(each) for each in (QUEUE, FIRST_TOKEN, INTER_TOKEN, DURATION)
         )
+        self._last_token = Gauge(LAST_TOKEN.name, LAST_TOKEN.help, registry=self._registry)
         self._step, self._step_tokens = (self._histogram(each) for each in (STEP, STEP_TOKENS))
 
     def arrived(self, sequence: Sequence) -> None:
@@ -111,6 +87,8 @@ class EngineMetrics:
             else:
                 self._inter_token.observe(now - times.last_token)
             times.last_token = now
+        if sampled:
+            self._last_token.set(time.time())
         self._generated.inc(sampled)
         self._step.observe(seconds)
         self._step_tokens.observe(tokens)
@@ -128,16 +106,16 @@ class EngineMetrics:
 
     def render(self, accept: str, view: View) -> tuple[bytes, str]:
         """Return the exposition and its content type for an ``Accept`` header."""
-        encode, content_type = encoder(accept)
         labels = {"model": self._model}
         if view == "vllm":
             labels = {"model_name": self._model, "engine": "0"}
-        return encode(_Named(WithoutCreated(self._registry), _names(view), labels)), content_type
+        return render(_Named(self._registry, _names(view), labels), accept)
 
-    def _counter(self, series: Series, *labels: str) -> Counter:
-        return Counter(series.name, series.help, labels, registry=self._registry)
+    def _counter(self, series: EngineFamily) -> Counter:
+        names = tuple(label.name for label in series.labels)
+        return Counter(series.name, series.help, names, registry=self._registry)
 
-    def _histogram(self, series: Series) -> Histogram:
+    def _histogram(self, series: EngineFamily) -> Histogram:
         return Histogram(series.name, series.help, registry=self._registry, buckets=series.buckets)
 
 
@@ -192,8 +170,8 @@ class _Named(Collector):
 def _names(view: View) -> dict[str, str]:
     """Return the name of each family in a view by its own; those of counters go without _total."""
     found = {}
-    for series in TABLE:
-        name = f"narrowgate_engine_{series.name}" if view == "own" else f"vllm:{series.vllm}"
+    for series in ENGINE_FAMILIES:
+        name = ENGINE_PREFIX + series.name if view == "own" else f"vllm:{series.vllm}"
         if view == "vllm" and series.vllm is None:
             continue
         # vLLM has a histogram whose name ends in _total too.

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from gateway.metrics import Metrics
 from gateway.pool.state import Snapshot, State
+from gateway.registry import Metrics
 
 
 def record_state(metrics: Metrics, shot: Snapshot) -> None:
@@ -41,12 +41,13 @@ def _record_info(metrics: Metrics, shot: Snapshot) -> None:
     sizes = (
         ("weights_bytes", info.weights_bytes),
         ("weights_uncompressed_bytes", info.weights_bytes_before),
+        ("bytes_per_weight", None if info.weight_bits is None else info.weight_bits / 8),
         ("kv_bytes_per_token", info.kv_bytes_per_token),
     )
-    for name, num_bytes in sizes:
-        if num_bytes is not None:  # an engine that is not ours does not tell
+    for name, size in sizes:
+        if size is not None:  # an engine that is not ours does not tell
             labels = {"model": spec.alias, "variant": spec.variant, "recipe": spec.variant}
-            gauges[name].labels(**labels).set(num_bytes)
+            gauges[name].labels(**labels).set(size)
 
 
 def _shown(by_scheme: Mapping[str, str] | None) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from gateway.errors import NoMemory
-from gateway.metrics import Metrics
 from gateway.pool import policy
 from gateway.pool.gauges import record_state
 from gateway.pool.state import Patience
 from gateway.pool.variant import Variant
+from gateway.registry import Metrics
 
 logger = logging.getLogger(__name__)
 

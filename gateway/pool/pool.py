@@ -11,7 +11,6 @@ from compression.events import OnProgress, Progress
 from gateway.demand import Demand
 from gateway.errors import ApiError, Draining, ModelNotFound, StartupError
 from gateway.launch import Launch
-from gateway.metrics import Metrics
 from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
@@ -20,6 +19,7 @@ from gateway.pool.replica import Replica
 from gateway.pool.share import Share
 from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
+from gateway.registry import Metrics
 from gateway.specs import NEXT_RUNG, ModelSpec, VariantSpec
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_ECHO

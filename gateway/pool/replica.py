@@ -10,11 +10,12 @@ from gateway.backends import vllm
 from gateway.backends.base import Engine
 from gateway.errors import ApiError, CanaryFailed, ChildFailed
 from gateway.launch import Launch
-from gateway.metrics import Metrics, RestartReason
+from gateway.metrics import RestartReason
 from gateway.pool.breaker import Breaker
 from gateway.pool.state import Patience, ReplicaSnapshot, State
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 

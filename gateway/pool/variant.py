@@ -11,13 +11,13 @@ from compression.events import OnProgress, Progress
 from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
 from gateway.launch import Launch
-from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings
 from gateway.pool.policy import Resident
 from gateway.pool.replica import Replica, TryEngine
 from gateway.pool.routing import ReplicaLoad, choose, work_of
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.prepared import Prepared
+from gateway.registry import Metrics
 from gateway.specs import VariantSpec
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.shadow.slices import ALL
 from gateway.shadow.verdict import State, Verdict
 

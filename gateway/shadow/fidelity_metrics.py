@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.shadow.scored import ScoredRequest
 
 

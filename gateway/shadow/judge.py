@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compression.recipe import FULL
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.shadow.drift_gauges import record_verdicts
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.ledger_entry import LedgerEntry

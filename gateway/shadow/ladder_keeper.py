@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.errors import NarrowgateError
-from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
+from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import decide
 from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation, Step

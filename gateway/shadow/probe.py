@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.errors import ApiError
-from gateway.metrics import Metrics
 from gateway.pool.pool import ReadyEngine
+from gateway.registry import Metrics
 from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)

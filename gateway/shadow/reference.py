@@ -12,10 +12,10 @@ from compression.recipe import FULL
 from gateway.backends.base import Engine
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
-from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings, VariantSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics
 from gateway.shadow.embedded_scorer import EmbeddedScorer
 from gateway.shadow.records import Scorer
 from gateway.shadow.vllm_scorer import STEP_TOKENS, VllmScorer

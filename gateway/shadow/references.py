@@ -8,8 +8,8 @@ from typing import Any
 
 from gateway.errors import NarrowgateError, StartupError
 from gateway.launch import Launch
-from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings
+from gateway.registry import Metrics
 from gateway.shadow.reference import MakeScorer, Reference, make_scorer, reference_spec
 from gateway.shadow_settings import ReferenceSettings
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from gateway.errors import ApiError
-from gateway.metrics import Metrics
 from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.embedded_capture import EmbeddedCapture
@@ -83,6 +83,9 @@ class Shadow:
         )
         self._collecting: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        for model, rate in rates.items():
+            self.set_rate(model, rate)
+        metrics.gauges["shadow_budget_tokens_per_second"].set(settings.tokens_per_second)
 
     # -- beside a request -------------------------------------------------------------------
 
@@ -112,6 +115,7 @@ class Shadow:
     def set_rate(self, model: str, rate: float) -> None:
         """Draw so many of a model's requests from now on."""
         self._rates[model] = rate
+        self._metrics.gauges["shadow_sample_ratio"].labels(model).set(rate)
 
     def rate(self, model: str) -> float:
         """Return the share of a model's requests that is drawn."""

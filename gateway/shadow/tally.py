@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any, Literal
 
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 
 DropReason = Literal[
     "private",

@@ -15,7 +15,7 @@ from gateway.errors import (
     EngineRefused,
     NarrowgateError,
 )
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.shadow.candidate import Candidate
 from gateway.shadow.divergence import (
     Divergence,

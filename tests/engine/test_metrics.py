@@ -6,10 +6,11 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.engine.metrics import TABLE, EngineMetrics, View
+from gateway.engine.metrics import EngineMetrics, View
 from gateway.engine.pages import PAGE_TOKENS, PageSizes
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import SamplingParams, Sequence
+from gateway.metrics import ENGINE_FAMILIES
 
 
 def samples(metrics: EngineMetrics, view: View) -> dict[str, float]:
@@ -75,7 +76,7 @@ def test_the_view_of_vllm_has_its_names_and_the_same_numbers() -> None:
     """Families that vLLM lacks are left out; labels are vLLM's."""
     metrics = run_some()
     own, view = samples(metrics, "own"), samples(metrics, "vllm")
-    for series in TABLE:
+    for series in ENGINE_FAMILIES:
         for suffix in ("", "_sum", "_count"):
             name = f"narrowgate_engine_{series.name}{suffix}"
             if name in own and series.vllm is not None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 from gateway.app import Application, create_service
 from gateway.errors import ApiError
 from gateway.forwarding import ResponseRelay
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.settings import load_settings
 from gateway.streaming import EventRelay
 from gateway.trace import RequestTrace

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import FAMILIES, Metrics
+from gateway.metrics import FAMILIES
 from gateway.pool.state import State
+from gateway.registry import Metrics, render
 from gateway.trace import FINISH_REASONS, traced
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 
@@ -159,7 +160,7 @@ def test_odd_accept_headers_get_plain_text(gateway: Gateway, accept: str) -> Non
 def test_every_family_is_exposed_with_its_labels() -> None:
     """The table is what is served: name, type and help of each family."""
     metrics = Metrics()
-    text = metrics.render("")[0].decode()
+    text = render(metrics.registry, "")[0].decode()
     exposed = {family.name: family for family in text_string_to_metric_families(text)}
     for family in FAMILIES:
         name = f"narrowgate_{family.name}".removesuffix("_total")
@@ -173,7 +174,7 @@ def test_odd_finish_reasons_are_folded() -> None:
     for reason in [*FINISH_REASONS, "invented", ""]:
         with traced(metrics, "chat") as trace:
             trace.succeed(reason)
-    text = metrics.render("")[0].decode()
+    text = render(metrics.registry, "")[0].decode()
     assert "invented" not in text
     assert text.count("narrowgate_requests_total{") == len(FINISH_REASONS) + 1
 
@@ -183,7 +184,7 @@ def test_a_crash_is_counted_as_an_error() -> None:
     metrics = Metrics()
     with pytest.raises(ZeroDivisionError), traced(metrics, "chat"):
         _ = 1 / 0
-    text = metrics.render("")[0].decode()
+    text = render(metrics.registry, "")[0].decode()
     assert 'error_type="internal_error",model="_other",status_class="5xx"} 1.0' in text
 
 

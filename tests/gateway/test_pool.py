@@ -19,11 +19,11 @@ from gateway.errors import (
     SchemeMismatch,
     StartupError,
 )
-from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, State
 from gateway.prepared import Prepared
+from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.specs import VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gateway.errors import ApiError, EngineDown, EngineFault
-from gateway.metrics import Metrics
+from gateway.registry import Metrics
 from gateway.streaming import DONE, MAX_FRAME_BYTES, EventRelay, FrameSplitter
 from gateway.trace import RequestTrace
 

@@ -19,10 +19,10 @@ from gateway.errors import (
     ModelNotFound,
     NoMemory,
 )
-from gateway.metrics import Metrics
 from gateway.pool.pool import Lease, Pool
 from gateway.pool.state import Patience, State
 from gateway.prepared import Prepared
+from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.specs import VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch

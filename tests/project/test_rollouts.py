@@ -46,5 +46,5 @@ def test_queries_name_what_there_is(path: Path) -> None:
     assert found
     for name, selector in found:
         labels = set(re.findall(r"(\w+)=", selector))
-        assert labels <= set(families[name].labels)
+        assert labels <= set(families[name].label_names)
         assert labels >= {"model", "variant"}

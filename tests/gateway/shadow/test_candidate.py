@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics import Metrics
 from gateway.model_settings import EngineKind, VariantSettings
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics
 from gateway.shadow.candidate import Candidate
 from gateway.shadow.records import Capture, Captured
 from gateway.shadow.tally import Tally

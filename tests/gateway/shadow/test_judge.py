@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from compression.fidelity_record import SliceFidelity
 from gateway.errors import SettingsError
-from gateway.metrics import Metrics
+from gateway.registry import Metrics, render
 from gateway.shadow.divergence import Divergence
 from gateway.shadow.judge import Judge
 from gateway.shadow.ledger import Ledger
@@ -86,7 +86,7 @@ class Bench:
 
     def gauge(self, name: str, **labels: str) -> list[float]:
         """Return the values of a gauge."""
-        text = self.metrics.render("")[0].decode()
+        text = render(self.metrics.registry, "")[0].decode()
         return [
             sample.value
             for family in text_string_to_metric_families(text)

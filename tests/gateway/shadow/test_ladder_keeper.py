@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from gateway.metrics import Metrics
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
+from gateway.registry import Metrics
 from gateway.settings import load_settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper

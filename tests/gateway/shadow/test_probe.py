@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.errors import EngineDown
-from gateway.metrics import Metrics
 from gateway.model_settings import VariantSettings
 from gateway.pool.pool import ReadyEngine
+from gateway.registry import Metrics
 from gateway.shadow.probe import Probe, largest_change
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient

@@ -10,10 +10,10 @@ import pytest
 from compression.events import OnProgress
 from gateway.backends.base import Engine
 from gateway.errors import ChildFailed, EngineDown, NarrowgateError, StartupError
-from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics
 from gateway.shadow.reference import Reference, reference_spec
 from gateway.shadow.references import References
 from gateway.shadow_settings import ReferenceSettings

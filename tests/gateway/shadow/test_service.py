@@ -9,9 +9,9 @@ import pytest
 
 from gateway.app import Application, create_service
 from gateway.errors import EngineDown
-from gateway.metrics import Metrics
 from gateway.model_settings import VariantSettings
 from gateway.protocol import EngineInfo
+from gateway.registry import Metrics, render
 from gateway.settings import load_settings
 from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
@@ -168,7 +168,7 @@ def test_references_take_from_the_memory_budget() -> None:
         "shadow": {"rate": 1, "reference": {"memory": "300"}, "ledger": {"path": "off"}},
     }
     service = create_service(load_settings(None, fields, {}), launch=FakeLaunch())
-    assert b"narrowgate_memory_budget_bytes 700.0" in service.metrics.render("")[0]
+    assert b"narrowgate_memory_budget_bytes 700.0" in render(service.metrics.registry, "")[0]
 
 
 def test_a_model_without_a_reference_cannot_be_scored() -> None:
