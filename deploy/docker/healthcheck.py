@@ -1,4 +1,4 @@
-"""Asks the gateway of this container whether it answers: exit code 0 if so, else 1 and the reason."""
+"""Asks the gateway of this container whether it answers: code 0 if so, else 1 and the reason."""
 
 import http.client
 import os

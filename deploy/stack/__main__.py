@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gateway, prometheus, alertmanager = make_servers(ports, layout, options.serve_flags)
         servers = (gateway, prometheus, alertmanager)
         check_ports(servers)
-        layout.write({"narrowgate" if each is gateway else each.name: each.port for each in servers})
+        layout.write(
+            {"narrowgate" if each is gateway else each.name: each.port for each in servers}
+        )
 
         def announce() -> None:
             print(

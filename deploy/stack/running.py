@@ -85,9 +85,7 @@ async def _watch(
     on_ready: Callable[[], None],
 ) -> int:
     stopping = asyncio.create_task(signals.first.wait())
-    ending = {
-        asyncio.create_task(_report_end(server, children[server.name])) for server in servers
-    }
+    ending = {asyncio.create_task(_report_end(server, children[server.name])) for server in servers}
     waiting = asyncio.create_task(_wait_ready(servers))
     try:
         await asyncio.wait({stopping, waiting, *ending}, return_when="FIRST_COMPLETED")
@@ -126,18 +124,19 @@ async def _ready(server: Server, client: httpx.AsyncClient) -> None:
 
 
 async def _end(children: Sequence[ChildProcess], signals: _Signals) -> None:
-    stops = [asyncio.create_task(child.stop(END_GRACE_S)) for child in children]
-    hurried = asyncio.create_task(signals.second.wait())
-    if stops:
-        ended = asyncio.gather(*stops, return_exceptions=True)
-        await asyncio.wait({ended, hurried}, return_when="FIRST_COMPLETED")
-        if not ended.done():
-            for stop in stops:
-                stop.cancel()  # each kills its group
-            await ended
-            await asyncio.gather(*(child.wait() for child in children))
+    if not children:
+        return
+    stops = {asyncio.create_task(child.stop(END_GRACE_S)) for child in children}
+    hurried = asyncio.create_task(_hurry(stops, signals))
+    await asyncio.wait(stops)
     hurried.cancel()
-    await asyncio.gather(hurried, return_exceptions=True)
+    await asyncio.gather(*(child.wait() for child in children))
+
+
+async def _hurry(stops: set[asyncio.Task[None]], signals: _Signals) -> None:
+    await signals.second.wait()
+    for stop in stops:
+        stop.cancel()  # its last act is to kill the group
 
 
 def _short(path: Path) -> str:
