@@ -17,6 +17,7 @@ FILES = [DEPLOY / "compose.yaml", DEPLOY / "compose.front.yaml"]
 CHECK = Path(sys.executable).with_name("check-jsonschema")
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILES[0].read_text())["services"]
 PROVISIONED = sorted((ROOT / "grafana/provisioning").glob("*/*.yaml"))
+DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 GRAFANA_HOME = "/etc/narrowgate/grafana"
 
 each_service = pytest.mark.parametrize("name", SERVICES)
@@ -29,7 +30,7 @@ def seconds(duration: str) -> float:
 
 def check_schema(*files: Path) -> subprocess.CompletedProcess[str]:
     """Hold files against the schema of the compose specification."""
-    command = [CHECK, "--builtin-schema", "vendor.compose-spec", *files]
+    command: list[str | Path] = [CHECK, "--builtin-schema", "vendor.compose-spec", *files]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -149,3 +150,10 @@ def test_grafana_finds_what_it_is_given(file: Path) -> None:
         path = provider["options"]["path"]
         assert path.startswith(f"{GRAFANA_HOME}/")
         assert (ROOT / "grafana" / path.removeprefix(f"{GRAFANA_HOME}/")).is_dir()
+
+
+@pytest.mark.skipif(not DASHBOARDS, reason="there are no dashboards")
+def test_grafana_opens_with_a_dashboard() -> None:
+    """The first page is one of the dashboards."""
+    first = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert ROOT / "grafana" / first.removeprefix(f"{GRAFANA_HOME}/") in DASHBOARDS

@@ -80,6 +80,9 @@ def stack(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         eventually(lambda: "Ctrl-C ends all" in printed.read_text() or process.poll(), 60)
         assert process.poll() is None, printed.read_text()
         family = psutil.Process(process.pid).children(recursive=True)
+        chat = {"model": "far", "messages": [{"role": "user", "content": "one"}]}
+        url = f"http://127.0.0.1:{ports.gateway}/v1/chat/completions"
+        assert httpx.post(url, json=chat, trust_env=False).status_code == 200
         yield Stack(ports, process, printed)
     finally:
         os.killpg(process.pid, signal.SIGINT)
@@ -127,10 +130,7 @@ def test_prometheus_knows_its_alertmanager(stack: Stack) -> None:
 
 
 def test_requests_are_counted_and_kept(stack: Stack) -> None:
-    """A chat through the gateway is in Prometheus after the next scrape."""
-    chat = {"model": "far", "messages": [{"role": "user", "content": "one"}]}
-    url = f"http://127.0.0.1:{stack.ports.gateway}/v1/chat/completions"
-    assert httpx.post(url, json=chat, trust_env=False).status_code == 200
+    """The one chat through the gateway is in Prometheus after the next scrape."""
     query = 'query?query=sum(narrowgate_requests_total{model="far",outcome="ok"})'
     (found,) = eventually(lambda: stack.ask_prometheus(query)["result"], 20)
     assert float(found["value"][1]) == 1
