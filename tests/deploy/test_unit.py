@@ -48,6 +48,33 @@ def test_systemd_can_refuse(tmp_path: Path) -> None:
     assert "NoNewPrivilege" in systemd_analyze("verify", "--man=no", str(unit)).stderr
 
 
+def test_systemd_accepts_it_with_gpus(tmp_path: Path) -> None:
+    """The addition for GPUs is read, and opens the devices."""
+    unit = with_program_here(tmp_path)
+    addition = tmp_path / f"{UNIT.name}.d" / "gpu.conf"
+    addition.parent.mkdir()
+    addition.write_text((UNIT.parent / "gpu.conf").read_text())
+    found = systemd_analyze("verify", "--man=no", str(unit))
+    assert (found.returncode, found.stderr) == (0, "")
+    addition.write_text(addition.read_text().replace("DeviceAllow=", "DeviceAllows="))
+    assert "DeviceAllows" in systemd_analyze("verify", "--man=no", str(unit)).stderr
+
+
+def test_its_user_can_be_made(tmp_path: Path) -> None:
+    """Systemd makes the user that the unit runs as."""
+    program = shutil.which("systemd-sysusers")
+    if program is None:
+        pytest.skip("systemd-sysusers is not installed (Debian: systemd)")
+    (tmp_path / "etc").mkdir()
+    users = UNIT.with_suffix(".sysusers").read_bytes()
+    command = [program, f"--root={tmp_path}", "-"]
+    subprocess.run(command, input=users, capture_output=True, check=True)
+    made = (tmp_path / "etc/passwd").read_text()
+    assert made.startswith("narrowgate:")
+    assert ":/var/lib/narrowgate:/usr/sbin/nologin" in made
+    assert "\nUser=narrowgate\nGroup=narrowgate\n" in UNIT.read_text()
+
+
 def test_it_is_hardened() -> None:
     """Systemd's own measure of exposure is at most 2.0 of 10 (it was 1.5)."""
     found = systemd_analyze("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", str(UNIT))
