@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ async def _stream(port: int, model: str, times: Times) -> None:
         times.failed += 1
         return
     times.first.append(arrivals[0] - sent)
-    times.gaps += [late - soon for soon, late in zip(arrivals, arrivals[1:], strict=False)]
+    times.gaps += [late - soon for soon, late in pairwise(arrivals)]
 
 
 async def _round(port: int, model: str, *, requests: int, clients: int) -> Times:
