@@ -85,7 +85,7 @@ def test_variables_are_labels_of_metrics() -> None:
         for variable in dashboard.json()["templating"]["list"]:
             if variable["type"] != "query":
                 continue
-            found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+            found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
             assert found
             selector, label = found.groups()
             name, _, _ = selector.partition("{")
