@@ -54,6 +54,15 @@ def check(expr: str) -> Value:
         raise Defect(f"{error}: {expr}") from error
 
 
+def labels_of(name: str) -> frozenset[str]:
+    """Return the labels of a sample.
+
+    Raises:
+        Defect: there is no such sample.
+    """
+    return _sample(name)[2]
+
+
 def _value(node: promql.Expr) -> Value:
     match node:
         case promql.ParenExpr() | promql.UnaryExpr():
