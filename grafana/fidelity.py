@@ -6,7 +6,7 @@ from grafana import units
 from grafana.charts import lines, tile, timeline
 from grafana.colours import at_least, at_most, verdicts
 from grafana.dashboard import Dashboard, Row
-from grafana.judgement import worst_slices, worst_verdict
+from grafana.judgement import all_traffic, worst_slices, worst_verdict
 from grafana.panel import Panel, Query
 from grafana.query import gained, highest, quantile, rate, ratio, series
 from grafana.table import coloured, table
@@ -51,11 +51,7 @@ def _tiles() -> tuple[Panel, ...]:
             "proven damage: swap to a safer variant.",
             units.SHARE,
             NO_VERDICT,
-            Query(
-                f"{highest('drift_mean_lower_nats', _MV, _ALL)} / "
-                f"({highest('drift_tolerance_nats', _MV, _ALL)} > 0)",
-                _NAMED,
-            ),
+            Query(all_traffic(), _NAMED),
             width=6,
             decimals=0,
             thresholds=at_most(0.7, 1),
