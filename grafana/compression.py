@@ -19,6 +19,12 @@ _FACTS = (
 )
 
 
+def memory_saved() -> str:
+    """Return the bytes that each compressed variant's weights do not take."""
+    before = highest("weights_uncompressed_bytes", _MV, COMPRESSED)
+    return f"{before} - {highest('weights_bytes', _MV, COMPRESSED)}"
+
+
 def _size() -> tuple[Panel, ...]:
     live = highest("weights_bytes", _MV, COMPRESSED)
     before = highest("weights_uncompressed_bytes", _MV, COMPRESSED)
@@ -41,7 +47,7 @@ def _size() -> tuple[Panel, ...]:
             "expected: see which layers the recipe keeps.",
             units.BYTES,
             NOT_LOADED,
-            Query(f"{before} - {live}", _NAMED),
+            Query(memory_saved(), _NAMED),
             width=6,
             decimals=1,
         ),

@@ -47,7 +47,7 @@ def _tiles() -> tuple[Panel, ...]:
         tile(
             "Mean over tolerance",
             "Lower bound of the mean KL divergence of all traffic over its tolerance "
-            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 1 and above is "
+            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 100 % and above is "
             "proven damage: swap to a safer variant.",
             units.SHARE,
             NO_VERDICT,

@@ -61,8 +61,8 @@ def narrowed(name: str, *labels: str) -> str:
 
 
 def _selector(full_name: str, labels: Iterable[str], matchers: Iterable[str]) -> str:
-    chosen = [f'{each}=~"${each}"' for each in labels]
-    return f"{full_name}{{{', '.join((*chosen, *matchers))}}}"
+    chosen = ", ".join((*(f'{each}=~"${each}"' for each in labels), *matchers))
+    return f"{full_name}{{{chosen}}}" if chosen else full_name
 
 
 def total(name: str, by: str, *matchers: str) -> str:
