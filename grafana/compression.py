@@ -73,6 +73,11 @@ def _size() -> tuple[Panel, ...]:
             width=6,
             decimals=1,
         ),
+    )
+
+
+def _memory() -> tuple[Panel, ...]:
+    return (
         lines(
             "Weights",
             "Bytes of the live weights, and of the full model's "
@@ -178,7 +183,7 @@ def dashboard() -> Dashboard:
         title="Narrowgate / Compression",
         description="What compression saves, what was really applied, and what it does to speed.",
         rows=(
-            Row("Size", _size()),
+            Row("Size", (*_size(), *_memory())),
             Row("Recipe", _applied()),
             Row("Speed against the full model", _speed()),
         ),

@@ -136,7 +136,7 @@ def _progress() -> tuple[Panel, ...]:
             width=12,
         ),
         lines(
-            "Restarts",
+            "Restarts by reason",
             "Engines that ended or stalled lately, by reason (narrowgate_engine_restarts_total). "
             "exit: it crashed or was killed; stall: it answered no probe.",
             units.COUNT,

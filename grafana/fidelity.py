@@ -47,8 +47,8 @@ def _tiles() -> tuple[Panel, ...]:
         tile(
             "Mean over tolerance",
             "Lower bound of the mean KL divergence of all traffic over its tolerance "
-            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 100 % and above is "
-            "proven damage: swap to a safer variant.",
+            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 100 % and above "
+            "is proven damage: swap to a safer variant.",
             units.SHARE,
             NO_VERDICT,
             Query(all_traffic(), _NAMED),
@@ -57,7 +57,7 @@ def _tiles() -> tuple[Panel, ...]:
             thresholds=at_most(0.7, 1),
         ),
         tile(
-            "Same first choice",
+            "Top-1 agreement",
             "Share of scored tokens at which both models find the same token the likeliest, in "
             "the time range (narrowgate_fidelity_tokens_total). It depends on the model: hold it "
             "against what `narrowgate compare` printed for the recipe.",
@@ -168,8 +168,13 @@ def _divergence() -> tuple[Panel, ...]:
             width=12,
             dashed=("/(lower|upper|tolerance)$/",),
         ),
+    )
+
+
+def _tokens() -> tuple[Panel, ...]:
+    return (
         lines(
-            "Same first choice",
+            "Top-1 agreement over time",
             "Share of scored tokens at which both find the same token the likeliest, of the chosen "
             "slices (narrowgate_fidelity_tokens_total). A fall with a steady divergence: texts "
             "with more close calls; with a rising one: damage.",
@@ -262,7 +267,7 @@ def dashboard() -> Dashboard:
         rows=(
             Row("Now", _tiles()),
             Row("Slices", _slices()),
-            Row("Divergence", _divergence()),
+            Row("Divergence", (*_divergence(), *_tokens())),
             Row("Answers alone", _answers()),
         ),
         variables=(slices(),),

@@ -23,7 +23,7 @@ def _attained(name: str, variable: str) -> str:
     )
 
 
-def _tiles() -> tuple[Panel, ...]:
+def _service() -> tuple[Panel, ...]:
     return (
         tile(
             "First token in time",
@@ -68,6 +68,11 @@ def _tiles() -> tuple[Panel, ...]:
             thresholds=at_most(0.01, 0.05),
             leads_to="narrowgate-gateway",
         ),
+    )
+
+
+def _quality() -> tuple[Panel, ...]:
+    return (
         tile(
             "Verdict",
             "Whether the active variant still behaves like the full model, over all its traffic "
@@ -84,8 +89,8 @@ def _tiles() -> tuple[Panel, ...]:
             "Worst slice",
             "The slice whose divergence is surest to be high: lower bound of its mean KL "
             "divergence over its tolerance (narrowgate_drift_mean_lower_nats, "
-            "narrowgate_drift_tolerance_nats). 100 % and above is proven damage: see which slices on "
-            "the dashboard Fidelity.",
+            "narrowgate_drift_tolerance_nats). 100 % and above is proven damage: see which slices "
+            "on the dashboard Fidelity.",
             units.SHARE,
             NOT_SCORED,
             Query(f"topk(1, {worst_slices()})", "{{model}}@{{variant}} {{slice}}"),
@@ -223,7 +228,7 @@ def dashboard() -> Dashboard:
         title="Narrowgate / Overview",
         description="Is the service fast, does quality hold, does compression pay, is there room.",
         rows=(
-            Row("Now", _tiles()),
+            Row("Now", (*_service(), *_quality())),
             Row("Traffic", _course()),
             Row("Room", _room()),
         ),
