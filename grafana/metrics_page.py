@@ -9,9 +9,9 @@ _HEAD = f"""\
 
 Written by `python -m grafana` from the manifest, `gateway/metrics.py`.
 
-`{PATHS[0]}` has all of these. `{PATHS[1]}` has what engines say under the names of vLLM, `{PATHS[2]}`
-durations and tokens under those of OpenTelemetry (`gen_ai_*`): the same numbers again, so scrape one path.
-Beside them stand the `process_*` families of the client library, of the gateway's process.
+`{PATHS[0]}` has all of these. `{PATHS[1]}` has what engines say under the names of vLLM,
+`{PATHS[2]}` durations and tokens under those of OpenTelemetry (`gen_ai_*`): the same numbers
+again, so scrape one path. Beside them stand the `process_*` families of the client library, of the gateway's process.
 
 A label is a closed set, or bounded by the settings; nothing that a client sends becomes one.
 """
@@ -26,8 +26,8 @@ def metrics_page() -> str:
         _HEAD,
         "\n## The gateway\n\n",
         *_table(own),
-        "\n## Engines\n\nOf each engine that the gateway started, embedded or vLLM. What has no name "
-        "of vLLM's comes\nfrom embedded engines alone.\n\n",
+        "\n## Engines\n\nOf each engine that the gateway started, embedded or vLLM. What has no "
+        "name of vLLM's comes\nfrom embedded engines alone.\n\n",
         *_table(engines, {ENGINE_PREFIX + each.name: each.vllm for each in ENGINE_FAMILIES}),
         "\n## Labels\n\n| label | values |\n|---|---|\n",
         *_labels(rows),
