@@ -11,7 +11,8 @@ Written by `python -m grafana` from the manifest, `gateway/metrics.py`.
 
 `{PATHS[0]}` has all of these. `{PATHS[1]}` has what engines say under the names of vLLM,
 `{PATHS[2]}` durations and tokens under those of OpenTelemetry (`gen_ai_*`): the same numbers
-again, so scrape one path. Beside them stand the `process_*` families of the client library, of the gateway's process.
+again, so scrape one path. Beside them stand the `process_*` families of the client library, of the
+gateway's process.
 
 A label is a closed set, or bounded by the settings; nothing that a client sends becomes one.
 """
