@@ -133,7 +133,8 @@ class _Pair:
 
     async def _noted(self, spec: VariantSpec, trace: RequestTrace) -> Noted:
         async with AsyncExitStack() as stack:
-            note, started = Note(self._service.shadow.capture_for), time.perf_counter()
+            note = Note(self._service.shadow.capture_for)
+            started = await self._ready(spec)
             answer = await self._dispatch(spec, stack, trace, note)
             seconds = time.perf_counter() - started
             client = answer.lease.client
@@ -149,7 +150,7 @@ class _Pair:
         reference = self._service.shadow.reference(full.alias)
         async with AsyncExitStack() as stack:
             with traced(self._service.metrics, "chat") as trace:
-                started = time.perf_counter()
+                started = await self._ready(full)
                 answer = await self._dispatch(full, stack, trace)
                 seconds = time.perf_counter() - started
                 content = answer.head.result()
@@ -173,6 +174,11 @@ class _Pair:
             content = await reply.body()
         seconds = time.perf_counter() - started
         return _reply(content, seconds), await divergence_of(noted.captured, scorer)
+
+    async def _ready(self, spec: VariantSpec) -> float:
+        """Return when a variant could be asked, so that its load is no part of its time."""
+        async with self._service.pool.lease(spec.served_name):
+            return time.perf_counter()
 
     async def _dispatch(
         self,
