@@ -1,6 +1,7 @@
 // The three questions of an operator, each answered in one line: fast, small, faithful?
 
 import { chip, h, show } from "./dom.js";
+import { evidence } from "./fidelity.js";
 import { bytes, nats, number, percent, seconds } from "./format.js";
 
 const ORDER = ["drift", "stale", "learning", "ok"];
@@ -41,8 +42,10 @@ function quality(fidelity) {
       h("p", { class: "why" }, compressed ? "Nothing is scored yet: see Fidelity." : "The full model serves: there is nothing to compare.")];
   }
   const worst = watched.toSorted((left, right) => ORDER.indexOf(left.verdict) - ORDER.indexOf(right.verdict))[0];
-  const slice = worst.slices.find((each) => each.slice === (worst.verdict === "drift" ? worst.worst_slice : "all")) ?? worst.slices[0];
-  const bound = slice?.n ? `${slice.slice === "all" ? "all requests" : slice.slice}: ${nats(slice.mean)} nats a token (${nats(slice.lower)} to ${nats(slice.upper)})` : "no scores yet";
+  const drifting = worst.slices.find((each) => each.slice === "all" && each.state === "drift") ?? worst.slices.find((each) => each.state === "drift");
+  const chosen = drifting ?? worst.slices.find((each) => each.slice === "all");
+  const slice = chosen && evidence(worst, chosen);
+  const bound = slice?.n ? `${slice.slice === "all" ? "all requests" : slice.slice}: ${nats(slice.mean)} nats a token (${nats(slice.lower)} to ${nats(slice.upper)})${slice.isAlarm ? " at the alarm" : ""}` : "no scores yet";
   const limit = slice?.tolerance ? `; tolerance ${nats(slice.tolerance)}` : "; the tolerance is being learned";
   return [h("p", { class: "answer" }, chip(worst.verdict)), h("p", { class: "why" }, `${worst.id}, ${bound}${limit}.`)];
 }

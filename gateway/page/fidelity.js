@@ -16,6 +16,12 @@ const MEANING = {
 
 const expanded = new Set();
 
+// The numbers of a slice: with an alarm they begin anew, and until then those that raised it are shown.
+export function evidence(variant, slice) {
+  const alarm = slice.n ? null : variant.alarms?.[slice.slice];
+  return alarm ? { ...slice, n: alarm.n, mean: alarm.mean, lower: alarm.lower, upper: alarm.upper, isAlarm: true } : slice;
+}
+
 const badness = (slice) => (slice.tolerance ? slice.lower / slice.tolerance : 0);
 const share = (slice) => (slice.tolerance ? slice.mean / slice.tolerance : 0);
 
@@ -26,7 +32,8 @@ function worstFirst(slices) {
 }
 
 function row(slice, scale) {
-  const band = slice.n ? `${nats(slice.mean)} (${nats(slice.lower)} to ${nats(slice.upper)})` : "no scores";
+  const band = slice.n ? `${nats(slice.mean)} (${nats(slice.lower)} to ${nats(slice.upper)})${slice.isAlarm ? " at the alarm" : ""}`
+    : slice.state === "drift" ? "none since the alarm" : "no scores";
   const limit = slice.tolerance ? nats(slice.tolerance) : "learning";
   return h("tr", { role: "row", class: slice.slice === "all" ? "whole" : null },
     h("th", { scope: "row", role: "rowheader" }, slice.slice === "all" ? "all requests" : slice.slice),
@@ -38,8 +45,9 @@ function row(slice, scale) {
 }
 
 function table(variant, repaint) {
-  const whole = variant.slices.filter((each) => each.slice === "all");
-  const rest = worstFirst(variant.slices);
+  const found = variant.slices.map((each) => evidence(variant, each));
+  const whole = found.filter((each) => each.slice === "all");
+  const rest = worstFirst(found);
   const isWhole = expanded.has(variant.id) || rest.length <= AT_FIRST + 1;
   const slices = [...whole, ...(isWhole ? rest : rest.slice(0, AT_FIRST))];
   const scale = new Scale(slices.filter((each) => each.n).flatMap((each) => [each.lower, each.mean, each.upper, each.tolerance]));
