@@ -106,6 +106,8 @@ class _Pair:
             reply, divergence = await self._by_reference(spec, noted)
         else:
             reply, divergence = await self._by_variant(full, noted)
+            # The request's own log line is that of the variant which was asked for.
+            trace.route(spec.alias, spec.variant, False)
         name = full.served_name if full is not None else f"{spec.alias}@reference"
         return {
             "model": spec.alias,

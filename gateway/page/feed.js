@@ -6,6 +6,7 @@ import { clock, nats } from "./format.js";
 
 const KEPT = 80;
 const PAUSE_MS = 2000;
+const LOOK_MS = 200;
 
 const progressWords = ({ stage, done, total, unit }) => (total ? `${stage}: ${done} of ${total} ${unit}` : stage);
 
@@ -42,7 +43,8 @@ export async function follow(place, { onEvent, isWanted }) {
   if (!place.children.length) place.append(h("li", { class: "none muted" }, "Nothing has happened yet: loads, swaps and verdicts are told here."));
   let last = "0";
   for (;;) {
-    if (isWanted()) {
+    const isOn = isWanted();
+    if (isOn) {
       try {
         const response = await ask("admin/events", { more: { "last-event-id": last } });
         for await (const event of events(response)) {
@@ -53,6 +55,6 @@ export async function follow(place, { onEvent, isWanted }) {
         }
       } catch { /* the figures say that the service is not there */ }
     }
-    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    await new Promise((resolve) => setTimeout(resolve, isOn ? PAUSE_MS : LOOK_MS));
   }
 }

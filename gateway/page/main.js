@@ -60,7 +60,7 @@ function lock(error) {
   isLocked = true;
   byId("figures").hidden = true;
   byId("gate").hidden = false;
-  byId("gate-why").textContent = error.message;
+  byId("gate-why").textContent = error.message[0].toUpperCase() + error.message.slice(1);
   paintHead("locked");
   byId("key").focus();
 }

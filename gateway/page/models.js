@@ -6,6 +6,8 @@ import { chip, h, show } from "./dom.js";
 import { bytes, number, percent, seconds } from "./format.js";
 import { ladder } from "./ladder.js";
 
+const serving = ({ state }) => (state === "ready" ? "serves" : "serves once it is loaded");
+
 function applied(card) {
   if (!card?.schemes) return card?.engine ? "the engine does not tell" : "not loaded";
   const schemes = Object.entries(card.schemes).map(([name, count]) => `${name} ×${count}`).join(", ");
@@ -36,7 +38,7 @@ function variantRow(variant, card, progress, onChange) {
   const note = words(variant.id);
   return h("li", { class: variant.active ? "variant active" : "variant" },
     h("div", { class: "row between" },
-      h("h4", {}, variant.variant, " ", chip(variant.state), variant.active ? h("span", { class: "chip is-active" }, "serves") : null),
+      h("h4", {}, variant.variant, " ", chip(variant.state), variant.active ? h("span", { class: "chip is-active" }, serving(variant)) : null),
       buttons(variant, { onChange })),
     progress && variant.state === "loading" ? h("p", { class: "small" }, progress) : null,
     note.text ? h("p", { class: note.isBad ? "small bad" : "small" }, note.text) : null,
@@ -57,7 +59,7 @@ export function models(place, { variants, cards, fidelity }, progress, onChange)
     const active = own.find((each) => each.active);
     return h("article", { class: "panel model", "aria-label": alias },
       h("div", { class: "row between" }, h("h3", {}, alias),
-        h("p", { class: "muted small" }, active ? `${active.variant} serves` : "nothing serves")),
+        h("p", { class: "muted small" }, active ? `${active.variant} ${serving(active)}` : "nothing serves")),
       ladder(own.map((each) => each.variant), active?.variant, ladders[alias]),
       h("ul", { class: "variants" }, own.map((each) => variantRow(each, byName[each.id], each.progress, onChange))));
   }));
@@ -84,6 +86,6 @@ export function memory(place, { held_bytes: held, budget_bytes: budget }) {
   show(place, [held, budget], () => {
     if (!budget) return h("p", { class: "muted small" }, `Engines hold ${bytes(held)}. No memory budget is set.`);
     const text = `Engines hold ${bytes(held)} of a budget of ${bytes(budget)} (${percent(held / budget)})`;
-    return h("div", { class: "panel slim" }, bar(held, budget, text, held > 0.9 * budget ? "full" : ""), h("p", { class: "small" }, text));
+    return h("div", { class: "panel slim weights" }, bar(held, budget, text, held > 0.9 * budget ? "full" : ""), h("p", { class: "small" }, text));
   });
 }

@@ -63,11 +63,11 @@ def test_a_wrong_key_is_told_and_a_right_one_opens(view: OpenView) -> None:
     """Without a key nothing is shown but the question for it; the tab remembers it."""
     opened = view(key="")
     page = opened.page
-    expect(page.locator("#gate-why")).to_contain_text("this service needs an API key")
+    expect(page.locator("#gate-why")).to_contain_text("This service needs an API key")
     expect(page.locator("#figures")).to_be_hidden()
     page.fill("#key", "sk-wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#gate-why")).to_contain_text("the API key is not known here")
+    expect(page.locator("#gate-why")).to_contain_text("The API key is not known here")
     page.fill("#key", KEY)
     page.keyboard.press("Enter")
     opened.wait_figures()
