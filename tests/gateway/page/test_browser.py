@@ -97,14 +97,19 @@ def test_tiles_move_under_traffic(view: OpenView, served: Gateway) -> None:
     expect(page.locator("[data-live='tiny@int4']")).to_contain_text("requests/s")
 
 
-def test_verdicts_have_words_and_bands(view: OpenView) -> None:
+def test_verdicts_have_words_and_bands(view: OpenView, served: Gateway) -> None:
     """A slice tells its state, mean, band, tolerance and count; drift is not a colour alone."""
     page = view().page
     rows = page.locator(".slices tbody tr")
     expect(rows.first).to_contain_text("all requests")
     expect(rows.first).to_contain_text("0.02")
     expect(rows.first.locator("rect.band")).to_be_visible()
-    expect(page.locator(".slices .chip").first).to_have_text(re.compile("learning|drift"))
+    expect(page.locator(".slices .chip").first).to_contain_text("drift")
+    told = served.http.get("/admin/fidelity").json()["data"]
+    alarm = next(each for each in told if each["id"] == "tiny@int4")["alarms"]["all"]
+    assert alarm["n"] >= 8
+    assert alarm["mean"] > 0.02
+    expect(page.locator(".answers")).to_contain_text("tiny@int4, all requests")
     expect(page.locator("#fidelity")).to_contain_text("at most one false alarm")
     expect(page.locator("#fidelity")).to_contain_text("Noise floor, the full model against itself")
 
