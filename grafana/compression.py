@@ -116,6 +116,7 @@ def _applied() -> tuple[Panel, ...]:
             Query(highest("bytes_per_weight", "model, variant, recipe") + " * 8", "", "bits"),
             sorted_by="model",
             descending=False,
+            first=("model", "variant", "recipe", "numerics", "kernels", "kv_dtype", "backend"),
         ),
     )
 

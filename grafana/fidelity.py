@@ -105,6 +105,7 @@ def _slices() -> tuple[Panel, ...]:
             Query(ratio(agreed, gained("fidelity_tokens_total", _MVS)), "", "same", units.SHARE),
             Query(gained(counted, _MVS), "", "scored in range", units.COUNT),
             sorted_by="lower / tolerance",
+            first=("model", "variant", "slice"),
             cells={
                 "verdict": coloured(mappings=(verdicts(),)),
                 "lower / tolerance": coloured(thresholds=at_most(0.7, 1)),

@@ -14,6 +14,7 @@ def table(
     *queries: Query,
     sorted_by: str,
     descending: bool = True,
+    first: tuple[str, ...] = (),
     hidden: tuple[str, ...] = (),
     cells: Mapping[str, tuple[Json, ...]] | None = None,
     width: int = 24,
@@ -21,8 +22,8 @@ def table(
 ) -> Panel:
     """Return a table with a column for each label and each query.
 
-    A query without a column of its own is shown by its labels alone; ``cells`` are the properties
-    of single columns.
+    ``first`` are the labels of the first columns, in their order. A query without a column of its
+    own is shown by its labels alone; ``cells`` are the properties of single columns.
     """
     headings = {f"Value #{ref_id(index)}": each for index, each in enumerate(queries)}
     if len(queries) == 1:
@@ -60,7 +61,7 @@ def table(
                 "id": "organize",
                 "options": {
                     "excludeByName": {name: True for name in ("Time", *hidden, *without)},
-                    "indexByName": {},
+                    "indexByName": {name: place for place, name in enumerate(first)},
                     "renameByName": named,
                 },
             },

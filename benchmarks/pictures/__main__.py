@@ -21,7 +21,7 @@ import yaml
 
 from benchmarks.machine import describe
 from benchmarks.pictures.asked import Prometheus, Span
-from benchmarks.pictures.drawing import draw
+from benchmarks.pictures.drawing import draw, shrink
 from benchmarks.pictures.page import photograph
 from benchmarks.pictures.traffic import traffic
 
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dashboard = json.loads(file.read_text(encoding="utf-8"))
             span = Span(start, end, _STEP_S)
             draw(dashboard, asked, span, options.out / f"{file.stem}.png")
+    for file in options.out.glob("page-*.png"):
+        shrink(file)
     _write_note(options.out, options.minutes)
     return 0
 

@@ -1,7 +1,6 @@
 """Draws a table of a dashboard: instant queries, joined on the labels that they share."""
 
 import math
-import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from benchmarks.pictures.figures import shown
 
 _HEAD_IN = 0.62
 _LINE_IN = 0.24
-_LONGEST = 44
+_LONGEST = 40
 
 
 @dataclass(slots=True)
@@ -29,7 +28,9 @@ def draw_table(axes: Axes, panel: Json, lines: list[Line], wide: float, tall: fl
     hidden = {name for name, is_out in organize["options"]["excludeByName"].items() if is_out}
     names = _names(panel, organize["options"]["renameByName"])
     rows = _sorted(_merged(lines), panel, names)
-    labels = [x for x in dict.fromkeys(n for row in rows for n in row.labels) if x not in hidden]
+    places_of = organize["options"]["indexByName"]
+    seen = [name for name in dict.fromkeys(n for row in rows for n in row.labels)]
+    labels = sorted(set(seen) - hidden, key=lambda x: (places_of.get(x, len(seen)), seen.index(x)))
     columns = [*labels, *names.values()]
     words = [_words(row, labels, names, panel) for row in rows]
     room = int((tall - _HEAD_IN) / _LINE_IN)
@@ -100,8 +101,12 @@ def _words(
     row: _Row, labels: list[str], names: dict[str, str], panel: Json
 ) -> list[tuple[str, str]]:
     """Return the text of each cell, and the colour that fills it, if one does."""
-    told = [(textwrap.shorten(row.labels.get(name, ""), _LONGEST), "") for name in labels]
+    told = [(_cut(row.labels.get(name, "")), "") for name in labels]
     return told + [_cell(row.values.get(ref, math.nan), name, panel) for ref, name in names.items()]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _cell(value: float, name: str, panel: Json) -> tuple[str, str]:

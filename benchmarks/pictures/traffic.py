@@ -1,4 +1,4 @@
-"""Varied requests for a while: streams and plain ones, pinned ones, refused ones, abandoned ones."""
+"""Varied requests for a while: streamed, plain, pinned, refused and abandoned ones."""
 
 import random
 import threading
