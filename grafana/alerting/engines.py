@@ -81,8 +81,8 @@ def _residence() -> Iterator[Alert]:
         wait="0m",
         why="it happened; nothing makes it undone",
         summary="A change of the active variant failed; the old one serves on.",
-        description="{{ $value | humanize }} swaps of {{ $labels.model }} at {{ $labels.instance }} "
-        "failed in 15 minutes.",
+        description="{{ $value | humanize }} swaps of {{ $labels.model }} at "
+        "{{ $labels.instance }} failed in 15 minutes.",
         dashboard=_ENGINES,
     )
     yield Alert(

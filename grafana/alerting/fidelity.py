@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from grafana.alerting.query import VARIANT, also, grown, told
+from grafana.alerting.query import SHORT, VARIANT, also, grown, told
 from grafana.alerting.rule import Alert
 
 _OF_MODEL = "?var-model={{ $labels.model }}"
 _FIDELITY = "/d/narrowgate-fidelity" + _OF_MODEL
 _SHADOW = "/d/narrowgate-shadow" + _OF_MODEL
 _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
+_VALUE = f"{{{{ $value | printf {SHORT} }}}}"
 _IS_ACTIVE = also("narrowgate_active_variant == 1")
 _MODEL = ("job", "instance", "model")
 

@@ -36,4 +36,5 @@ def told(metric: str, *labels: str) -> str:
     selector = ",".join(f"{label}=%q" for label in labels)
     values = " ".join(f"$labels.{label}" for label in labels)
     look = f'printf "{metric}{{{selector}}}" {values} | query'
-    return f"{{{{ with {look} }}}}{{{{ . | first | value | printf {SHORT} }}}}{{{{ else }}}}?{{{{ end }}}}"
+    found = f"{{{{ . | first | value | printf {SHORT} }}}}"
+    return f"{{{{ with {look} }}}}{found}{{{{ else }}}}?{{{{ end }}}}"
