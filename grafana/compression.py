@@ -101,7 +101,7 @@ def _applied() -> tuple[Panel, ...]:
             "recipe did not mean: `narrowgate doctor` says why they were chosen.",
             units.BITS,
             NOT_LOADED,
-            Query(highest("model_info", _FACTS)),
+            Query(highest("model_info", _FACTS), unit=units.STATE),
             Query(highest("bytes_per_weight", "model, variant, recipe") + " * 8", "", "bits"),
             sorted_by="model",
             descending=False,

@@ -33,6 +33,17 @@ class Dashboard:
         """Return its panels in the order of reading."""
         return tuple(panel for row in self.rows for panel in row.panels)
 
+    def _choices(self) -> tuple[Json, ...]:
+        return (*variable.common(), *self.variables)
+
+    def _hidden_if_idle(self, choice: Json) -> Json:
+        """Return a variable that is seen only where a query uses it, and kept for the links."""
+        exprs = (query.expr for panel in self.panels() for query in panel.queries)
+        is_idle = choice["type"] != "datasource" and not any(
+            f"${choice['name']}" in expr for expr in exprs
+        )
+        return {**choice, "hide": 2} if is_idle else choice
+
     def json(self) -> Json:
         """Return what Grafana imports."""
         return {
@@ -49,7 +60,7 @@ class Dashboard:
             "refresh": "30s",
             "time": {"from": "now-1h", "to": "now"},
             "timezone": "browser",
-            "templating": {"list": [*variable.common(), *self.variables]},
+            "templating": {"list": [self._hidden_if_idle(each) for each in self._choices()]},
             "annotations": {"list": list(annotation.common())},
             "links": [_links()],
             "panels": _placed(self.rows),

@@ -1,5 +1,7 @@
 """Fidelity: how far what is served is from what the full model would say."""
 
+from collections.abc import Callable
+
 from grafana import units
 from grafana.charts import lines, tile, timeline
 from grafana.colours import at_least, at_most, verdicts
@@ -20,17 +22,11 @@ _ALL = 'slice="all"'
 _CHOSEN = 'slice=~"$slice"'
 
 
-def _more_likely(change: str, matcher: str) -> str:
+def _less_likely(gain: Callable[..., str], by: str, matcher: str) -> str:
     """Return how much less likely the full model finds the served tokens, in nats a token."""
-    cost = "fidelity_nll_nats_total"
-    variant, full = (_change(change, cost, matcher, side) for side in ("variant", "full"))
-    return f"({full} - {variant}) / ({_change(change, 'fidelity_tokens_total', matcher)} > 0)"
-
-
-def _change(change: str, name: str, matcher: str, side: str = "") -> str:
-    """Return a counter's gain over the range, or its rate, by model, variant and slice."""
-    matchers = (matcher, f'side="{side}"') if side else (matcher,)
-    return gained(name, _MVS, *matchers) if change == "gained" else rate(name, _MVS, *matchers)
+    cost, tokens = "fidelity_nll_nats_total", gain("fidelity_tokens_total", by, matcher)
+    variant, full = (gain(cost, by, matcher, f'side="{side}"') for side in ("variant", "full"))
+    return f"({full} - {variant}) / ({tokens} > 0)"
 
 
 def _tiles() -> tuple[Panel, ...]:
@@ -78,12 +74,12 @@ def _tiles() -> tuple[Panel, ...]:
         tile(
             "Perplexity ratio",
             "Perplexity of the served text under the variant over that under the full model, in "
-            "the time range (narrowgate_fidelity_nll_nats_total, narrowgate_fidelity_tokens_total "
+            "the time range (narrowgate_fidelity_nll_nats_total, narrowgate_fidelity_tokens_total"
             "). Below 1 is usual: a model likes its own text best. Far from what it was: see the "
             "slices.",
             units.TIMES,
             NOT_SCORED,
-            Query(f"exp(-({_more_likely('gained', _ALL)}))", _NAMED),
+            Query(f"exp(-({_less_likely(gained, _MV, _ALL)}))", _NAMED),
             width=6,
             decimals=3,
         ),
@@ -201,7 +197,7 @@ def _divergence() -> tuple[Panel, ...]:
             "would not.",
             units.NATS,
             NOT_SCORED,
-            Query(_more_likely("rate", _CHOSEN), _SLICED),
+            Query(_less_likely(rate, _MVS, _CHOSEN), _SLICED),
             lowest=None,
         ),
         lines(

@@ -130,21 +130,19 @@ def _admission() -> tuple[Panel, ...]:
 def _models() -> tuple[Panel, ...]:
     return (
         lines(
-            "Swaps",
-            "Changes of the active variant lately (narrowgate_variant_swaps_total). failed: the "
-            "old variant still serves; the log says what the new one lacked.",
+            "Swaps and evictions",
+            "Changes of the active variant, and variants stopped to make room or after their time, "
+            "lately (narrowgate_variant_swaps_total, narrowgate_evictions_total). A failed swap: "
+            "the old variant still serves, and the log says why. memory, often: the models do not "
+            "fit together; raise the budget or compress more.",
             units.COUNT,
-            "No swap",
-            Query(recent("variant_swaps_total", "model, result"), "{{model}} {{result}}"),
-        ),
-        lines(
-            "Evictions",
-            "Variants stopped lately, to make room or after their time "
-            "(narrowgate_evictions_total). memory, often: the models do not fit together; raise "
-            "the budget or compress more.",
-            units.COUNT,
-            "Nothing was evicted",
-            Query(recent("evictions_total", f"{_MV}, reason"), "{{model}}@{{variant}} {{reason}}"),
+            "No swap and no eviction",
+            Query(recent("variant_swaps_total", "model, result"), "{{model}} swap {{result}}"),
+            Query(
+                recent("evictions_total", f"{_MV}, reason"),
+                "{{model}}@{{variant}} evicted ({{reason}})",
+            ),
+            width=12,
         ),
         lines(
             "Rate store failures",
@@ -154,6 +152,7 @@ def _models() -> tuple[Panel, ...]:
             units.COUNT,
             "No gateway is scraped",
             Query(recent("rate_store_failures_total", "instance"), "{{instance}}"),
+            width=12,
         ),
     )
 
@@ -215,7 +214,7 @@ def dashboard() -> Dashboard:
         rows=(
             Row("Requests", _requests()),
             Row("Admission", _admission()),
-            Row("Models", _models()),
+            Row("Models and limits", _models()),
             Row("Process", _process()),
         ),
     )

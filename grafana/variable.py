@@ -69,7 +69,6 @@ def _labels(name: str, label: str, description: str, selector: str) -> Json:
         "description": description,
         "type": "query",
         "datasource": dict(DATASOURCE),
-        "definition": query,
         "query": {"query": query, "refId": "variable"},
         "regex": "",
         "hide": 0,
