@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gateway.metrics import PATHS
 from gateway.record import RECORD, REQUEST_ID, RequestRecord
 from gateway.settings import LogFormat, LogLevel
 
@@ -20,7 +21,7 @@ PRIVATE = "private"
 FIELDS = "fields"
 """Key in ``extra`` of a mapping whose keys become keys of a JSON line."""
 
-PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})
+PROBES = frozenset({"/health", "/ready", "/version", *PATHS})
 """Paths that probes ask every few seconds."""
 
 _OURS = ("gateway", "compression")

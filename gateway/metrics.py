@@ -6,6 +6,9 @@ dashboards, the alerts and the checks of all of them are made from it.
 
 from typing import Literal, NamedTuple
 
+PATHS = ("/metrics", "/metrics/vllm", "/metrics/otel")
+"""Where it is served: under its own names, under vLLM's and under OpenTelemetry's."""
+
 PREFIX = "narrowgate_"
 ENGINE_PREFIX = "narrowgate_engine_"
 """Of what engines say of themselves."""
@@ -98,7 +101,7 @@ class EngineFamily(NamedTuple):
 _MODEL = Label("model", bound="the configured aliases, and _other")
 _VARIANT = Label("variant", bound="the configured variants, and _other")
 _RECIPE = Label("recipe", bound="the configured variants")
-_SLICE = Label("slice", bound="33 at most, with those of the settings 97: all, length:*, turns:*, "
+_SLICE = Label("slice", bound="26 at most, with those of the settings 94: all, length:*, turns:*, "
                "script:*, domain:*, format:*, sampling:*, position:*, metadata.*:*")
 _OPERATION = Label("operation", ("chat", "completion", "response", "embedding", "tokenize"))
 _OUTCOME = Label("outcome", ("ok", "client_abort", "timeout", "rejected", "shed", "error"))

@@ -1,5 +1,6 @@
 """What is known of the request being handled, for log lines and spans."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,10 @@ class EngineSpan(Protocol):
 class ServerSpan(Protocol):
     """One request, as seen by a trace."""
 
+    @property
+    def trace_id(self) -> str | None:
+        """Return the id of the trace in hexadecimal; None where it is not kept."""
+
     def call_engine(self, served_name: str, base_url: str, operation: str | None) -> EngineSpan:
         """Open the span of a call within this one."""
 
@@ -40,6 +45,9 @@ class Tracing(Protocol):
     def close(self) -> None:
         """Send what is left; blocks for a few seconds at most."""
 
+
+_SAMPLED_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]")
+"""https://www.w3.org/TR/trace-context/: the last bit tells whether the caller keeps the trace."""
 
 _HIDDEN = frozenset({"trace_headers", "span"})
 
@@ -63,6 +71,14 @@ class RequestRecord:
     output_tokens: int | None = None
     first_token_s: float | None = None
     duration_s: float | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """Return the id of the trace that the request is in, if that trace is kept."""
+        if self.span is not None:
+            return self.span.trace_id
+        found = _SAMPLED_PARENT.match(self.trace_headers.get("traceparent", ""))
+        return found and found[1]
 
     def known(self) -> dict[str, Any]:
         """Return what is known, as plain data."""

@@ -85,7 +85,7 @@ class RequestTrace:
             self._inter.observe(now - last)
         elif not self._num_texts:
             self._first_text_s = now - self._started
-            self._first.observe(self._first_text_s)
+            self._first.observe(self._first_text_s, self._exemplar())
         self._last_text[choice] = now
         self._num_texts += 1
 
@@ -137,7 +137,7 @@ class RequestTrace:
         where = (self._model, self._variant)
         seconds = time.perf_counter() - self._started
         duration = self._metrics.histograms["request_duration_seconds"]
-        duration.labels(*where, self._operation, self._outcome).observe(seconds)
+        duration.labels(*where, self._operation, self._outcome).observe(seconds, self._exemplar())
         counters = self._metrics.counters
         ending = (*where, self._operation, self._outcome, self._finish_reason)
         counters["requests_total"].labels(*ending).inc()
@@ -151,6 +151,11 @@ class RequestTrace:
         if self._outcome == "ok":
             self._observe_answer(usage)
         self._note(usage)
+
+    def _exemplar(self) -> dict[str, str] | None:
+        """Return what leads from a bucket to the request's trace."""
+        trace_id = self._record.trace_id if self._record is not None else None
+        return {"trace_id": trace_id} if trace_id else None
 
     def _observe_answer(self, usage: Usage) -> None:
         """Record the sizes of a whole answer, and how long each of its tokens took."""

@@ -12,7 +12,15 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -69,6 +77,12 @@ class _ServerSpan:
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self._tracer = tracer
         self._span = span
+
+    @property
+    def trace_id(self) -> str | None:
+        """Return the id of the trace in hexadecimal; None where it is not kept."""
+        context = self._span.get_span_context()
+        return format_trace_id(context.trace_id) if context.trace_flags.sampled else None
 
     def call_engine(self, served_name: str, base_url: str, operation: str | None) -> "_EngineSpan":
         """Open the span of a call within this one."""

@@ -16,14 +16,13 @@ from gateway.errors import (
     ModelNotFound,
     Overloaded,
 )
-from gateway.metrics import OTHER, RejectionReason
+from gateway.metrics import OTHER, PATHS, RejectionReason
 from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.wire import MAX_ECHO
 
 ADMIN_PREFIX = "/admin/"
 _OPEN = frozenset({"/health", "/ready", "/version"})
-_METRICS = "/metrics"
 _REASONS: Mapping[type[ApiError], RejectionReason] = MappingProxyType(
     {
         HostNotAllowed: "host",
@@ -41,7 +40,7 @@ class Door:
         self._ring = ring
         self._hosts = HostList(settings.host, settings.allowed_hosts)
         self._is_local = is_loopback(settings.host)
-        self._open = _OPEN if settings.protect_metrics else _OPEN | {_METRICS}
+        self._open = _OPEN if settings.protect_metrics else _OPEN.union(PATHS)
         self._max_requests = settings.max_concurrent_requests
         self._num_requests = 0
         self._rejections = metrics.counters["admission_rejections_total"]

@@ -1,4 +1,4 @@
-"""What operators and probes ask: ``/health``, ``/ready``, ``/metrics``, ``/version``."""
+"""What operators and probes ask: ``/health``, ``/ready``, ``/version``."""
 
 from importlib.metadata import version
 from typing import Any
@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.api.service import service_of
-from gateway.registry import render
 
 RETRY_AFTER_S = 2
 
@@ -42,14 +41,6 @@ async def ready(request: Request) -> Response:
     if is_ready:
         return JSONResponse(content)
     return JSONResponse(content, 503, headers={"retry-after": str(RETRY_AFTER_S)})
-
-
-async def metrics(request: Request) -> Response:
-    """Return all metrics in the format that the scraper asked for."""
-    body, content_type = render(
-        service_of(request).metrics.registry, request.headers.get("accept", "")
-    )
-    return Response(body, headers={"content-type": content_type})
 
 
 async def get_version(request: Request) -> Versions:

@@ -24,11 +24,13 @@ from gateway.api.engine_routes import (
     responses,
     tokenize,
 )
+from gateway.api.exposition import metrics, otel_metrics, vllm_metrics
 from gateway.api.fidelity import show_fidelity
 from gateway.api.models import get_model, list_models
-from gateway.api.operations import Readiness, get_version, health, metrics, ready
+from gateway.api.operations import Readiness, get_version, health, ready
 from gateway.completion import CompletionRequest
 from gateway.forwarding import Forwarded
+from gateway.metrics import PATHS
 from gateway.protocol import ChatRequest
 from gateway.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from gateway.wire import Wire
@@ -59,7 +61,8 @@ def make_router() -> APIRouter:
     get("/v1/models/{model:path}", get_model, openapi_extra={"responses": refusals(404)})
     get("/health", health)
     get("/ready", ready, response_model=Readiness, responses={503: {"model": Readiness}})
-    get("/metrics", metrics, response_model=None, responses={200: _PLAIN_TEXT})
+    for path, view in zip(PATHS, (metrics, vllm_metrics, otel_metrics), strict=True):
+        get(path, view, response_model=None, responses={200: _PLAIN_TEXT})
     get("/version", get_version)
     guarded: dict[str, Any] = {
         "response_model": None,

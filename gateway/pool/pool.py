@@ -45,6 +45,12 @@ class ReadyEngine:
     spec: VariantSpec
     name: str
     client: EngineClient
+    index: int = 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Return whether it was started here."""
+        return not self.spec.settings.urls
 
 
 @dataclass(slots=True)
@@ -181,7 +187,7 @@ class Pool:
     def ready_engines(self) -> list[ReadyEngine]:
         """Return the engines that take requests; looking at them is no use of them."""
         return [
-            ReadyEngine(variant.spec, replica.name, replica.engine.client)
+            ReadyEngine(variant.spec, replica.name, replica.engine.client, replica.index)
             for variant in self._all()
             for replica in variant.replicas
             if replica.engine is not None and replica.state is State.READY

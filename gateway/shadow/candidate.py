@@ -37,8 +37,10 @@ class Candidate:
         tally: Tally,
         make_capture: MakeCapture,
         on_reply: Callable[["Candidate"], None],
+        trace_id: str | None = None,
     ) -> None:
         self.request_id = request_id
+        self.trace_id = trace_id
         self.model = model
         self.fields: Mapping[str, Any] = fields
         self.reply = ReplyBytes()

@@ -19,7 +19,9 @@ class FidelityMetrics:
         found = record.divergence
         histograms = self._metrics.histograms
         per_token = histograms["fidelity_token_kl_divergence_nats"]
-        per_token.labels(*names, record.estimator).observe(found.mean_kl)
+        per_token.labels(*names, record.estimator).observe(
+            found.mean_kl, {"trace_id": record.trace_id} if record.trace_id else None
+        )
         delta = math.fsum(found.nll_delta) / len(found.nll_delta)
         histograms["fidelity_nll_delta_nats"].labels(*names).observe(delta)
         if (first := found.first_divergence) is not None:

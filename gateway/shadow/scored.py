@@ -27,6 +27,8 @@ class ScoredRequest:
     estimator: Estimator
     time: float
     """In seconds since the epoch."""
+    trace_id: str | None = None
+    """Of the request's trace, where one is kept."""
 
     @property
     def num_tokens(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from gateway.errors import ApiError
 from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
+from gateway.record import RECORD
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
@@ -96,6 +97,7 @@ class Shadow:
         rate = self._rates.get(model, 0.0)
         if not rate or self._is_closed or not is_drawn(request_id, rate, self._secret):
             return None
+        record = RECORD.get()
         candidate = Candidate(
             request_id,
             model,
@@ -103,6 +105,7 @@ class Shadow:
             tally=self._tally,
             make_capture=self._make_capture,
             on_reply=self._on_reply,
+            trace_id=record.trace_id if record is not None else None,
         )
         if is_private(fields, headers):
             candidate.drop("private")

@@ -233,6 +233,7 @@ class Worker:
             divergence=divergence,
             estimator="topk",
             time=time.time(),
+            trace_id=candidate.trace_id,
         )
         for sink in self._sinks:
             sink.take(record)

@@ -32,6 +32,7 @@ from gateway.errors import (
 )
 from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
 from gateway.score import parse_score
+from tests.gateway.fake_metrics import FakeMetrics
 from tests.gateway.fake_routes import ROUTES, reply_to, response_events
 
 MAX_MODEL_LEN = 4096
@@ -107,6 +108,7 @@ class FakeEngine:
         self.score_fault = score_fault
         self.captures: dict[str, dict[str, Any]] = {}
         self.counts = Counts()
+        self.metrics = FakeMetrics(name)
         self.times: dict[str, Times] = {}
         self.is_draining = False
         self.idle = asyncio.Event()
@@ -132,6 +134,8 @@ class FakeEngine:
                 await self._answer_with(TextAnswer, body, wire, parse_wish(headers))
             elif path == "/engine/score":
                 await self._score(parse_object(body), wire.writer)
+            elif path == "/metrics":
+                _write(wire.writer, 200, self.metrics.render(), {"content-type": "text/plain"})
             elif path in ROUTES and method == "POST":
                 self._answer_beside(path, parse_object(body), wire.writer)
             else:
@@ -227,19 +231,25 @@ class FakeEngine:
         if wish is not None:
             self.captures[wish.capture_id] = answer.columns(wish.num_top)
         self.counts.running += 1
+        self.metrics.running(self.counts.running)
         self.idle.clear()
+        began, reason = time.monotonic(), "abort"
         work = asyncio.ensure_future(self._generate(answer, wire.writer))
         gone = asyncio.ensure_future(wire.wait_closed_by_peer())
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 self.counts.completed += 1
+                reason = answer.finish_reason
                 work.result()
             else:
                 self.counts.cancelled += 1
         finally:
             answer.times.ended = time.monotonic()
             self.counts.running -= 1
+            self.metrics.running(self.counts.running)
+            seconds = answer.times.ended - began
+            self.metrics.ended(reason, answer.num_prompt_tokens, seconds)
             if not self.counts.running:
                 self.idle.set()
             work.cancel()
@@ -253,12 +263,16 @@ class FakeEngine:
             writer.write(_STREAM_HEAD)
             writer.write(_chunk(answer.event("")))
         await asyncio.sleep(script.first_s)
+        last = time.monotonic() - script.first_s
         for position, token in enumerate(answer.tokens):
             if script.fault and position == script.after:
                 await _fail(script.fault, writer)
                 return
             self.counts.decoded += 1
-            answer.times.tokens.append(time.monotonic())
+            now = time.monotonic()
+            answer.times.tokens.append(now)
+            self.metrics.token(now - last, is_first=position == 0)
+            last = now
             if is_stream:
                 writer.write(_chunk(answer.event(token, position)))
             if not script.write_all_at_once:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.backends.embedded import free_port
 from gateway.backends.vllm_facts import VllmFacts, default_python, find_python, probe
@@ -54,6 +55,14 @@ class Served:
         """Return what it says of one model."""
         found: dict[str, Any] = httpx.get(f"{self.url}/v1/models/{name}").json()
         return found
+
+    def series(self, name: str) -> float:
+        """Return the sum of a metric's samples on the gateway's page."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        found = [sample.value for sample in samples if sample.name == name]
+        assert found, name
+        return sum(found)
 
     def chat(self, question: str, **fields: Any) -> httpx.Response:
         """Return the greedy reply to one question."""

@@ -57,6 +57,19 @@ def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None
     assert "Paris" in int8.ask(QUESTION)
 
 
+def test_its_series_come_through_the_gateway(int8: Served) -> None:
+    """What vLLM counts is on the gateway's page in our words, and in its own on the view."""
+    name = "narrowgate_engine_generated_tokens_total"
+    before = int8.series(name)
+    tokens = int8.chat(QUESTION).json()["usage"]["completion_tokens"]
+    eventually(lambda: int8.series(name) >= before + tokens, 20)
+    assert int8.series(name) <= before + tokens + 4  # its pulse asks for a token now and then
+    assert int8.series("narrowgate_engine_kv_cache_usage_ratio") >= 0
+    assert int8.series("narrowgate_engine_step_tokens_count") > 0
+    view = httpx.get(f"{int8.url}/metrics/vllm").text
+    assert 'vllm:generation_tokens_total{engine="0",model_name="m@int8"}' in view
+
+
 def test_its_replies_are_scored(int8: Served) -> None:
     """The shadow reads a reply of vLLM under the full model; the client sees nothing of it."""
     reply = int8.chat(QUESTION)
