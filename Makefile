@@ -1,4 +1,4 @@
-# The verbs of people and CI alike: install, demo, shadow-traffic, vllm-env, vllm-demo, test, lint, bench.
+# The verbs of people and CI alike: install, demo, stack, shadow-traffic, vllm-env, vllm-demo, test, lint, bench.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,10 +6,12 @@ PORT ?= 8000
 RECIPE ?= int4
 WORKERS ?= 0
 MODEL ?= smollm2
+PROMETHEUS_PORT ?= 9090
+ALERTMANAGER_PORT ?= 9093
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
-.PHONY: install demo shadow-traffic vllm-env vllm-demo test lint bench bench-peers clean
+.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +25,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --port $(PORT) $(if $(SHADOW),--shadow $(SHADOW))
+
+# The same with Prometheus and Alertmanager beside it; CONFIG=FILE takes a settings file instead of MODEL.
+stack: install
+	@$(BIN)/python -m deploy.stack --port $(PORT) --prometheus-port $(PROMETHEUS_PORT) --alertmanager-port $(ALERTMANAGER_PORT) -- $(if $(CONFIG),--config $(CONFIG),--model $(MODEL) --recipe $(RECIPE) $(if $(SHADOW),--shadow $(SHADOW)))
 
 # Small varied requests for a running demo, until its verdict is ok or drift.
 shadow-traffic: install

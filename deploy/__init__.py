@@ -1,0 +1,1 @@
+"""What it takes to run Narrowgate for others; no part of the wheel."""

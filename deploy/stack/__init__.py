@@ -1,0 +1,1 @@
+"""The gateway, Prometheus and Alertmanager together on one machine, without containers."""

@@ -1,0 +1,159 @@
+"""The compose files: valid by the specification, in step with images, settings and metrics."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.settings import Settings, load_settings
+from tests.deploy.image import ROOT
+
+DEPLOY = ROOT / "deploy"
+FILES = [DEPLOY / "compose.yaml", DEPLOY / "compose.front.yaml"]
+CHECK = Path(sys.executable).with_name("check-jsonschema")
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILES[0].read_text())["services"]
+PROVISIONED = sorted((ROOT / "grafana/provisioning").glob("*/*.yaml"))
+DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
+GRAFANA_HOME = "/etc/narrowgate/grafana"
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def seconds(duration: str) -> float:
+    """Return what compose means by a duration such as ``45s``."""
+    return float(duration.removesuffix("s"))
+
+
+def check_schema(*files: Path) -> subprocess.CompletedProcess[str]:
+    """Hold files against the schema of the compose specification."""
+    command: list[str | Path] = [CHECK, "--builtin-schema", "vendor.compose-spec", *files]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_schema_accepts_them() -> None:
+    """Both files are valid by the compose specification's own schema."""
+    found = check_schema(*FILES)
+    assert found.returncode == 0, found.stdout
+
+
+def test_schema_can_refuse(tmp_path: Path) -> None:
+    """A misspelt key is found."""
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(FILES[0].read_text().replace("read_only:", "readonly:"))
+    found = check_schema(wrong)
+    assert found.returncode == 1
+    assert "readonly" in found.stdout
+
+
+@each_service
+def test_mounts_exist(name: str) -> None:
+    """What a service mounts is in the repository, read-only, or a named volume."""
+    volumes = yaml.safe_load(FILES[0].read_text())["volumes"]
+    for mount in SERVICES[name]["volumes"]:
+        source, _, rest = mount.partition(":")
+        if source.startswith("."):
+            assert (DEPLOY / source).exists(), source
+            assert rest.endswith(":ro")
+        else:
+            assert source in volumes
+
+
+@each_service
+def test_it_is_confined(name: str) -> None:
+    """No service has capabilities, a writable root, unbounded memory, or a port for others."""
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    image, _, tag = service["image"].partition(":")
+    assert tag not in {"", "latest"}, image
+
+
+def test_images_are_ours_and_built() -> None:
+    """The services that are built name Dockerfiles of the repository."""
+    for file in FILES:
+        build = yaml.safe_load(file.read_text())["services"]["gateway"]["build"]
+        assert (ROOT / build["dockerfile"]).is_file()
+
+
+def test_gateway_may_drain() -> None:
+    """The containers' end waits for longer than running requests may take."""
+    drain_s = Settings.model_fields["drain_s"].default
+    assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + 10
+
+
+def test_gateway_has_settings() -> None:
+    """The mounted file stands where the image looks, and loads with the service's environment."""
+    source, target, _ = SERVICES["gateway"]["volumes"][0].split(":")
+    environment = {
+        key: value
+        for key, value in SERVICES["gateway"]["environment"].items()
+        if key.startswith("NARROWGATE_")
+    }
+    settings = load_settings(DEPLOY / source, {}, environment)
+    assert target == "/etc/narrowgate/settings.yaml"
+    assert list(settings.models) == ["smollm2"]
+    assert "gateway" in settings.allowed_hosts
+
+
+def test_front_takes_its_engine_from_the_environment() -> None:
+    """With a URL and a name the second file makes settings for an engine elsewhere."""
+    service = yaml.safe_load(FILES[1].read_text())["services"]["gateway"]
+    given = {"ENGINE_URL": "http://10.0.0.5:8000", "ENGINE_MODEL": "far"}
+
+    def fill(found: re.Match[str]) -> str:
+        name, _, default = found[1].partition(":")
+        return given.get(name) or default.removeprefix("-")
+
+    models = re.sub(r"\$\{([^}]*)\}", fill, service["environment"]["NARROWGATE_MODELS"])
+    settings = load_settings(None, {}, {"NARROWGATE_MODELS": models})
+    assert settings.models["assistant"].urls == ("http://10.0.0.5:8000",)
+    assert settings.models["assistant"].model == "far"
+    assert service["command"] == ["serve"]
+
+
+@pytest.mark.parametrize(
+    ("job", "target"),
+    [("narrowgate", "gateway"), ("prometheus", "prometheus"), ("alertmanager", "alertmanager")],
+)
+def test_targets_are_services(job: str, target: str) -> None:
+    """Prometheus finds each server under its service's name and port."""
+    (group,) = yaml.safe_load((DEPLOY / f"prometheus/targets/{job}.yaml").read_text())
+    (published,) = SERVICES[target]["ports"]
+    assert group["targets"] == [f"{target}:{published.rpartition(':')[2]}"]
+
+
+def test_prometheus_finds_its_rules() -> None:
+    """Relative paths of the configuration hold inside the container."""
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["prometheus"]["volumes"][:2])
+    (pattern,) = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["rule_files"]
+    inside = Path(mounts["./prometheus"], pattern).parent
+    assert Path(*Path("/").joinpath(inside).parts).resolve() == Path(mounts["../grafana/rules"])
+    flags = SERVICES["prometheus"]["command"]
+    assert f"--config.file={mounts['./prometheus']}/prometheus.yml" in flags
+
+
+@pytest.mark.parametrize("file", PROVISIONED, ids=lambda file: file.name)
+def test_grafana_finds_what_it_is_given(file: Path) -> None:
+    """Provisioned data sources and directories of dashboards exist in Grafana's container."""
+    found = yaml.safe_load(file.read_text())
+    for source in found.get("datasources", ()):
+        assert source["url"] in {"http://prometheus:9090", "$PROMETHEUS_URL", "${PROMETHEUS_URL}"}
+    for provider in found.get("providers", ()):
+        path = provider["options"]["path"]
+        assert path.startswith(f"{GRAFANA_HOME}/")
+        assert (ROOT / "grafana" / path.removeprefix(f"{GRAFANA_HOME}/")).is_dir()
+
+
+@pytest.mark.skipif(not DASHBOARDS, reason="there are no dashboards")
+def test_grafana_opens_with_a_dashboard() -> None:
+    """The first page is one of the dashboards."""
+    first = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert ROOT / "grafana" / first.removeprefix(f"{GRAFANA_HOME}/") in DASHBOARDS
