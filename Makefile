@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 # The verbs of people and CI alike: install, demo, stack, shadow-traffic, vllm-env, vllm-demo, test, lint, bench.
+=======
+# The verbs of people and CI alike: install, demo, shadow-traffic, vllm-env, vllm-demo, test, dashboards-check, lint, bench.
+>>>>>>> dash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +15,11 @@ ALERTMANAGER_PORT ?= 9093
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
+<<<<<<< HEAD
 .PHONY: install demo stack shadow-traffic vllm-env vllm-demo test lint bench bench-peers clean
+=======
+.PHONY: install demo shadow-traffic vllm-env vllm-demo test dashboards-check lint bench bench-peers clean
+>>>>>>> dash
 
 install: $(VENV)/.installed
 
@@ -48,6 +56,11 @@ vllm-demo: install vllm-env
 test: install vllm-env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
+
+# The generated files are up to date; what panels and rules ask exists and holds.
+dashboards-check: install
+	$(BIN)/python -m grafana --check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/grafana
 
 lint: install
 	$(BIN)/ruff check .

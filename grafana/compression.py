@@ -19,6 +19,12 @@ _FACTS = (
 )
 
 
+def memory_saved() -> str:
+    """Return the bytes that each compressed variant's weights do not take."""
+    before = highest("weights_uncompressed_bytes", _MV, COMPRESSED)
+    return f"{before} - {highest('weights_bytes', _MV, COMPRESSED)}"
+
+
 def _size() -> tuple[Panel, ...]:
     live = highest("weights_bytes", _MV, COMPRESSED)
     before = highest("weights_uncompressed_bytes", _MV, COMPRESSED)
@@ -41,7 +47,7 @@ def _size() -> tuple[Panel, ...]:
             "expected: see which layers the recipe keeps.",
             units.BYTES,
             NOT_LOADED,
-            Query(f"{before} - {live}", _NAMED),
+            Query(memory_saved(), _NAMED),
             width=6,
             decimals=1,
         ),
@@ -67,6 +73,11 @@ def _size() -> tuple[Panel, ...]:
             width=6,
             decimals=1,
         ),
+    )
+
+
+def _memory() -> tuple[Panel, ...]:
+    return (
         lines(
             "Weights",
             "Bytes of the live weights, and of the full model's "
@@ -172,7 +183,7 @@ def dashboard() -> Dashboard:
         title="Narrowgate / Compression",
         description="What compression saves, what was really applied, and what it does to speed.",
         rows=(
-            Row("Size", _size()),
+            Row("Size", (*_size(), *_memory())),
             Row("Recipe", _applied()),
             Row("Speed against the full model", _speed()),
         ),

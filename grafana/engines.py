@@ -5,7 +5,18 @@ from grafana.charts import lines, tile, timeline
 from grafana.colours import BAD, GOOD, NEUTRAL, WARNING, Json, at_most
 from grafana.dashboard import Dashboard, Row
 from grafana.panel import Panel, Query
-from grafana.query import gained, highest, mean, quantile, rate, ratio, recent, series, total
+from grafana.query import (
+    gained,
+    happened,
+    highest,
+    mean,
+    quantile,
+    rate,
+    ratio,
+    recent,
+    series,
+    total,
+)
 
 NOT_LOADED = "No engine is loaded"
 NO_STEPS = "No engine tells its steps"
@@ -55,7 +66,7 @@ def _tiles() -> tuple[Panel, ...]:
             "Engines of each variant that are ready (narrowgate_replicas_ready). 0 of a variant "
             "that should serve: see its state below, and `GET /v1/models` for the reason.",
             units.COUNT,
-            "No model is configured",
+            "No engine is ready",
             Query(total("replicas_ready", _MV) + " > 0", _NAMED),
             width=6,
         ),
@@ -78,7 +89,7 @@ def _tiles() -> tuple[Panel, ...]:
             "often the kernel's out-of-memory killer.",
             units.COUNT,
             "None",
-            Query(gained("engine_restarts_total", _MV), _NAMED),
+            Query(happened("engine_restarts_total", _MV), _NAMED),
             width=6,
             decimals=0,
             thresholds=at_most(1, 3),
@@ -125,7 +136,7 @@ def _progress() -> tuple[Panel, ...]:
             width=12,
         ),
         lines(
-            "Restarts",
+            "Restarts by reason",
             "Engines that ended or stalled lately, by reason (narrowgate_engine_restarts_total). "
             "exit: it crashed or was killed; stall: it answered no probe.",
             units.COUNT,

@@ -6,7 +6,7 @@ from grafana import units
 from grafana.charts import lines, tile, timeline
 from grafana.colours import at_least, at_most, verdicts
 from grafana.dashboard import Dashboard, Row
-from grafana.judgement import worst_slices, worst_verdict
+from grafana.judgement import all_traffic, worst_slices, worst_verdict
 from grafana.panel import Panel, Query
 from grafana.query import gained, highest, quantile, rate, ratio, series
 from grafana.table import coloured, table
@@ -47,21 +47,17 @@ def _tiles() -> tuple[Panel, ...]:
         tile(
             "Mean over tolerance",
             "Lower bound of the mean KL divergence of all traffic over its tolerance "
-            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 1 and above is "
-            "proven damage: swap to a safer variant.",
+            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 100 % and above "
+            "is proven damage: swap to a safer variant.",
             units.SHARE,
             NO_VERDICT,
-            Query(
-                f"{highest('drift_mean_lower_nats', _MV, _ALL)} / "
-                f"({highest('drift_tolerance_nats', _MV, _ALL)} > 0)",
-                _NAMED,
-            ),
+            Query(all_traffic(), _NAMED),
             width=6,
             decimals=0,
             thresholds=at_most(0.7, 1),
         ),
         tile(
-            "Same first choice",
+            "Top-1 agreement",
             "Share of scored tokens at which both models find the same token the likeliest, in "
             "the time range (narrowgate_fidelity_tokens_total). It depends on the model: hold it "
             "against what `narrowgate compare` printed for the recipe.",
@@ -172,8 +168,13 @@ def _divergence() -> tuple[Panel, ...]:
             width=12,
             dashed=("/(lower|upper|tolerance)$/",),
         ),
+    )
+
+
+def _tokens() -> tuple[Panel, ...]:
+    return (
         lines(
-            "Same first choice",
+            "Top-1 agreement over time",
             "Share of scored tokens at which both find the same token the likeliest, of the chosen "
             "slices (narrowgate_fidelity_tokens_total). A fall with a steady divergence: texts "
             "with more close calls; with a rising one: damage.",
@@ -266,7 +267,7 @@ def dashboard() -> Dashboard:
         rows=(
             Row("Now", _tiles()),
             Row("Slices", _slices()),
-            Row("Divergence", _divergence()),
+            Row("Divergence", (*_divergence(), *_tokens())),
             Row("Answers alone", _answers()),
         ),
         variables=(slices(),),

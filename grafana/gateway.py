@@ -48,6 +48,11 @@ def _requests() -> tuple[Panel, ...]:
             ),
             dashed=("/p50$/",),
         ),
+    )
+
+
+def _clients() -> tuple[Panel, ...]:
+    return (
         lines(
             "Clients that left",
             "Connections closed before the reply had ended, each second, by phase "
@@ -212,7 +217,7 @@ def dashboard() -> Dashboard:
         title="Narrowgate / Gateway",
         description="Who asks, what is answered or turned away, and what the process needs.",
         rows=(
-            Row("Requests", _requests()),
+            Row("Requests", (*_requests(), *_clients())),
             Row("Admission", _admission()),
             Row("Models and limits", _models()),
             Row("Process", _process()),

@@ -1,6 +1,6 @@
 """Verdicts in PromQL."""
 
-from grafana.query import highest, series
+from grafana.query import ratio, series
 
 DRIFT, STALE, LEARNING = 2, 3, 0
 
@@ -19,6 +19,15 @@ def worst_verdict(*, is_active_only: bool = True) -> str:
 
 def worst_slices() -> str:
     """Return for each slice how its divergence is at least, as a multiple of its tolerance."""
-    by = "model, variant, slice"
-    lower, tolerance = highest("drift_mean_lower_nats", by), highest("drift_tolerance_nats", by)
-    return f"{lower} / ({tolerance} > 0)"
+    return _over_tolerance("model, variant, slice")
+
+
+def all_traffic() -> str:
+    """Return the same for all traffic of each variant."""
+    return _over_tolerance("model, variant", 'slice="all"')
+
+
+def _over_tolerance(by: str, *matchers: str) -> str:
+    lower = series("drift_mean_lower_nats", *matchers)
+    tolerance = series("drift_tolerance_nats", *matchers)
+    return f"max by ({by}) ({ratio(lower, tolerance)})"

@@ -1,8 +1,9 @@
-"""The overview: is it fast, does it hold its quality, is there room."""
+"""The overview: is it fast, does quality hold, does compression pay, is there room."""
 
 from grafana import units
 from grafana.charts import lines, tile
 from grafana.colours import at_least, at_most, verdicts
+from grafana.compression import memory_saved
 from grafana.dashboard import Dashboard, Row
 from grafana.judgement import worst_slices, worst_verdict
 from grafana.panel import Panel, Query
@@ -22,7 +23,7 @@ def _attained(name: str, variable: str) -> str:
     )
 
 
-def _tiles() -> tuple[Panel, ...]:
+def _service() -> tuple[Panel, ...]:
     return (
         tile(
             "First token in time",
@@ -67,6 +68,11 @@ def _tiles() -> tuple[Panel, ...]:
             thresholds=at_most(0.01, 0.05),
             leads_to="narrowgate-gateway",
         ),
+    )
+
+
+def _quality() -> tuple[Panel, ...]:
+    return (
         tile(
             "Verdict",
             "Whether the active variant still behaves like the full model, over all its traffic "
@@ -76,7 +82,6 @@ def _tiles() -> tuple[Panel, ...]:
             units.STATE,
             NOT_SCORED,
             Query(worst_verdict(), "{{model}}@{{variant}}"),
-            width=6,
             mappings=(verdicts(),),
             leads_to="narrowgate-fidelity",
         ),
@@ -84,15 +89,25 @@ def _tiles() -> tuple[Panel, ...]:
             "Worst slice",
             "The slice whose divergence is surest to be high: lower bound of its mean KL "
             "divergence over its tolerance (narrowgate_drift_mean_lower_nats, "
-            "narrowgate_drift_tolerance_nats). 1 and above is proven damage: see which slices on "
-            "the dashboard Fidelity.",
+            "narrowgate_drift_tolerance_nats). 100 % and above is proven damage: see which slices "
+            "on the dashboard Fidelity.",
             units.SHARE,
             NOT_SCORED,
             Query(f"topk(1, {worst_slices()})", "{{model}}@{{variant}} {{slice}}"),
-            width=6,
             decimals=0,
             thresholds=at_most(0.7, 1),
             leads_to="narrowgate-fidelity",
+        ),
+        tile(
+            "Memory saved",
+            "Bytes that the weights of loaded variants do not take "
+            "(narrowgate_weights_uncompressed_bytes less narrowgate_weights_bytes). Less than "
+            "expected: see what was applied on the dashboard Compression.",
+            units.BYTES,
+            "No compressed engine is loaded",
+            Query(memory_saved(), "{{model}}@{{variant}}"),
+            decimals=1,
+            leads_to="narrowgate-compression",
         ),
     )
 
@@ -211,9 +226,9 @@ def dashboard() -> Dashboard:
     return Dashboard(
         uid="narrowgate-overview",
         title="Narrowgate / Overview",
-        description="Is the service fast, does quality hold, is there room.",
+        description="Is the service fast, does quality hold, does compression pay, is there room.",
         rows=(
-            Row("Now", _tiles()),
+            Row("Now", (*_service(), *_quality())),
             Row("Traffic", _course()),
             Row("Room", _room()),
         ),

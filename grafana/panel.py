@@ -65,6 +65,7 @@ class Panel:
             "refId": ref_id(index),
             "datasource": dict(DATASOURCE),
             "editorMode": "code",
+            "exemplar": not self.is_instant and "_bucket" in query.expr,
             "expr": query.expr,
             "format": "table" if self.type == "table" else "time_series",
             "instant": self.is_instant,

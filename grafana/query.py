@@ -61,8 +61,8 @@ def narrowed(name: str, *labels: str) -> str:
 
 
 def _selector(full_name: str, labels: Iterable[str], matchers: Iterable[str]) -> str:
-    chosen = [f'{each}=~"${each}"' for each in labels]
-    return f"{full_name}{{{', '.join((*chosen, *matchers))}}}"
+    chosen = ", ".join((*(f'{each}=~"${each}"' for each in labels), *matchers))
+    return f"{full_name}{{{chosen}}}" if chosen else full_name
 
 
 def total(name: str, by: str, *matchers: str) -> str:
@@ -81,8 +81,26 @@ def rate(name: str, by: str, *matchers: str) -> str:
 
 
 def recent(name: str, by: str, *matchers: str) -> str:
-    """Return what a counter gained around each point of a line, by labels."""
-    return f"sum by ({by}) (increase({series(name, *matchers)}[{STEP}]))"
+    """Return how often something rare happened around each point of a line, by labels."""
+    return f"sum by ({by}) ({_risen(series(name, *matchers), STEP)})"
+
+
+def happened(name: str, by: str, *matchers: str) -> str:
+    """Return how often something rare happened in the time range of the dashboard, by labels."""
+    return f"sum by ({by}) ({_risen(series(name, *matchers), RANGE)})"
+
+
+def events(name: str, by: str) -> str:
+    """Return the moments at which something rare happened, by labels."""
+    return f"sum by ({by}) ({_risen(series(name), '2m')}) > 0"
+
+
+def _risen(counter: str, window: str) -> str:
+    """Return the gain of a counter whose series may begin with its first count.
+
+    Such a series has no earlier value to rise from, so ``increase`` alone misses the first event.
+    """
+    return f"({counter} unless {counter} offset {window}) or increase({counter}[{window}])"
 
 
 def gained(name: str, by: str, *matchers: str) -> str:
@@ -109,17 +127,6 @@ def ratio(above: str, below: str) -> str:
 def against_full(compressed: str, full: str) -> str:
     """Return how many times what a model's variants have is what its full variant has."""
     return f"{compressed} / on (model) group_left () ({full} > 0)"
-
-
-def events(name: str, by: str) -> str:
-    """Return where a counter rose in the last two minutes, its first count among it.
-
-    A series that begins with its first event has no earlier value for ``increase`` to rise from.
-    """
-    now = series(name)
-    risen = f"sum by ({by}) (increase({now}[2m]))"
-    born = f"(sum by ({by}) ({now}) unless sum by ({by}) ({now} offset 2m))"
-    return f"({risen} or {born}) > 0"
 
 
 def gateways_own(template: str) -> str:

@@ -71,6 +71,11 @@ def _tiles() -> tuple[Panel, ...]:
             decimals=0,
             thresholds=at_most(1, 2),
         ),
+    )
+
+
+def _pending() -> tuple[Panel, ...]:
+    return (
         tile(
             "Under way",
             "Drawn requests whose score is not yet there (narrowgate_shadow_in_flight). Growing "
@@ -182,7 +187,7 @@ def dashboard() -> Dashboard:
         title="Narrowgate / Shadow",
         description="What is scored beside the traffic, what is not and why, and what it costs.",
         rows=(
-            Row("Now", _tiles()),
+            Row("Now", (*_tiles(), *_pending())),
             Row("From request to score", _flow()),
             Row("Cost", _cost()),
         ),

@@ -29,13 +29,8 @@ def table(
         headings = {"Value": queries[0]}
     without = [name for name, query in headings.items() if not query.column]
     named = {name: query.column for name, query in headings.items() if query.column}
-    properties: dict[str, list[Json]] = {
-        query.column: [{"id": "unit", "value": query.unit or unit}]
-        for query in queries
-        if query.column
-    }
-    for column, more in (cells or {}).items():
-        properties.setdefault(column, []).extend(more)
+    columns = {query.column: query.unit or unit for query in queries if query.column}
+    more = cells or {}
     return Panel(
         type="table",
         title=title,
@@ -54,8 +49,11 @@ def table(
         },
         defaults={"custom": {"align": "auto", "cellOptions": {"type": "auto"}}},
         overrides=tuple(
-            {"matcher": {"id": "byName", "options": column}, "properties": each}
-            for column, each in properties.items()
+            {
+                "matcher": {"id": "byName", "options": column},
+                "properties": [{"id": "unit", "value": each}, *more.get(column, ())],
+            }
+            for column, each in columns.items()
         ),
         transformations=(
             {"id": "merge", "options": {}},

@@ -8,6 +8,8 @@ from grafana.panel import DATASOURCE
 from grafana.query import narrowed, series
 
 ALL = ".*"
+LABEL_VALUES = 1
+"""The kind of the query in Grafana's editor of variables."""
 
 
 def common() -> tuple[Json, ...]:
@@ -69,7 +71,7 @@ def _labels(name: str, label: str, description: str, selector: str) -> Json:
         "description": description,
         "type": "query",
         "datasource": dict(DATASOURCE),
-        "query": {"query": query, "refId": "variable"},
+        "query": {"qryType": LABEL_VALUES, "query": query, "refId": "variable"},
         "regex": "",
         "hide": 0,
         "includeAll": True,

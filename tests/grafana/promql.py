@@ -54,6 +54,15 @@ def check(expr: str) -> Value:
         raise Defect(f"{error}: {expr}") from error
 
 
+def labels_of(name: str) -> frozenset[str]:
+    """Return the labels of a sample.
+
+    Raises:
+        Defect: there is no such sample.
+    """
+    return _sample(name)[2]
+
+
 def _value(node: promql.Expr) -> Value:
     match node:
         case promql.ParenExpr() | promql.UnaryExpr():
@@ -196,13 +205,20 @@ def _combined(node: promql.BinaryExpr) -> Value:
         raise Defect("a quotient whose divisor may be 0: say / (x > 0)")
     if op in {"+", "-", "or", *COMPARISONS} and left.dimension != right.dimension:
         raise Defect(f"{left.dimension} {op} {right.dimension}")
-    is_lifetime = left.is_lifetime or right.is_lifetime
+    if op == "unless" and _is_earlier(node.rhs, node.lhs):
+        return left._replace(is_lifetime=False)
     if op in {"*", "/"}:
         together = left.dimension.times(right.dimension, 1 if op == "*" else -1)
-        return left._replace(dimension=together, is_lifetime=is_lifetime)
-    return left._replace(
-        is_lifetime=is_lifetime if op not in {"and", "unless"} else left.is_lifetime
-    )
+        left = left._replace(dimension=together)
+    is_both = op not in {"and", "unless"}
+    return left._replace(is_lifetime=left.is_lifetime or (is_both and right.is_lifetime))
+
+
+def _is_earlier(earlier: promql.Expr, now: promql.Expr) -> bool:
+    """Return whether one is the other some time ago: what was not there then has just begun."""
+    if not isinstance(earlier, promql.VectorSelector) or not isinstance(now, promql.VectorSelector):
+        return False
+    return earlier.name == now.name and earlier.offset is not None and now.offset is None
 
 
 def _with_number(node: promql.BinaryExpr, left: Value, right: Value, op: str) -> Value:

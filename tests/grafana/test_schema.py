@@ -81,7 +81,11 @@ def test_schema_knows_every_word(dashboard: Dashboard) -> None:
 def test_misspelt_keys_and_words_are_seen() -> None:
     """A wrong key and a wrong word, deep in a panel, are found by the two tests above."""
     content = written(dashboards()[0])
-    tile, chart = content["panels"][1], content["panels"][7]
+    panels = content["panels"]
+    tile, chart = (
+        next(panel for panel in panels if panel["type"] == wanted)
+        for wanted in ("stat", "timeseries")
+    )
     tile["options"]["graphMod"] = tile["options"].pop("graphMode")
     chart["fieldConfig"]["defaults"]["custom"]["drawStyle"] = "lines"
     read = schema.Dashboard.from_json(content)
