@@ -85,8 +85,8 @@ def drive(client: httpx.Client, model: str | None, limit: int) -> Standing:
 
 
 def _alias(client: httpx.Client, model: str | None) -> str:
-    cards = client.get("/v1/models").raise_for_status().json()["data"]
-    return model or str(cards[0]["id"])
+    variants = client.get("/admin/models").raise_for_status().json()["data"]
+    return model or str(variants[0]["model"])
 
 
 def _say(now: Standing, asked: int, seconds: float) -> None:

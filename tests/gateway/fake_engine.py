@@ -205,6 +205,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.score_fault == "hang":
             await asyncio.sleep(3600)
+        elif self.score_fault == "slow":
+            await asyncio.sleep(2)
         elif self.score_fault == "refuse":
             raise UnsupportedParameter("this engine scores nothing", param="candidates")
         logprobs = [_logprobs(len(ids), self.nll) for ids in request.candidates]
