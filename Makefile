@@ -1,8 +1,5 @@
-<<<<<<< HEAD
-# The verbs of people and CI alike: install, demo, stack, shadow-traffic, vllm-env, vllm-demo, test, lint, bench.
-=======
-# The verbs of people and CI alike: install, demo, shadow-traffic, vllm-env, vllm-demo, test, dashboards-check, lint, bench.
->>>>>>> dash
+# The verbs of people and CI alike: install, demo, stack, shadow-traffic, vllm-env, vllm-demo, test,
+# dashboards-check, lint, bench.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,11 +12,7 @@ ALERTMANAGER_PORT ?= 9093
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
-<<<<<<< HEAD
-.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test lint bench bench-peers clean
-=======
-.PHONY: install demo shadow-traffic vllm-env vllm-demo test dashboards-check lint bench bench-peers clean
->>>>>>> dash
+.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test dashboards-check lint bench bench-peers clean
 
 install: $(VENV)/.installed
 

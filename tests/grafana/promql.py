@@ -145,6 +145,8 @@ def _called(node: promql.Call) -> Value:
         return Value(each, value.labels)
     if name == "histogram_quantile":
         return _quantile(node.args[1])
+    if name == "clamp_min":
+        return _value(node.args[0])
     if name == "exp":
         value = _value(node.args[0])
         if value.dimension.averaged() not in (PURE, dimension.of("nats")):

@@ -131,6 +131,7 @@ def scene(directory: Path) -> Iterator[Scene]:
             truth, held_at = asyncio.run(traffic(gateway))
             eventually(lambda: _is_scored(gateway), 20)
             ended_at = next_scrape(found, time.time())
+            next_scrape(found, ended_at + 1)  # the rules have seen that one, too
             yield Scene(found, truth, began_at, ended_at, held_at)
     finally:
         gateway.close()

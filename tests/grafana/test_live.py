@@ -44,6 +44,8 @@ RANGES = {
 }
 ABOVE_ONE = {"Worst slice", "Mean over tolerance", "Slices, worst first"}
 """Shares of a tolerance, which a broken variant exceeds."""
+WHILE_HELD = {"Longest silence"}
+"""Panels that show a moment, and something only while requests run."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def values(seen: Scene, query: PanelQuery) -> list[float]:
         lines = seen.prometheus.query_range(expr, seen.began_at, seen.ended_at)
         found = [float(value) for line in lines for _, value in line["values"]]
     else:
-        found = [float(each["value"][1]) for each in seen.prometheus.query(expr, seen.ended_at)]
+        at = seen.held_at if query.panel in WHILE_HELD else seen.ended_at
+        found = [float(each["value"][1]) for each in seen.prometheus.query(expr, at)]
     return [value for value in found if not math.isnan(value)]
 
 
@@ -172,7 +175,7 @@ def test_failures_are_those_of_the_clients(seen: Scene) -> None:
     """The share of failed requests, in the panel and in the rule that the alerts go by."""
     panel_shows = by(panel(seen, "Failed requests"), "model")
     rule = "model:narrowgate_requests_failed:ratio_rate5m"
-    rule_says = by(seen.prometheus.query(rule, seen.ended_at + 1), "model")
+    rule_says = by(seen.prometheus.query(rule, seen.ended_at + 2), "model")
     for model in ("tiny", "narrow", "frail", "brief"):
         failed = seen.truth.of("error", "timeout", "shed", model=model)
         true = failed / (failed + seen.truth.of("ok", model=model))
@@ -207,7 +210,7 @@ def test_rules_are_evaluated_without_error(seen: Scene) -> None:
 
 def test_the_truth_alarms(seen: Scene) -> None:
     """The drift is pending, the restarts fire, and what was well is silent."""
-    found = seen.prometheus.query("ALERTS", seen.ended_at + 1)
+    found = seen.prometheus.query("ALERTS", seen.ended_at + 2)
     states = {
         (each["metric"]["alertname"].removeprefix("Narrowgate"), each["metric"].get("model")): each[
             "metric"
