@@ -23,7 +23,7 @@ def common() -> tuple[Json, ...]:
         _marks(
             "Verdicts",
             BAD,
-            events("verdict_changes_total", "model, variant, slice, state"),
+            _verdict_changes(),
             "{{model}}@{{variant}} {{slice}}: {{state}}",
         ),
         _marks(
@@ -33,6 +33,12 @@ def common() -> tuple[Json, ...]:
             "{{model}}@{{variant}}: engine restarted ({{reason}})",
         ),
     )
+
+
+def _verdict_changes() -> str:
+    """Return the changes of whole models, and slices that began to drift; the rest is noise."""
+    name, by = "verdict_changes_total", "model, variant, slice, state"
+    return " or ".join(events(name, by, each) for each in ('slice="all"', 'state="drift"'))
 
 
 def _marks(name: str, colour: str, expr: str, text: str) -> Json:

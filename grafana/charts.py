@@ -40,7 +40,7 @@ def tile(
             "percentChangeColorMode": "standard",
             "reduceOptions": dict(_LAST),
             "showPercentChange": False,
-            "textMode": "auto",
+            "textMode": "value_and_name",
             "wideLayout": True,
         },
         defaults={

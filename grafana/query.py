@@ -90,9 +90,9 @@ def happened(name: str, by: str, *matchers: str) -> str:
     return f"sum by ({by}) ({_risen(series(name, *matchers), RANGE)})"
 
 
-def events(name: str, by: str) -> str:
+def events(name: str, by: str, *matchers: str) -> str:
     """Return the moments at which something rare happened, by labels."""
-    return f"sum by ({by}) ({_risen(series(name), '2m')}) > 0"
+    return f"sum by ({by}) ({_risen(series(name, *matchers), '2m')}) > 0"
 
 
 def _risen(counter: str, window: str) -> str:

@@ -30,7 +30,6 @@ def table(
     without = [name for name, query in headings.items() if not query.column]
     named = {name: query.column for name, query in headings.items() if query.column}
     columns = {query.column: query.unit or unit for query in queries if query.column}
-    more = cells or {}
     return Panel(
         type="table",
         title=title,
@@ -51,7 +50,7 @@ def table(
         overrides=tuple(
             {
                 "matcher": {"id": "byName", "options": column},
-                "properties": [{"id": "unit", "value": each}, *more.get(column, ())],
+                "properties": [{"id": "unit", "value": each}, *(cells or {}).get(column, ())],
             }
             for column, each in columns.items()
         ),

@@ -25,11 +25,13 @@ class Text:
     kind: str
     token_ids: tuple[int, ...]
     slices: tuple[str, ...]
+    num_prompt: int = PROMPT_TOKENS
+    """How many of the tokens are not scored."""
 
     @property
     def answer(self) -> tuple[int, ...]:
         """Return the tokens that are scored."""
-        return self.token_ids[PROMPT_TOKENS:]
+        return self.token_ids[self.num_prompt :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,25 @@ def read(runner: Runner, text: Text) -> Read:
 @torch.inference_mode()
 def score(full: Runner, expected: Read, served: Runner) -> Divergence:
     """Return how far a model is from the full one on a text, as the shadow would find it."""
+    return score_rows(expected, full, served.logits(read(served, expected.text).hidden))
+
+
+@torch.inference_mode()
+def score_decoded(full: Runner, expected: Read, served: Runner) -> Divergence:
+    """Return the same of a model that decodes the answer token by token from its cache."""
+    ids = list(expected.text.token_ids)
+    cache = served.new_cache(len(ids))
+    rows = [served.forward([(cache, ids[:PROMPT_TOKENS], 1)])]
+    rows += [served.forward([(cache, [token], 1)]) for token in ids[PROMPT_TOKENS:-1]]
+    return score_rows(expected, full, torch.cat(rows))
+
+
+@torch.inference_mode()
+def score_rows(expected: Read, full: Runner, logits: torch.Tensor) -> Divergence:
+    """Return how far logits ``[tokens of the answer, vocab]`` are from the full model's."""
     answer = expected.text.answer
     p = full.logits(expected.hidden).log_softmax(1)
-    q = served.logits(read(served, expected.text).hidden).log_softmax(1)
+    q = logits.log_softmax(1)
     top = q.topk(TOP_K)
     rows = zip(answer, top.indices.tolist(), top.values.tolist(), strict=True)
     positions = [

@@ -145,7 +145,7 @@ def _called(node: promql.Call) -> Value:
         return Value(each, value.labels)
     if name == "histogram_quantile":
         return _quantile(node.args[1])
-    if name == "clamp_min":
+    if name in {"clamp_min", "clamp_max"}:
         return _value(node.args[0])
     if name == "exp":
         value = _value(node.args[0])

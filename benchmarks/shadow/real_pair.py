@@ -1,0 +1,165 @@
+"""False alarms of the real pair: answers that int8 writes, scored by the full model.
+
+``python -m benchmarks.shadow.real_pair`` lets the demo model in int8 answer thousands of requests
+(questions, and beginnings of the built-in texts; every second one greedy, the rest sampled),
+decoded from the cache as it serves, has the full model score each answer as the shadow does, and
+feeds the monitor with the tolerances of the artifact's manifest. No verdict may become ``drift``.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from benchmarks.machine import describe
+from benchmarks.shadow.damage import RESULTS
+from benchmarks.shadow.live import requests
+from benchmarks.shadow.scores import Read, Text, divergences, score_rows
+from compression.evaluation import builtin_slices
+from compression.events import ignore
+from compression.prepare import prepare
+from compression.recipe import FULL
+from gateway.engine.runner import Runner, load_runner
+from gateway.shadow.monitor import Monitor
+from gateway.shadow.slices import ALL, all_slices, slices_of
+from gateway.shadow.tolerance import ToleranceRules, Tolerances
+from gateway.shadow.verdict import State
+
+MAX_MODEL_LEN = 512
+ANSWER_TOKENS = 24
+BATCH = 16
+PIECE_CHARACTERS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and its prompt as the model gets it."""
+
+    fields: dict[str, Any]
+    prompt_ids: tuple[int, ...]
+    is_greedy: bool
+
+
+def asked(tokenizer: PreTrainedTokenizerBase) -> Iterator[Asked]:
+    """Yield requests for ever: questions and pieces of text in turn, orders of their own."""
+    pieces = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Continue:\n{body[at : at + PIECE_CHARACTERS]}"}
+            ]
+        }
+        for body in builtin_slices().values()
+        for at in range(0, len(body) - PIECE_CHARACTERS, PIECE_CHARACTERS)
+    ]
+    seed = 0
+    while True:
+        for number, body in enumerate([*requests(seed), *pieces]):
+            fields = {"messages": body["messages"], "temperature": (number + seed) % 2}
+            ids = tokenizer.apply_chat_template(
+                body["messages"], add_generation_prompt=True, return_dict=False
+            )
+            yield Asked(fields, tuple(ids), is_greedy=not fields["temperature"])
+        seed += 1
+
+
+@torch.inference_mode()
+def answer(served: Runner, batch: list[Asked], end_id: int, random: torch.Generator) -> list[Any]:
+    """Let the served model answer all; return of each its tokens and logits ``[tokens, vocab]``."""
+    caches = [served.new_cache(len(each.prompt_ids) + ANSWER_TOKENS) for each in batch]
+    logits = torch.cat(
+        [
+            served.forward([(cache, list(each.prompt_ids), 1)])
+            for cache, each in zip(caches, batch, strict=True)
+        ]
+    )
+    rows: list[list[Tensor]] = [[] for _ in batch]
+    tokens: list[list[int]] = [[] for _ in batch]
+    live = list(range(len(batch)))
+    for _ in range(ANSWER_TOKENS):
+        for place, index in enumerate(live):
+            row = logits[place]
+            rows[index].append(row)
+            tokens[index].append(_choose(row, batch[index].is_greedy, random))
+        live = [index for index in live if tokens[index][-1] != end_id]
+        if not live or len(tokens[live[0]]) == ANSWER_TOKENS:
+            break
+        logits = served.forward([(caches[index], [tokens[index][-1]], 1) for index in live])
+    return [(ids, torch.stack(each)) for ids, each in zip(tokens, rows, strict=True)]
+
+
+def _choose(row: Tensor, is_greedy: bool, random: torch.Generator) -> int:
+    if is_greedy:
+        return int(row.argmax())
+    return int(torch.multinomial(row.softmax(0), 1, generator=random))
+
+
+@torch.inference_mode()
+def read(full: Runner, each: Asked, ids: list[int], text: str) -> Read:
+    """Let the full model read a prompt and its answer."""
+    names = slices_of(each.fields, num_prompt_tokens=len(each.prompt_ids), answer=text)
+    hidden = full.hidden([*each.prompt_ids, *ids[:-1]])
+    found = Text("live", tuple(ids), names, num_prompt=0)
+    return Read(found, hidden[len(each.prompt_ids) - 1 :].clone())
+
+
+def main() -> int:
+    """Measure, write what was seen, and return 0 if no verdict became drift."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    artifact = prepare("smollm2", "int8", None, ignore, is_measured=True)
+    source = prepare("smollm2", FULL, None, ignore).directory
+    served = load_runner(artifact.directory, threads=options.threads, max_model_len=MAX_MODEL_LEN)
+    full = load_runner(source, threads=options.threads, max_model_len=MAX_MODEL_LEN)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    fidelity = artifact.manifest.fidelity if artifact.manifest else ()
+    tolerances = Tolerances(ToleranceRules(), fidelity)
+    monitor = Monitor("benchmark", all_slices(), tolerances)
+    random = torch.Generator().manual_seed(0)
+    source_of_requests = asked(tokenizer)
+    means: list[float] = []
+    changes: list[tuple[int, str, str]] = []
+    started = time.monotonic()
+    while len(means) < options.requests:
+        batch = [next(source_of_requests) for _ in range(BATCH)]
+        replies = answer(served, batch, tokenizer.eos_token_id, random)
+        for each, (ids, logits) in zip(batch, replies, strict=True):
+            expected = read(full, each, ids, tokenizer.decode(ids))
+            found = score_rows(expected, full, logits)
+            means.append(found.mean_kl)
+            changed = monitor.observe(divergences(expected.text, found), float(len(means)))
+            changes += [(len(means), change.slice, change.after.value) for change in changed]
+        if len(means) % (20 * BATCH) == 0:
+            print(f"{len(means)}: {statistics.fmean(means):.4f} nats", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - started
+    alarms = [each for each in changes if each[2] == State.DRIFT.value]
+    tolerance = tolerances.of(ALL)
+    record = {
+        "command": f"python -m benchmarks.shadow.real_pair --requests {options.requests}",
+        "machine": describe(),
+        "scored": len(means),
+        "seconds": round(seconds),
+        "mean_nats": statistics.fmean(means),
+        "median_nats": statistics.median(means),
+        "largest_nats": max(means),
+        "tolerance_nats": tolerance.nats if tolerance else None,
+        "alarms": alarms,
+        "verdicts": changes,
+    }
+    path = RESULTS / "shadow_real_pair.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: value for name, value in record.items() if name != "machine"}))
+    return 1 if alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
