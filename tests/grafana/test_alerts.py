@@ -1,5 +1,6 @@
 """The alerts, by promtool: each fires where it must, in these words, and is silent beside it."""
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_alerts_are_written_alike(alert: Any) -> None:
     assert alert.description.endswith(".")
     assert alert.why
     assert alert.dashboard.partition("?")[0].startswith("/d/narrowgate-")
+
+
+def test_the_readme_lists_them() -> None:
+    """Every alert in the row of its severity."""
+    text = (RULES.parents[1] / "README.md").read_text(encoding="utf-8")
+    for severity in ("critical", "warning", "info"):
+        (row,) = re.findall(rf"^\| {severity} \| (.*) \|$", text, re.MULTILINE)
+        named = set(re.findall(r"`(\w+)`", row))
+        assert named == {each.name for each in alerts() if each.severity == severity}
 
 
 def test_case_names_are_alerts() -> None:

@@ -226,7 +226,7 @@ def test_the_truth_alarms(seen: Scene) -> None:
 
 def test_every_expression_can_be_asked(seen: Scene) -> None:
     """Alerts, recording rules and the queries of runbooks."""
-    exprs = [each.expr for each in (*alerts(), *recordings())]
+    exprs = [each.expr for each in alerts()] + [each.expr for each in recordings()]
     exprs += [query for each in runbooks() for query in each.queries]
     for expr in exprs:
         seen.prometheus.query(expr, seen.ended_at)
