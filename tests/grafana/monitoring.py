@@ -27,8 +27,8 @@ def _program(*names: str) -> str:
 class Prometheus:
     """One Prometheus that asks every second."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=20)
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
 
     def query(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
         """Return the samples of an instant query, and fail with its error."""
@@ -81,8 +81,11 @@ def prometheus(
     command = [_program("prometheus"), f"--config.file={path}", "--log.level=warn"]
     command += [f"--storage.tsdb.path={directory}/data", f"--web.listen-address=127.0.0.1:{port}"]
     command += ["--enable-feature=exemplar-storage"]
-    with _running(command, directory / "prometheus.log", f"http://127.0.0.1:{port}") as url:
-        yield Prometheus(url)
+    with (
+        _running(command, directory / "prometheus.log", f"http://127.0.0.1:{port}") as url,
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
+        yield Prometheus(http)
 
 
 @contextmanager
