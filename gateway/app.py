@@ -17,6 +17,8 @@ from gateway.api.routes import make_router
 from gateway.api.service import Service
 from gateway.errors import ApiError
 from gateway.launch import Launch, Launcher
+from gateway.live.sampler import Live
+from gateway.page.assets import load_assets
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.registry import Metrics
@@ -62,7 +64,7 @@ def create_service(
             drain_s=settings.drain_s,
             load_wait_s=settings.load_wait_s,
         ),
-        memory_budget=_without_references(settings),
+        memory_budget=settings.engine_memory,
         canary_max_nll_increase=settings.canary_max_nll_increase,
     )
     dispatch = Dispatch(
@@ -99,7 +101,19 @@ def create_service(
         own_slices=rules.own_slices,
     )
     keepers = _create_keepers(settings, rules, pool, judge, metrics)
-    return Service(settings, metrics, pool, dispatch, admission, shadow, judge, keepers, tracing)
+    return Service(
+        settings,
+        metrics,
+        pool,
+        dispatch,
+        admission,
+        shadow,
+        judge,
+        Live(metrics),
+        load_assets(),
+        keepers,
+        tracing,
+    )
 
 
 def _create_keepers(
@@ -129,12 +143,6 @@ def _open_ledger(settings: Settings, *, is_scored: bool) -> Ledger | None:
     if path is None or not (is_scored or said.path):
         return None
     return Ledger(path, ledger_rules(said))
-
-
-def _without_references(settings: Settings) -> int | None:
-    """Return the memory budget of the engines that serve."""
-    budget, reserved = settings.memory_budget, settings.shadow.reference.memory
-    return None if budget is None else budget - (reserved or 0)
 
 
 class Application(FastAPI):

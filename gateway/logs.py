@@ -23,6 +23,11 @@ FIELDS = "fields"
 
 PROBES = frozenset({"/health", "/ready", "/version", *PATHS})
 """Paths that probes ask every few seconds."""
+_LOOKED_AT = ("/admin/", "/dashboard")
+"""Beginnings of the paths that the page asks every few seconds."""
+
+_LOOKS = frozenset({"GET", "HEAD"})
+_REFUSED = 400
 
 _OURS = ("gateway", "compression")
 # Libraries tell in detail what they send; only their own troubles are worth a line.
@@ -138,9 +143,16 @@ def log_to(
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def is_routine(record: RequestRecord) -> bool:
+    """Return whether a request is a probe's, or a look of somebody who watches."""
+    is_look = record.method in _LOOKS and record.path.startswith(_LOOKED_AT)
+    return is_look or record.path in PROBES
+
+
 def log_access(record: RequestRecord) -> None:
-    """Write the one line of a request that has ended; probes only at level debug."""
-    level = logging.DEBUG if record.path in PROBES else logging.INFO
+    """Write the one line of a request that has ended; routine only at level debug."""
+    is_quiet = is_routine(record) and (record.status or 0) < _REFUSED
+    level = logging.DEBUG if is_quiet or record.path in PROBES else logging.INFO
     if logger.isEnabledFor(level):
         # Keys that are on every line of a request anyway come from its record, too.
         logger.log(level, "%s", _summary(record), extra={FIELDS: record.known()})

@@ -112,7 +112,7 @@ _STATUS = Label("status_class", ("3xx", "4xx", "5xx"))
 _REJECTION = Label("reason", ("host", "invalid_key", "admin_only", "model_not_allowed",
                               "request_rate", "token_rate", "queue_full", "queue_timeout",
                               "process_full"))
-_KEY = Label("key", bound="the names of the key file, and anonymous")
+_KEY = Label("key", bound="the names of the configured keys")
 _PHASE = Label("phase", ("prefill", "decode", OTHER))
 _STATE = Label("state", ("stopped", "loading", "ready", "restarting", "stopping", "failed"))
 _EVICTION = Label("reason", ("memory", "idle"))

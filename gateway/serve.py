@@ -88,7 +88,7 @@ def _work_beside(service: Service) -> list[Coroutine[Any, Any, None]]:
     """Return what goes on while requests are served."""
     keeping = [keeper.run() for keeper in service.keepers]
     judging = again_and_again(service.judge.run)
-    return [service.pool.tend(), service.shadow.run(), judging, *keeping]
+    return [service.pool.tend(), service.shadow.run(), service.live.run(), judging, *keeping]
 
 
 def listen(host: str, port: int) -> socket.socket:

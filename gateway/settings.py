@@ -151,6 +151,12 @@ class Settings(Frozen):
                 raise ValueError(reason)
         return self
 
+    @property
+    def engine_memory(self) -> int | None:
+        """Return the part of the memory budget that is for the engines that serve, in bytes."""
+        budget, reserved = self.memory_budget, self.shadow.reference.memory
+        return None if budget is None else budget - (reserved or 0)
+
     def shadow_rate(self, alias: str) -> float:
         """Return the share of a model's requests that is scored."""
         own = self.models[alias].shadow

@@ -213,6 +213,18 @@ class EngineClient:
         """
         return await self._ask("/engine/score", fields, request_id)
 
+    async def detokenize(self, token_ids: Sequence[int], request_id: str) -> str:
+        """Return the text of tokens.
+
+        Raises:
+            ApiError: the engine refused the request, failed, cannot do it or is gone.
+        """
+        reply = await self._ask("/detokenize", {"tokens": list(token_ids)}, request_id)
+        text = reply.get("prompt") if isinstance(reply, dict) else None
+        if not isinstance(text, str):
+            raise EngineFault("the engine's text of tokens has a wrong form")
+        return text
+
     async def take_capture(self, capture_id: str) -> bytes | None:
         """Return what the engine noted of an answer, which it then forgets; None if nothing.
 

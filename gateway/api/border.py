@@ -19,7 +19,7 @@ from gateway.errors import (
     RouteNotFound,
     render,
 )
-from gateway.logs import PROBES, log_access
+from gateway.logs import is_routine, log_access
 from gateway.record import RECORD, REQUEST_ID, RequestRecord, Tracing
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Border:
                 name.decode(): value.decode("latin-1") for name, value in found.items()
             }
         record = RequestRecord(method, path, trace_headers)
-        if self._tracing is not None and path not in PROBES:
+        if self._tracing is not None and not is_routine(record):
             record.span = self._tracing.open(method, trace_headers)
         return record
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.admission.admission import MayUse
 from gateway.demand import Demand
@@ -23,14 +23,31 @@ from gateway.pool.pool import Lease, Pool
 from gateway.pool.replica import Replica
 from gateway.pool.state import State
 from gateway.pool.variant import Variant
-from gateway.shadow.candidate import Candidate
+from gateway.protocol import EngineInfo
+from gateway.specs import VariantSpec
 from gateway.trace import RequestTrace
-from gateway.upstream import EngineReply
+from gateway.upstream import EngineClient, EngineReply
 
 logger = logging.getLogger(__name__)
 
 _TOO_MANY_REQUESTS = 429
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Observer(Protocol):
+    """Takes note of a request and its reply, for which it may ask the engine for more."""
+
+    def ask(
+        self,
+        fields: Mapping[str, Any],
+        spec: VariantSpec,
+        client: EngineClient,
+        info: EngineInfo | None,
+    ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Return fields and headers to send to an engine; each attempt asks anew."""
+
+    def decline(self) -> None:
+        """Take note that the engine refused what it was asked for beside the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +61,8 @@ class Question:
     request_id: str
     is_stream: bool
     may_use: MayUse
-    candidate: Candidate | None = None
-    """Takes note of it, if it was drawn to be scored."""
+    candidate: Observer | None = None
+    """Takes note of it, if it is to be scored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.api.admin import ShadowRate
+from gateway.api.side_by_side import SideBySide
 from gateway.completion import CompletionRequest
 from gateway.errors import MAX_RETRY_AFTER_S
 from gateway.forwarding import Forwarded
@@ -64,6 +65,7 @@ BODIES: tuple[type[Wire], ...] = (
     DetokenizeRequest,
     Forwarded,
     ShadowRate,
+    SideBySide,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (ErrorEnvelope, Generated, Tokens, Detokenized)
 

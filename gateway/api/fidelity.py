@@ -62,6 +62,10 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
         "scored": service.judge.num_scored(spec.alias, spec.variant),
         "worst_slice": None if worst is None else worst.slice,
         "slices": [asdict(each) for each in seen],
+        # What is counted begins anew with an alarm; this is what raised it.
+        "alarms": {
+            each.slice: asdict(each) for each in service.judge.alarms(spec.alias, spec.variant)
+        },
     }
 
 

@@ -26,8 +26,11 @@ from gateway.api.engine_routes import (
 )
 from gateway.api.exposition import metrics, otel_metrics, vllm_metrics
 from gateway.api.fidelity import show_fidelity
+from gateway.api.live import show_live
 from gateway.api.models import get_model, list_models
 from gateway.api.operations import Readiness, get_version, health, ready
+from gateway.api.page import show_page, show_page_file
+from gateway.api.side_by_side import SideBySide, side_by_side
 from gateway.completion import CompletionRequest
 from gateway.forwarding import Forwarded
 from gateway.metrics import PATHS
@@ -68,11 +71,15 @@ def make_router() -> APIRouter:
         "response_model": None,
         "openapi_extra": {"responses": refusals(400, 401, 403, 404, 503)},
     }
+    get("/dashboard", show_page, include_in_schema=False)
+    get("/dashboard/{file}", show_page_file, include_in_schema=False)
+    get("/admin/live", show_live, **guarded)
     get("/admin/models", list_variants, **guarded)
     router.get("/admin/events", **guarded)(events)
     get("/admin/shadow", show_shadow, **guarded)
     get("/admin/fidelity", show_fidelity, **guarded)
     post("/admin/shadow", ShadowRate, None, set_shadow, streams=False)
+    post("/admin/side-by-side", SideBySide, None, side_by_side, streams=False)
     for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
         router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)
     return router

@@ -1,11 +1,14 @@
 """The parts that handlers use, hung on the application by its composition root."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
+from gateway.live.sampler import Live
+from gateway.page.assets import Asset
 from gateway.pool.pool import Pool
 from gateway.record import Tracing
 from gateway.registry import Metrics
@@ -26,6 +29,9 @@ class Service:
     admission: Admission
     shadow: Shadow
     judge: Judge
+    live: Live
+    assets: Mapping[str, Asset]
+    """The files of the page."""
     keepers: tuple[LadderKeeper, ...] = ()
     tracing: Tracing | None = None
 

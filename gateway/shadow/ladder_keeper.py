@@ -91,12 +91,19 @@ class LadderKeeper:
             "home": self._home,
             "canary": None if self._canary is None else asdict(self._canary),
             "dry_run": self.rules.dry_run,
+            "cool_down_left_s": self._cool_down_left_s(),
             "decision": None if decision is None else decision.name,
             "reason": None if decision is None else decision.reason,
             "steps": [asdict(step) for step in self._steps[-10:]],
         }
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _cool_down_left_s(self) -> float:
+        """Return how long nothing is done because something was, or failed."""
+        swaps = [step.time for step in self._steps if step.act in {Act.STEP_UP, Act.PROMOTE}]
+        ends = [max(swaps) + self.rules.cool_down_s] if swaps else []
+        return max(0.0, max([*ends, self._paused_until]) - self._clock())
 
     async def _keep(self) -> None:
         while True:

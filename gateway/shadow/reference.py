@@ -174,6 +174,17 @@ class Reference:
             self.last_used = self._clock()
             return self._scorer
 
+    async def engine(self) -> Engine:
+        """Return the running engine, started if need be.
+
+        Raises:
+            NarrowgateError: it cannot be started, or is left alone for now.
+        """
+        await self.scorer()
+        if self._engine is None:
+            raise EngineDown(f"the reference of {self.spec.alias} has just ended: try again")
+        return self._engine
+
     def succeed(self) -> None:
         """Note that a text was scored."""
         self._num_failures = 0

@@ -25,6 +25,7 @@ from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.probe import Probe
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
+from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
 from gateway.shadow.scored import Sink
@@ -66,7 +67,7 @@ class Shadow:
         self._references = references
         self._probe = probe
         self._own_slices = own_slices
-        self._make_capture = make_capture or self._capture_for
+        self._make_capture = make_capture or self.capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
         self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
@@ -123,6 +124,10 @@ class Shadow:
     def rate(self, model: str) -> float:
         """Return the share of a model's requests that is drawn."""
         return self._rates.get(model, 0.0)
+
+    def reference(self, model: str) -> Reference:
+        """Return the full model of a model, which runs only while it is needed."""
+        return self._references.of(model)
 
     def status(self) -> dict[str, Any]:
         """Return counts, queue and references as plain data."""
@@ -240,7 +245,8 @@ class Shadow:
         is_idle = self._worker.is_idle(item.candidate.model)
         item.candidate.drop("timeout" if is_idle else "busy")
 
-    def _capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
+    def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
+        """Return what takes note of one reply of an engine; None where it cannot be captured."""
         if info is not None and info.max_capture is not None:
             return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
         if engine == "vllm":

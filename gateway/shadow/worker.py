@@ -11,7 +11,6 @@ from typing import TypeVar
 from gateway.errors import (
     ApiError,
     ContextLengthExceeded,
-    EngineFault,
     EngineRefused,
     NarrowgateError,
 )
@@ -20,9 +19,7 @@ from gateway.shadow.candidate import Candidate
 from gateway.shadow.divergence import (
     Divergence,
     NotANumber,
-    candidates,
     compare,
-    joined,
     noise_floor,
 )
 from gateway.shadow.queue import ShadowQueue
@@ -30,20 +27,17 @@ from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.scored import ScoredRequest, Sink
+from gateway.shadow.teacher_forcing import piecewise, text_of
 from gateway.shadow_settings import ShadowSettings
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_L = TypeVar("_L")
-_R = TypeVar("_R")
 
 POLL_S = 0.02
 """How soon a scoring notices that requests have come."""
 
 FULL = "full"
-
-_COMPARED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +116,7 @@ class Worker:
             return
         try:
             scored = await self._ask(reference, scorer, item)
-            divergence = await _piecewise(item.captured.positions, scored, compare)
+            divergence = await piecewise(item.captured.positions, scored, compare)
         except _Yielded:
             self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
             self._queue.put_back(since, item)
@@ -162,12 +156,9 @@ class Worker:
     async def _ask(
         self, reference: Reference, scorer: Scorer, item: Waiting
     ) -> list[ScoredPosition]:
-        captured = item.captured
-        token_ids = (*captured.prompt_token_ids, *(each.token_id for each in captured.positions))
-        asked = [list(candidates(position)) for position in captured.positions]
-        start = len(captured.prompt_token_ids)
-        found = await self._unless_busy(item, scorer.score(token_ids, start, asked))
-        self._count_tokens(reference, len(token_ids))
+        text = text_of(item.captured)
+        found = await self._unless_busy(item, scorer.score(*text))
+        self._count_tokens(reference, len(text.token_ids))
         return found
 
     async def _unless_busy(self, item: Waiting, work: Awaitable[_T]) -> _T:
@@ -193,21 +184,18 @@ class Worker:
         self, reference: Reference, scorer: Scorer, item: Waiting, first: list[ScoredPosition]
     ) -> None:
         """Let the reference read the same text in other pieces; the difference is noise."""
-        captured = item.captured
-        ids = [each.token_id for each in captured.positions]
+        token_ids, start, asked = text_of(item.captured)
+        ids = token_ids[start:]
         cut = len(ids) // 2
         if not cut:
             return
-        token_ids = (*captured.prompt_token_ids, *ids)
-        start = len(captured.prompt_token_ids)
-        asked = [list(candidates(position)) for position in captured.positions]
         try:
             second = await self._unless_busy(item, scorer.score(token_ids, start, asked[:cut]))
             rest = scorer.score(token_ids, start + cut, asked[cut:])
             second += await self._unless_busy(item, rest)
             self._count_tokens(reference, 2 * len(token_ids))
             pairs = list(zip(first, second, strict=True))
-            floor = await _piecewise(ids, pairs, _floor)
+            floor = await piecewise(ids, pairs, _floor)
             self._hand_on(item, floor, FULL, reference)
         except (_Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
@@ -237,26 +225,6 @@ class Worker:
         )
         for sink in self._sinks:
             sink.take(record)
-
-
-async def _piecewise(
-    left: Sequence[_L],
-    right: Sequence[_R],
-    part: Callable[[Sequence[_L], Sequence[_R]], Divergence],
-) -> Divergence:
-    """Compare a few positions at a time: requests share this thread.
-
-    Raises:
-        EngineFault: there are not as many on both sides.
-    """
-    if len(left) != len(right):
-        raise EngineFault("the reference scored something else than was asked")
-    parts: list[Divergence] = []
-    for start in range(0, len(left), _COMPARED_AT_ONCE):
-        stop = start + _COMPARED_AT_ONCE
-        parts.append(part(left[start:stop], right[start:stop]))
-        await asyncio.sleep(0)
-    return joined(parts)
 
 
 def _floor(

@@ -199,7 +199,10 @@ class FakeEngine:
         )
 
     async def _score(self, fields: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        """Find the first candidates the likeliest, as the captures do, or fail as told."""
+        """Find the first candidates the likeliest, as the captures do, or do as told.
+
+        ``uneven`` finds the last one the likeliest at every third token.
+        """
         request = parse_score(fields, max_model_len=MAX_MODEL_LEN, vocab_size=1 << 30)
         if self.score_fault == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -210,9 +213,15 @@ class FakeEngine:
         elif self.score_fault == "refuse":
             raise UnsupportedParameter("this engine scores nothing", param="candidates")
         logprobs = [_logprobs(len(ids), self.nll) for ids in request.candidates]
+        if self.score_fault == "uneven":
+            for row in logprobs[2::3]:
+                row.reverse()
         if self.score_fault == "nan":
             logprobs = [[float("nan")] * len(row) for row in logprobs]
-        argmax = [ids[0] for ids in request.candidates]
+        argmax = [
+            ids[max(range(len(ids)), key=row.__getitem__) if row[0] == row[0] else 0]
+            for ids, row in zip(request.candidates, logprobs, strict=True)
+        ]
         reply = {"scores": {"logprobs": logprobs, "argmax": argmax}}
         _write(writer, 200, orjson.dumps(reply), {})
 

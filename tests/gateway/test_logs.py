@@ -163,7 +163,7 @@ def test_no_words_of_requests_at_any_level(json_gateway: Gateway) -> None:
 
 
 def test_text_log_with_prompts(start_gateway: StartGateway) -> None:
-    """With log_prompts the body of a request is logged; a path forges no line; probes have none."""
+    """With log_prompts the body of a request is logged; a path forges no line; looks have none."""
     gateway = start_gateway(log_prompts=True)
     gateway.http.post(CHAT, json=body() | {"messages": [{"role": "user", "content": SECRET}]})
     assert eventually(lambda: SECRET in gateway.log)
@@ -172,3 +172,10 @@ def test_text_log_with_prompts(start_gateway: StartGateway) -> None:
     assert "gateway.access" in line
     assert "/x\\nERROR forged 404" in line
     assert "/ready" not in gateway.log
+    for path in ("/admin/live", "/dashboard", "/admin/models/nobody"):
+        gateway.http.get(path)
+    gateway.http.post("/admin/models/tiny/load")
+    eventually(lambda: "POST /admin/models/tiny/load 200" in gateway.log)
+    assert "/admin/live" not in gateway.log
+    assert "/dashboard" not in gateway.log
+    assert "/admin/models/nobody 404" in gateway.log

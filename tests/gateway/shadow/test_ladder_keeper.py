@@ -94,7 +94,9 @@ def test_a_rung_that_cannot_be_loaded() -> None:
         )
         assert bench.pool.shape("tiny").active == "int4"
         assert bench.keeper.status()["steps"] == []
+        assert 50 < bench.keeper.status()["cool_down_left_s"] <= 60
         bench.now += 60
+        assert bench.keeper.status()["cool_down_left_s"] == 0
         await bench.keeper.look()
         assert [each["result"] for each in bench.events] == ["failed", "failed"]
 

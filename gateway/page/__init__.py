@@ -1,0 +1,1 @@
+"""The built-in page: static files that a browser runs as they are."""

@@ -1,0 +1,32 @@
+// A model's variants as steps, from the smallest to the safest.
+
+import { h } from "./dom.js";
+import { clock, duration } from "./format.js";
+
+function rung(name, { active, home, canary, isKept }) {
+  const tags = [
+    name === active ? "serves" : null,
+    isKept && name === home && home !== active ? "home" : null,
+    name === canary ? "on trial" : null,
+  ].filter(Boolean);
+  return h("li", { class: name === active ? "rung active" : "rung", "aria-current": name === active ? "step" : null },
+    h("span", { class: "rung-name" }, name), tags.length ? h("span", { class: "rung-tag" }, tags.join(", ")) : null);
+}
+
+function keeper(status) {
+  if (!status) return "Keeper off: steps are taken by hand. Switch it on with shadow.ladder.mode.";
+  const mode = status.dry_run ? "Keeper in dry run: it tells what it would do, and does nothing." : "Keeper on: it steps by itself.";
+  const last = status.steps.at(-1);
+  const step = last ? ` Last step ${clock(last.time)}: ${last.act.replaceAll("_", " ")}, ${last.left} to ${last.to}.` : " No step yet.";
+  const wait = status.cool_down_left_s > 0 ? ` Cool-down: ${duration(Math.ceil(status.cool_down_left_s / 10) * 10)} left.` : "";
+  return mode + step + wait;
+}
+
+export function ladder(rungs, active, status) {
+  if (rungs.length < 2) return h("p", { class: "muted small" }, "One variant: a ladder in the settings adds others to swap to.");
+  const told = { active, home: status?.home, canary: status?.canary?.variant, isKept: Boolean(status) };
+  return h("div", { class: "ladder-block" },
+    h("ol", { class: "ladder", "aria-label": "Ladder, from the smallest to the safest" }, rungs.map((name) => rung(name, told))),
+    h("p", { class: "muted small" }, keeper(status)),
+    status?.reason && status.decision !== "stay" ? h("p", { class: "small" }, `${status.decision.replaceAll("_", " ")}: ${status.reason}`) : null);
+}
