@@ -60,6 +60,10 @@ class RequestTrace:
         if self._record is not None:
             self._record.operation = operation
 
+    def want(self, model: str) -> None:
+        """Note which configured model was asked for: what fails before an engine is its failure."""
+        self._model = model
+
     def route(self, model: str, variant: str, is_stream: bool) -> None:
         """Note which variant's engine works on the request from now on."""
         if self._is_running:

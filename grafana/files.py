@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from grafana.alerting.files import rule_files
 from grafana.catalogue import dashboards
 from grafana.colours import Json
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parent
 DATASOURCE_UID = "narrowgate-prometheus"
 DASHBOARDS = "dashboards"
 PROVISIONING = "provisioning"
+RULES = "rules"
 DEPLOYED_AT = "/etc/narrowgate/grafana"
 """Where this directory lies for Grafana."""
 
@@ -29,6 +31,7 @@ def generated() -> dict[str, str]:
             + "\n"
             for each in dashboards()
         },
+        **{f"{RULES}/{name}": text for name, text in rule_files().items()},
         f"{PROVISIONING}/datasources/narrowgate.yaml": _yaml(_datasource()),
         f"{PROVISIONING}/dashboards/narrowgate.yaml": _yaml(_provider()),
     }
@@ -51,7 +54,7 @@ def differences(root: Path = ROOT) -> tuple[str, ...]:
     wanted = generated()
     found = {
         path.relative_to(root).as_posix(): path
-        for directory in (DASHBOARDS, PROVISIONING)
+        for directory in (DASHBOARDS, PROVISIONING, RULES)
         for path in (root / directory).rglob("*")
         if path.is_file()
     }

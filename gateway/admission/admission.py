@@ -81,6 +81,7 @@ class Admission:
         alias = model.partition("@")[0]
         alias = alias if alias in self._settings.models else OTHER
         self._check_model(key, model, alias)
+        trace.want(alias)
         async with (
             self._counted(key, demand, alias, trace) as headers,
             self._turn(key, alias, request, deadline),

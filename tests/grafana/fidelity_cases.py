@@ -1,0 +1,160 @@
+"""Cases of the alerts about what is answered."""
+
+from collections.abc import Iterator
+
+from tests.grafana.alert_case import HERE, MODEL, VARIANT, Case, series
+
+FIDELITY = "/d/narrowgate-fidelity?var-model=chat"
+SHADOW = "/d/narrowgate-shadow?var-model=chat"
+WHERE = "chat@int4 at gw:8000"
+ACTIVE = series("narrowgate_active_variant", VARIANT)
+UP = series("up", HERE)
+
+
+def verdict(state: str, place: str = "all") -> dict[str, str]:
+    """Return the verdict of an active variant with its evidence."""
+    return {
+        ACTIVE: "1x90",
+        series("narrowgate_drift_state", VARIANT, slice=place): state,
+        series("narrowgate_drift_mean_lower_nats", VARIANT, slice=place): "0.1234x90",
+        series("narrowgate_drift_tolerance_nats", VARIANT, slice=place): "0.02x90",
+    }
+
+
+def fidelity_cases() -> Iterator[Case]:
+    """Yield them all."""
+    yield from verdict_cases()
+    yield from evidence_cases()
+    yield from cost_cases()
+    yield from answer_cases()
+    step = series("narrowgate_ladder_steps_total", MODEL, **{"from": "int4", "to": "int8"})
+    step = step.replace("}", ',reason="drift"}')
+    yield Case(
+        "LadderStepped",
+        "45m",
+        {step: "_x40 1x20", UP: "1x60"},
+        MODEL | {"from": "int4", "to": "int8", "reason": "drift"},
+        "chat at gw:8000 went from int4 to int8 (reason: drift), 1 times in 30 minutes.",
+        FIDELITY,
+    )
+    yield Case("LadderStepped", "60m", {step: "_x15 1x50", UP: "1x60"})  # long ago
+
+
+def verdict_cases() -> Iterator[Case]:
+    """Yield those of verdicts."""
+    evidence = "mean KL divergence at least 0.123 nats a token, tolerance 0.02."
+    sound = {
+        series("narrowgate_drift_state", VARIANT, instance="gw2:8000", slice="all"): "1x90",
+        series("narrowgate_active_variant", VARIANT, instance="gw2:8000"): "1x90",
+    }
+    yield Case(
+        "ModelDrift",
+        "10m",
+        verdict("1x3 2x30") | sound,
+        VARIANT | {"slice": "all"},
+        f"{WHERE} drifts: {evidence}",
+        FIDELITY,
+    )
+    # The evidence may be missing; the alarm may not.
+    bare = {name: value for name, value in verdict("2x30").items() if "nats" not in name}
+    unknown = "mean KL divergence at least ? nats a token, tolerance ?."
+    labels = VARIANT | {"slice": "all"}
+    yield Case("ModelDrift", "10m", bare, labels, f"{WHERE} drifts: {unknown}", FIDELITY)
+    for state in ("0x30", "1x30", "3x30"):
+        yield Case("ModelDrift", "10m", verdict(state))
+    # What the ladder has left keeps its verdict and serves nobody.
+    yield Case("ModelDrift", "10m", verdict("2x30") | {ACTIVE: "1x3 0x30"})
+    yield Case("ModelDrift", "10m", verdict("2x30", "domain:code"))
+    yield Case(
+        "SliceDrift",
+        "10m",
+        verdict("2x30", "domain:code"),
+        VARIANT | {"slice": "domain:code"},
+        f"{WHERE} drifts on domain:code: {evidence}",
+        FIDELITY,
+    )
+    yield Case("SliceDrift", "10m", verdict("2x30"))
+    yield Case("SliceDrift", "10m", verdict("1x30", "domain:code"))
+    yield Case(
+        "DriftStale",
+        "80m",
+        verdict("1x5 3x80"),
+        VARIANT | {"slice": "all"},
+        f"{WHERE} is served, and none of its requests has been scored for an hour or more.",
+        SHADOW,
+    )
+    yield Case("DriftStale", "80m", verdict("3x50 1 3x30"))  # scored in between
+    yield Case("DriftStale", "80m", verdict("3x90", "domain:code"))
+
+
+def evidence_cases() -> Iterator[Case]:
+    """Yield those of how the evidence comes about."""
+    drawn = series("narrowgate_shadow_candidates_total", MODEL)
+    scored = series("narrowgate_shadow_scored_total", MODEL)
+    told = "30 requests to chat at gw:8000 were drawn in 30 minutes; 0 were scored."
+    yield Case("ShadowStarved", "60m", {drawn: "0+1x60"}, MODEL, told, SHADOW)
+    ended = {drawn: "0+1x60", scored: "20x60"}
+    yield Case("ShadowStarved", "60m", ended, MODEL, told, SHADOW)
+    yield Case("ShadowStarved", "60m", {drawn: "0+1x60", scored: "0x55 1x5"})
+    yield Case("ShadowStarved", "60m", {drawn: "7x60", scored: "0x60"})  # no traffic
+    is_up = series("narrowgate_shadow_reference_up", MODEL)
+    failures = series("narrowgate_shadow_reference_failures_total", MODEL)
+    yield Case(
+        "ReferenceDown",
+        "60m",
+        {is_up: "0x60", failures: "0+0.2x60"},
+        MODEL,
+        "The reference of chat at gw:8000 is down and failed 6 times in 30 minutes.",
+        SHADOW,
+    )
+    yield Case("ReferenceDown", "60m", {is_up: "0x60", failures: "3x60"})  # on demand, at rest
+    yield Case("ReferenceDown", "60m", {is_up: "1x60", failures: "0+0.2x60"})
+
+
+def cost_cases() -> Iterator[Case]:
+    """Yield those of what the shadow takes."""
+    dashboard = "/d/narrowgate-shadow"
+    budget = {series("narrowgate_shadow_budget_tokens_per_second", HERE): "200x90"}
+    read = "narrowgate_shadow_reference_tokens_total"
+    chat, code = series(read, MODEL), series(read, MODEL, model="code")
+    yield Case(
+        "ShadowOverBudget",
+        "60m",
+        budget | {chat: "0+12000x90", code: "0+6000x90"},
+        HERE,
+        "References at gw:8000 read 1.5 times their budget of tokens a second.",
+        dashboard,
+    )
+    yield Case("ShadowOverBudget", "60m", budget | {chat: "0+8000x90", code: "0+6000x90"})
+    cpu = series("narrowgate_shadow_cpu_seconds_total", MODEL)
+    told = "References at gw:8000 use 0.9 cores."
+    yield Case("ShadowExpensive", "80m", {cpu: "0+54x90"}, HERE, told, dashboard)
+    yield Case("ShadowExpensive", "80m", {cpu: "0+42x90"})
+
+
+def answer_cases() -> Iterator[Case]:
+    """Yield those of answers and probes."""
+    checks = "narrowgate_fidelity_output_checks_total"
+    kind = VARIANT | {"check": "repetition"}
+    failed = series(checks, kind, result="failed")
+    passed = series(checks, kind, result="ok")
+    yield Case(
+        "OutputBroken",
+        "60m",
+        {failed: "0+1x60", passed: "0+3x60"},
+        kind,
+        f"25% of the drawn answers of {WHERE} failed the check repetition.",
+        FIDELITY,
+    )
+    yield Case("OutputBroken", "60m", {failed: "0+1x60", passed: "0+19x60"})
+    yield Case("OutputBroken", "60m", {failed: "0x50 1 2 3x9", passed: "0x60"})  # three answers
+    change = series("narrowgate_probe_change_nats", VARIANT)
+    told = f"A first token's log-probability of {WHERE} has changed by "
+    wrong = "nats on a fixed prompt: weights, kernels or the machine went wrong."
+    yield Case(
+        "ProbeChanged", "10m", {change: "0x3 1.7x9"}, VARIANT, f"{told}1.7 {wrong}", FIDELITY
+    )
+    nan = {change: "0x3 +Inf +Inf +Inf +Inf +Inf +Inf +Inf"}
+    yield Case("ProbeChanged", "10m", nan, VARIANT, f"{told}+Inf {wrong}", FIDELITY)
+    yield Case("ProbeChanged", "10m", {change: "0.04x20"})  # noise of other company
+    yield Case("ProbeChanged", "10m", {change: "0x7 0.9 0x9"})  # one probe
