@@ -14,7 +14,7 @@ def main() -> int:
         files.write()
         return 0
     for name in (differing := files.differences()):
-        print(f"grafana/{name} differs: run python -m grafana", file=sys.stderr)
+        print(f"{name} differs: run python -m grafana", file=sys.stderr)
     return 1 if differing else 0
 
 

@@ -8,12 +8,14 @@ import yaml
 from grafana.alerting.files import rule_files
 from grafana.catalogue import dashboards
 from grafana.colours import Json
+from grafana.metrics_page import metrics_page
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+"""Of the repository."""
+
 DATASOURCE_UID = "narrowgate-prometheus"
-DASHBOARDS = "dashboards"
-PROVISIONING = "provisioning"
-RULES = "rules"
+DASHBOARDS, PROVISIONING, RULES = "dashboards", "provisioning", "rules"
+METRICS_PAGE = "docs/metrics.md"
 DEPLOYED_AT = "/etc/narrowgate/grafana"
 """Where this directory lies for Grafana."""
 
@@ -22,18 +24,19 @@ SCRAPE_INTERVAL = "5s"
 
 
 def generated() -> dict[str, str]:
-    """Return the text of every generated file, by its path below this package."""
+    """Return the text of every generated file, by its path in the repository."""
     return {
         **{
-            f"{DASHBOARDS}/{each.uid}.json": json.dumps(
+            f"grafana/{DASHBOARDS}/{each.uid}.json": json.dumps(
                 each.json(), indent=2, sort_keys=True, ensure_ascii=False
             )
             + "\n"
             for each in dashboards()
         },
-        **{f"{RULES}/{name}": text for name, text in rule_files().items()},
-        f"{PROVISIONING}/datasources/narrowgate.yaml": _yaml(_datasource()),
-        f"{PROVISIONING}/dashboards/narrowgate.yaml": _yaml(_provider()),
+        **{f"grafana/{RULES}/{name}": text for name, text in rule_files().items()},
+        f"grafana/{PROVISIONING}/datasources/narrowgate.yaml": _yaml(_datasource()),
+        f"grafana/{PROVISIONING}/dashboards/narrowgate.yaml": _yaml(_provider()),
+        METRICS_PAGE: metrics_page(),
     }
 
 
@@ -55,9 +58,11 @@ def differences(root: Path = ROOT) -> tuple[str, ...]:
     found = {
         path.relative_to(root).as_posix(): path
         for directory in (DASHBOARDS, PROVISIONING, RULES)
-        for path in (root / directory).rglob("*")
+        for path in (root / "grafana" / directory).rglob("*")
         if path.is_file()
     }
+    if (page := root / METRICS_PAGE).is_file():
+        found[METRICS_PAGE] = page
     return tuple(
         sorted(
             name

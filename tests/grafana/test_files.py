@@ -33,16 +33,16 @@ def test_generation_repeats_itself() -> None:
             content = json.loads(text)
             again = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
             assert again + "\n" == text
-            assert name == f"dashboards/{content['uid']}.json"
+            assert name == f"grafana/dashboards/{content['uid']}.json"
 
 
 def test_differences_are_found_and_mended(tmp_path: Path) -> None:
     """Files that are missing, changed or too many are named; writing mends all of them."""
     files.write(tmp_path)
     assert files.differences(tmp_path) == ()
-    missing = tmp_path / "dashboards/narrowgate-shadow.json"
-    changed = tmp_path / "provisioning/datasources/narrowgate.yaml"
-    too_many = tmp_path / "dashboards/old.json"
+    missing = tmp_path / "grafana/dashboards/narrowgate-shadow.json"
+    changed = tmp_path / "grafana/provisioning/datasources/narrowgate.yaml"
+    too_many = tmp_path / "grafana/dashboards/old.json"
     missing.unlink()
     changed.write_text(changed.read_text().replace("proxy", "direct"))
     too_many.write_text("{}")
@@ -54,7 +54,7 @@ def test_differences_are_found_and_mended(tmp_path: Path) -> None:
 
 def read(name: str) -> Any:
     """Return the content of a provisioning file."""
-    return yaml.safe_load((files.ROOT / "provisioning" / name).read_text())
+    return yaml.safe_load((files.ROOT / "grafana/provisioning" / name).read_text())
 
 
 def test_data_source_comes_from_the_environment() -> None:
@@ -69,5 +69,5 @@ def test_dashboards_are_read_from_where_they_lie() -> None:
     """The provider reads the directory of the generated dashboards and lets nobody change them."""
     (provider,) = read("dashboards/narrowgate.yaml")["providers"]
     path = Path(provider["options"]["path"]).relative_to(files.DEPLOYED_AT)
-    assert list((files.ROOT / path).glob("*.json"))
+    assert list((files.ROOT / "grafana" / path).glob("*.json"))
     assert provider["allowUiUpdates"] is False
