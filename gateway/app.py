@@ -51,10 +51,13 @@ def create_service(
         SettingsError: a recipe, a slice, the key file, the URL of Redis or the ledger cannot be
             used, or traces need libraries.
     """
-    metrics = Metrics()
+    metrics, specs = Metrics(), make_specs(settings)
+    for spec in specs:
+        for variant in spec.variants:
+            metrics.begin(spec.alias, variant.variant)
     launch = launch or Launcher(settings, on_progress)
     pool = Pool(
-        make_specs(settings),
+        specs,
         launch,
         metrics=metrics,
         on_progress=on_progress,

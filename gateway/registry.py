@@ -1,7 +1,9 @@
 """The live registry of the gateway's own families, and how a registry becomes text."""
 
+import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -10,6 +12,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gateway.metrics import FAMILIES, PREFIX, Family
+
+_MOST_BEGUN = 16
 
 
 class Metrics:
@@ -41,6 +45,20 @@ class Metrics:
         }
         ProcessCollector(registry=self.registry)
         self.gauges["build_info"].labels(version("narrowgate")).set(1)
+
+    def begin(self, model: str, variant: str) -> None:
+        """Let counters of a variant begin at 0: the first event of a series is no rise otherwise.
+
+        Prometheus sees a rise between two samples only. Families of many combinations are left to
+        begin with what happens.
+        """
+        given = {"model": (model,), "variant": (variant,), "recipe": (variant,)}
+        for family in _of("counter"):
+            values = [given.get(label.name, label.values) for label in family.labels]
+            if math.prod(map(len, values)) <= _MOST_BEGUN and family.labels:
+                for each in product(*values):
+                    self.counters[family.name].labels(*each)
+        self.histograms["model_load_seconds"].labels(model, variant)
 
 
 def _of(kind: str) -> Iterator[Family]:

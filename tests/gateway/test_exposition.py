@@ -257,6 +257,21 @@ def test_rows_are_sound() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_first_event_is_a_rise(start_gateway: StartGateway) -> None:
+    """Counters of every configured variant stand at 0 before anything happens."""
+    ladder = ["int4", "int8"]
+    gateway = start_gateway(ready=False, models={"tiny": {"model": "fake", "ladder": ladder}})
+    page = gateway.http.get("/metrics").text
+    for variant in ladder:
+        for line in (
+            f'narrowgate_engine_restarts_total{{model="tiny",reason="stall",variant="{variant}"}}',
+            f'narrowgate_generated_tokens_total{{model="tiny",variant="{variant}"}}',
+            f'narrowgate_model_load_seconds_count{{model="tiny",recipe="{variant}"}}',
+        ):
+            assert f"\n{line} " in page
+    assert '\nnarrowgate_shadow_dropped_total{model="tiny",reason="busy"} 0.0' in page
+
+
 def test_promtool_likes_engines_too(gateway: Gateway) -> None:
     """The page passes Prometheus' linter with the engine's series on it."""
     gateway.http.post(CHAT, json=body(stream=True))
