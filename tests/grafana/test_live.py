@@ -21,8 +21,6 @@ SHARE = 0.05
 
 SILENT = {
     "First divergence": "the fake reference finds the very same tokens the likeliest",
-    "Gave way": "scores may run beside any number of requests in this scene",
-    "Failures": "the reference never fails",
 }
 """Panels that this traffic leaves empty, and why."""
 
