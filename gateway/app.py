@@ -1,5 +1,6 @@
 """The composition root: where all parts of the gateway meet."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,13 +24,14 @@ from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper
+from gateway.shadow.ladder_state import plan_of
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
 from gateway.shadow.rules import Rules, ledger_path, ledger_rules, make_rules
 from gateway.shadow.shadow import Shadow
 from gateway.shadow.subject import Subject
-from gateway.specs import make_specs
+from gateway.specs import ModelSpec, make_specs
 from gateway.telemetry import open_tracing
 
 _EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")
@@ -51,8 +53,9 @@ def create_service(
     """
     metrics = Metrics()
     launch = launch or Launcher(settings, on_progress)
+    specs = make_specs(settings)
     pool = Pool(
-        make_specs(settings),
+        specs,
         launch,
         metrics=metrics,
         on_progress=on_progress,
@@ -98,27 +101,33 @@ def create_service(
         sinks=(judge,),
         own_slices=rules.own_slices,
     )
-    keepers = _create_keepers(settings, rules, pool, judge, metrics)
+    keepers = _create_keepers(specs, settings, rules, pool, judge, metrics)
     return Service(settings, metrics, pool, dispatch, admission, shadow, judge, keepers, tracing)
 
 
 def _create_keepers(
-    settings: Settings, rules: Rules, pool: Pool, judge: Judge, metrics: Metrics
+    specs: Sequence[ModelSpec],
+    settings: Settings,
+    rules: Rules,
+    pool: Pool,
+    judge: Judge,
+    metrics: Metrics,
 ) -> tuple[LadderKeeper, ...]:
     """Return who keeps the ladders that have more than one rung, if anybody is to."""
     if settings.shadow.ladder.mode == "off":
         return ()
     return tuple(
         LadderKeeper(
-            alias,
+            spec.alias,
             rules.ladder,
+            plan=plan_of(spec, rules.ladder),
             pool=pool,
             judge=judge,
             metrics=metrics,
             publish=pool.events.publish,
         )
-        for alias in settings.models
-        if len(pool.shape(alias).ladder) > 1
+        for spec in specs
+        if len(spec.variants) > 1
     )
 
 

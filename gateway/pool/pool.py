@@ -2,20 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
-from gateway.errors import ApiError, Draining, ModelNotFound, StartupError
+from gateway.errors import ApiError, Draining, ModelNotFound, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
 from gateway.pool.memory import Memory
 from gateway.pool.replica import Replica
+from gateway.pool.routes import Routes
 from gateway.pool.share import Share
 from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
@@ -61,10 +62,26 @@ class Model:
     variants: dict[str, Variant]
     active: Variant
     swapping: asyncio.Lock
+    routes: Routes
     canary: Share | None = None
     """Another variant that takes some of the requests for its name."""
     best_cost: float = float("inf")
     """The lowest cost of the canary's text so far, in nats a token."""
+
+    def is_beside(self, variant: Variant) -> bool:
+        """Return whether it takes some of the requests for the name beside the active one."""
+        is_canary = self.canary is not None and self.canary.variant is variant
+        return is_canary or variant in self.routes.variants
+
+    @property
+    def configured(self) -> Variant:
+        """Return the one that the settings name."""
+        return self.variants[self.spec.active]
+
+    def is_safer(self, variant: Variant) -> bool:
+        """Return whether it is above the active one."""
+        ladder = list(self.variants.values())
+        return ladder.index(variant) > ladder.index(self.active)
 
 
 class Pool:
@@ -98,11 +115,14 @@ class Pool:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def targets(self, name: str, request_id: str | None = None) -> list[Variant]:
+    def targets(
+        self, name: str, request_id: str | None = None, slices: Collection[str] = ()
+    ) -> list[Variant]:
         """Return who may answer a request, in the order in which they are to be tried.
 
-        A name that pins its variant has no second choice; a canary is a first choice of the
-        requests that it takes, and the active variant their second.
+        A name that pins its variant has no second choice. Where one of the request's slices leads
+        elsewhere, that is its first choice; a canary is one of the requests that it takes; the
+        active variant is their second.
 
         Raises:
             ModelNotFound: names the models that exist.
@@ -111,7 +131,9 @@ class Pool:
         if pinned is not None:
             return [pinned]
         targets = [model.active]
-        if model.canary is not None and request_id and model.canary.takes(request_id):
+        if request_id and (elsewhere := model.routes.takes(request_id, slices)) is not None:
+            targets.insert(0, elsewhere)
+        elif model.canary is not None and request_id and model.canary.takes(request_id):
             targets.insert(0, model.canary.variant)
         for fallback in model.spec.settings.fallback:
             if fallback == NEXT_RUNG:
@@ -121,6 +143,15 @@ class Pool:
                 other, variant = self._find(fallback)
                 targets.append(variant or other.active)
         return list(dict.fromkeys(targets))
+
+    def has_routes(self, name: str) -> bool:
+        """Return whether a request for that name may go elsewhere because of its slices.
+
+        Raises:
+            ModelNotFound: names the models that exist.
+        """
+        model, pinned = self._find(name)
+        return pinned is None and bool(model.routes)
 
     @asynccontextmanager
     async def use(
@@ -212,12 +243,34 @@ class Pool:
     async def ensure_ready(self) -> None:
         """Load the active variant of every model that is to be preloaded, one after the other.
 
+        One that cannot be loaded gives way to the one that the settings name.
+
         Raises:
             NarrowgateError: a first load failed.
         """
         for model in self._models.values():
-            if model.spec.settings.preload:
+            if not model.spec.settings.preload:
+                continue
+            try:
                 await self._preload(model.active)
+            except NarrowgateError as error:
+                configured = model.configured
+                if model.active is configured:
+                    raise
+                name = model.active.spec.served_name
+                logger.error("%s is given up for %s: %s", name, configured.spec.variant, error)
+                self._activate(model, configured)
+                await self._preload(configured)
+
+    def begin_at(self, alias: str, variant: str) -> None:
+        """Make a variant the active one before anything is loaded.
+
+        Raises:
+            ModelNotFound: unknown name.
+        """
+        model, chosen = self._find(f"{alias}@{variant}")
+        if chosen is not None:
+            self._activate(model, chosen)
 
     async def load(self, name: str) -> Snapshot:
         """Load what answers to that name.
@@ -264,18 +317,17 @@ class Pool:
                 "to": variant.spec.variant,
             }
             self.events.publish("swap_started", fields)
-            result = "failed"
-            variant.is_held = old.is_held = True
+            result, beside = "failed", model.routes.variants
             try:
-                await variant.ensure_ready()
-                self._activate(model, variant)
+                with self._holding(model, variant, old):
+                    await variant.ensure_ready()
+                    self._activate(model, variant)
                 result = "ok"
             finally:
-                variant.is_held = old.is_held = False
                 swaps = self._metrics.counters["variant_swaps_total"]
                 swaps.labels(model.spec.alias, result).inc()
                 self.events.publish("swap_ended", {**fields, "result": result})
-            await old.stop(self._patience.stop_grace_s, drain_s=None)
+            await self._release(model, {old, *beside})
             return variant.snapshot()
 
     async def start_canary(self, name: str, share: float) -> None:
@@ -288,19 +340,46 @@ class Pool:
         if variant is None or variant is model.active:
             return
         async with model.swapping:
-            await variant.ensure_ready()
-            variant.is_held = True
-            model.canary = Share(variant, share)
+            with self._holding(model, variant):
+                await variant.ensure_ready()
+                model.canary = Share(variant, share)
 
     async def end_canary(self, alias: str) -> None:
         """Take its share from a model's canary, and stop it when its last request has ended."""
         model, _ = self._find(alias)
         async with model.swapping:
             canary, model.canary = model.canary, None
-            if canary is None or canary.variant is model.active:
-                return
-            canary.variant.is_held = False
-            await canary.variant.stop(self._patience.stop_grace_s, drain_s=None)
+            if canary is not None:
+                await self._release(model, [canary.variant])
+
+    async def route(self, name: str, slices: Collection[str], share: float) -> None:
+        """Load a variant, and send it a share of the requests in some slices.
+
+        They go to it instead of where they went before; one that serves them no longer is stopped
+        when its last request has ended. A variant that is not safer than the active one by then
+        gets none.
+
+        Raises:
+            NarrowgateError: unknown name, or the variant cannot be loaded.
+        """
+        model, variant = self._find(name)
+        if variant is None:
+            return
+        async with model.swapping:
+            with self._holding(model, variant):
+                await variant.ensure_ready()
+                before = model.routes.variants
+                if model.is_safer(variant):
+                    model.routes.lead(slices, variant, share)
+            await self._release(model, before)
+
+    async def end_routes(self, alias: str, slices: Collection[str]) -> None:
+        """Let slices go where all others go; whoever answered them is stopped after that."""
+        model, _ = self._find(alias)
+        async with model.swapping:
+            before = model.routes.variants
+            model.routes.end(slices)
+            await self._release(model, before)
 
     def room(self, alias: str) -> Room:
         """Return how much memory there is for another variant of a model beside the active one."""
@@ -316,7 +395,8 @@ class Pool:
         """Return a model's ladder and who serves it now."""
         model, _ = self._find(alias)
         canary = model.canary.variant.spec.variant if model.canary else None
-        return Shape(tuple(model.variants), model.active.spec.variant, canary)
+        ladder, routes = tuple(model.variants), model.routes.shape()
+        return Shape(ladder, model.active.spec.variant, canary, routes)
 
     # -- the whole life ---------------------------------------------------------------------
 
@@ -342,7 +422,8 @@ class Pool:
 
     def _model(self, spec: ModelSpec) -> Model:
         variants = {each.variant: self._make_variant(each, spec) for each in spec.variants}
-        model = Model(spec, variants, variants[spec.active], asyncio.Lock())
+        routes = Routes(list(variants.values()))
+        model = Model(spec, variants, variants[spec.active], asyncio.Lock(), routes)
         for variant in variants.values():
             self._changed(variant)
         self._activate(model, model.active)
@@ -362,6 +443,25 @@ class Pool:
             try_engine=partial(self._try, model.alias),
         )
 
+    @contextmanager
+    def _holding(self, model: Model, *variants: Variant) -> Iterator[None]:
+        """Keep variants in memory while the block is open, and those that take requests after."""
+        for each in variants:
+            each.is_held = True
+        try:
+            yield
+        finally:
+            for each in variants:
+                each.is_held = model.is_beside(each)
+
+    async def _release(self, model: Model, variants: Collection[Variant]) -> None:
+        """Stop those that nothing leads to any longer, each when its last request has ended."""
+        for each in variants:
+            each.is_held = model.is_beside(each)
+        unused = [each for each in variants if not each.is_held and each is not model.active]
+        grace_s = self._patience.stop_grace_s
+        await asyncio.gather(*(each.stop(grace_s, drain_s=None) for each in unused))
+
     @staticmethod
     async def _preload(variant: Variant) -> None:
         try:
@@ -377,6 +477,7 @@ class Pool:
         model.active = variant
         if model.canary is not None and model.canary.variant is variant:
             model.canary = None
+        model.routes.clear()
         variant.is_active = True
         gauge = self._metrics.gauges["active_variant"]
         for each in model.variants.values():

@@ -53,6 +53,7 @@ class Bench:
         self.keeper = LadderKeeper(
             "tiny",
             LadderRules(**rules),
+            plan="plan",
             pool=self.pool,
             judge=self.judge,
             metrics=metrics,
@@ -102,15 +103,19 @@ def test_a_rung_that_cannot_be_loaded() -> None:
 
 
 def test_a_rung_without_room_is_not_tried() -> None:
-    """What the memory budget cannot hold beside the active one is said, and not attempted."""
+    """What the memory budget cannot hold beside the active one is said once, and not attempted."""
 
     async def use() -> None:
         bench = Bench(budget=500)
         decision = await bench.keeper.look()
         assert decision.act is Act.STAY
         assert decision.reason.endswith("int8 needs 600 bytes of memory, and 500 are free")
-        assert bench.events == []
+        await bench.look()
+        (event,) = bench.events
+        assert (event["act"], event["to"], event["result"]) == ("step_up", "int8", "refused")
+        assert event["reason"] == decision.reason
         assert bench.keeper.status()["reason"] == decision.reason
+        assert bench.pool.snapshots()[1].state == "stopped"
 
     asyncio.run(use())
 
