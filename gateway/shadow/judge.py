@@ -126,6 +126,7 @@ class Judge:
         watched = self._find(model, variant)
         if watched is not None:
             watched.monitor.try_again()
+            self._has_news = True
 
     # -- what is known ----------------------------------------------------------------------
 

@@ -253,6 +253,7 @@ class LadderKeeper:
         if planned.canary is not None and decision.act is Act.START_CANARY:
             self._judge.try_again(self.model, planned.canary.variant)
             self._scored_before = self._judge.num_scored(self.model, planned.canary.variant)
+            await self._judge.keep()
         self._report.done(decision, left)
 
     async def _try(self, decision: Decision) -> bool:

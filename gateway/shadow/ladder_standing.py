@@ -59,11 +59,6 @@ class Standing:
         """Return it with these slices going where all others go."""
         return self.with_routes({k: rung for k, rung in self.routes.items() if k not in slices})
 
-    @property
-    def is_plain(self) -> bool:
-        """Return whether everything goes to the operator's rung."""
-        return self.active == self.home and self.canary is None and not self.routes
-
 
 def _all_to(decision: Decision) -> dict[str, str]:
     return dict.fromkeys(decision.slices, decision.to or "")
