@@ -85,8 +85,9 @@ def test_a_slice_goes_and_comes_back() -> None:
         assert 50 <= bench.first_choices("all", CODE)["int8"] <= 90
         assert bench.first_choices("all", CHAT) == {"int4": 100}
         assert bench.keeper.status()["routes"] == {CODE: "int8"}
-        names = [each.spec.variant for each in bench.pool.targets("tiny@int4", "id-1", [CODE])]
-        assert names == ["int4"]
+        for name, choices in (("tiny", {("int8", "int4"), ("int4",)}), ("tiny@int4", {("int4",)})):
+            found = [bench.pool.targets(name, f"id-{number}", [CODE]) for number in range(100)]
+            assert {tuple(each.spec.variant for each in order) for order in found} == choices
         bench.score("int4", 0.001, 400)
         assert await bench.look() is Act.STAY  # not before the cool-down
         bench.now += 60
