@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -15,9 +15,8 @@ from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
 from gateway.pool.memory import Memory
+from gateway.pool.model import Model
 from gateway.pool.replica import Replica
-from gateway.pool.routes import Routes
-from gateway.pool.share import Share
 from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.registry import Metrics
@@ -52,36 +51,6 @@ class ReadyEngine:
     def is_ours(self) -> bool:
         """Return whether it was started here."""
         return not self.spec.settings.urls
-
-
-@dataclass(slots=True)
-class Model:
-    """A model: its variants from the smallest to the safest, and the one that serves its name."""
-
-    spec: ModelSpec
-    variants: dict[str, Variant]
-    active: Variant
-    swapping: asyncio.Lock
-    routes: Routes
-    canary: Share | None = None
-    """Another variant that takes some of the requests for its name."""
-    best_cost: float = float("inf")
-    """The lowest cost of the canary's text so far, in nats a token."""
-
-    def is_beside(self, variant: Variant) -> bool:
-        """Return whether it takes some of the requests for the name beside the active one."""
-        is_canary = self.canary is not None and self.canary.variant is variant
-        return is_canary or variant in self.routes.variants
-
-    @property
-    def configured(self) -> Variant:
-        """Return the one that the settings name."""
-        return self.variants[self.spec.active]
-
-    def is_safer(self, variant: Variant) -> bool:
-        """Return whether it is above the active one."""
-        ladder = list(self.variants.values())
-        return ladder.index(variant) > ladder.index(self.active)
 
 
 class Pool:
@@ -130,15 +99,10 @@ class Pool:
         model, pinned = self._find(name)
         if pinned is not None:
             return [pinned]
-        targets = [model.active]
-        if request_id and (elsewhere := model.routes.takes(request_id, slices)) is not None:
-            targets.insert(0, elsewhere)
-        elif model.canary is not None and request_id and model.canary.takes(request_id):
-            targets.insert(0, model.canary.variant)
+        targets = model.first_choices(request_id, slices)
         for fallback in model.spec.settings.fallback:
             if fallback == NEXT_RUNG:
-                rungs = list(model.variants.values())
-                targets += rungs[rungs.index(model.active) + 1 :][:1]
+                targets += model.next_rung()
             else:
                 other, variant = self._find(fallback)
                 targets.append(variant or other.active)
@@ -259,7 +223,7 @@ class Pool:
                     raise
                 name = model.active.spec.served_name
                 logger.error("%s is given up for %s: %s", name, configured.spec.variant, error)
-                self._activate(model, configured)
+                model.begin_at(configured)
                 await self._preload(configured)
 
     def begin_at(self, alias: str, variant: str) -> None:
@@ -270,7 +234,7 @@ class Pool:
         """
         model, chosen = self._find(f"{alias}@{variant}")
         if chosen is not None:
-            self._activate(model, chosen)
+            model.begin_at(chosen)
 
     async def load(self, name: str) -> Snapshot:
         """Load what answers to that name.
@@ -304,31 +268,9 @@ class Pool:
             NarrowgateError: unknown name, or the variant cannot be loaded; the old one stays.
         """
         model, variant = self._find(name)
-        if variant is None:
-            variant = model.active
-        async with model.swapping:
-            old = model.active
-            if variant is old:
-                await variant.ensure_ready()
-                return variant.snapshot()
-            fields = {
-                "model": model.spec.alias,
-                "from": old.spec.variant,
-                "to": variant.spec.variant,
-            }
-            self.events.publish("swap_started", fields)
-            result, beside = "failed", model.routes.variants
-            try:
-                with self._holding(model, variant, old):
-                    await variant.ensure_ready()
-                    self._activate(model, variant)
-                result = "ok"
-            finally:
-                swaps = self._metrics.counters["variant_swaps_total"]
-                swaps.labels(model.spec.alias, result).inc()
-                self.events.publish("swap_ended", {**fields, "result": result})
-            await self._release(model, {old, *beside})
-            return variant.snapshot()
+        chosen = variant or model.active
+        await model.activate(chosen)
+        return chosen.snapshot()
 
     async def start_canary(self, name: str, share: float) -> None:
         """Load a variant, and give it a share of the requests for its model's plain name.
@@ -337,20 +279,13 @@ class Pool:
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
         model, variant = self._find(name)
-        if variant is None or variant is model.active:
-            return
-        async with model.swapping:
-            with self._holding(model, variant):
-                await variant.ensure_ready()
-                model.canary = Share(variant, share)
+        if variant is not None:
+            await model.start_canary(variant, share)
 
     async def end_canary(self, alias: str) -> None:
         """Take its share from a model's canary, and stop it when its last request has ended."""
         model, _ = self._find(alias)
-        async with model.swapping:
-            canary, model.canary = model.canary, None
-            if canary is not None:
-                await self._release(model, [canary.variant])
+        await model.end_canary()
 
     async def route(self, name: str, slices: Collection[str], share: float) -> None:
         """Load a variant, and send it a share of the requests in some slices.
@@ -363,23 +298,13 @@ class Pool:
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
         model, variant = self._find(name)
-        if variant is None:
-            return
-        async with model.swapping:
-            with self._holding(model, variant):
-                await variant.ensure_ready()
-                before = model.routes.variants
-                if model.is_safer(variant):
-                    model.routes.lead(slices, variant, share)
-            await self._release(model, before)
+        if variant is not None:
+            await model.route(variant, slices, share)
 
     async def end_routes(self, alias: str, slices: Collection[str]) -> None:
         """Let slices go where all others go; whoever answered them is stopped after that."""
         model, _ = self._find(alias)
-        async with model.swapping:
-            before = model.routes.variants
-            model.routes.end(slices)
-            await self._release(model, before)
+        await model.end_routes(slices)
 
     def room(self, alias: str) -> Room:
         """Return how much memory there is for another variant of a model beside the active one."""
@@ -394,9 +319,7 @@ class Pool:
     def shape(self, alias: str) -> Shape:
         """Return a model's ladder and who serves it now."""
         model, _ = self._find(alias)
-        canary = model.canary.variant.spec.variant if model.canary else None
-        ladder, routes = tuple(model.variants), model.routes.shape()
-        return Shape(ladder, model.active.spec.variant, canary, routes)
+        return model.shape()
 
     # -- the whole life ---------------------------------------------------------------------
 
@@ -422,11 +345,11 @@ class Pool:
 
     def _model(self, spec: ModelSpec) -> Model:
         variants = {each.variant: self._make_variant(each, spec) for each in spec.variants}
-        routes = Routes(list(variants.values()))
-        model = Model(spec, variants, variants[spec.active], asyncio.Lock(), routes)
+        model = Model(
+            spec, variants, metrics=self._metrics, events=self.events, patience=self._patience
+        )
         for variant in variants.values():
             self._changed(variant)
-        self._activate(model, model.active)
         return model
 
     def _make_variant(self, spec: VariantSpec, model: ModelSpec) -> Variant:
@@ -443,25 +366,6 @@ class Pool:
             try_engine=partial(self._try, model.alias),
         )
 
-    @contextmanager
-    def _holding(self, model: Model, *variants: Variant) -> Iterator[None]:
-        """Keep variants in memory while the block is open, and those that take requests after."""
-        for each in variants:
-            each.is_held = True
-        try:
-            yield
-        finally:
-            for each in variants:
-                each.is_held = model.is_beside(each)
-
-    async def _release(self, model: Model, variants: Collection[Variant]) -> None:
-        """Stop those that nothing leads to any longer, each when its last request has ended."""
-        for each in variants:
-            each.is_held = model.is_beside(each)
-        unused = [each for each in variants if not each.is_held and each is not model.active]
-        grace_s = self._patience.stop_grace_s
-        await asyncio.gather(*(each.stop(grace_s, drain_s=None) for each in unused))
-
     @staticmethod
     async def _preload(variant: Variant) -> None:
         try:
@@ -471,17 +375,6 @@ class Pool:
                 raise
             # Engines elsewhere may come at any time, and the other models can be served.
             logger.error("%s is not there yet: %s", variant.spec.served_name, error)
-
-    def _activate(self, model: Model, variant: Variant) -> None:
-        model.active.is_active = False
-        model.active = variant
-        if model.canary is not None and model.canary.variant is variant:
-            model.canary = None
-        model.routes.clear()
-        variant.is_active = True
-        gauge = self._metrics.gauges["active_variant"]
-        for each in model.variants.values():
-            gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
 
     async def _try(self, alias: str, client: EngineClient) -> None:
         cost = await canary.cost_of_text(client)
