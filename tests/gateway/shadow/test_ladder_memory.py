@@ -180,7 +180,7 @@ def test_the_steps_of_another_plan_are_forgotten_for_good(tmp_path: Path) -> Non
             bench.score("int4", 0.3, 50)
             await bench.look()
         for plan_now in ("another", "plan"):
-            async with home.process(plan=plan_now) as bench:
+            async with home.process(is_killed=True, plan=plan_now) as bench:
                 assert bench.pool.shape("tiny").active == "int4"
                 assert bench.keeper.status()["steps"] == []
                 assert bench.events == []
