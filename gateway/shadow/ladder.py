@@ -39,12 +39,16 @@ def _leave(situation: Situation, rules: LadderRules) -> Decision | None:
 
 
 def _route(situation: Situation, rules: LadderRules) -> Decision | None:
-    """Send pinned slices that drift to a safer rung, and only those; one rung at a time."""
+    """Send pinned slices that drift to a safer rung, and only those; one rung at a time.
+
+    A slice that is routed already moves up only; it comes back when it is given back.
+    """
     names = frozenset(each for each in rules.pinned if _is_routed(each, rules))
     by_rung: dict[str, list[Verdict]] = {}
     for verdict in situation.drifting(situation.active, names):
         safer = situation.refuge(frozenset({verdict.slice}))
-        if safer is not None and situation.routed.get(verdict.slice) != safer:
+        now_at = situation.routed.get(verdict.slice, situation.active)
+        if safer is not None and situation.is_safer(safer, than=now_at):
             by_rung.setdefault(safer, []).append(verdict)
     if not by_rung:
         return None

@@ -128,6 +128,10 @@ class Situation:
         sound = [each for each in safer if not self.drifting(each, names)]
         return next(iter(sound or safer[-1:]), None)
 
+    def is_safer(self, rung: str, *, than: str) -> bool:
+        """Return whether a rung is above another one."""
+        return self.ladder.index(rung) > self.ladder.index(than)
+
     @property
     def smaller(self) -> str | None:
         """Return the rung below the active one, if it may be tried."""

@@ -127,6 +127,8 @@ def test_a_pinned_slice_can_be_routed_alone() -> None:
     assert decide(routed, rules).act is Act.STAY
     worse = replace(routed, verdicts={**seen.verdicts, "int8": of(code=State.DRIFT)})
     assert decide(worse, rules).to == "full"
+    # After a restart nothing is known of int8 yet: that is no reason to go there again.
+    assert decide(replace(seen, routed={CODE: "full"}), rules).act is Act.STAY
 
 
 def test_positions_cannot_be_routed() -> None:
