@@ -1,5 +1,6 @@
 """The composition root: where all parts of the gateway meet."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -25,13 +26,14 @@ from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper
+from gateway.shadow.ladder_state import plan_of
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
 from gateway.shadow.rules import Rules, ledger_path, ledger_rules, make_rules
 from gateway.shadow.shadow import Shadow
 from gateway.shadow.subject import Subject
-from gateway.specs import make_specs
+from gateway.specs import ModelSpec, make_specs
 from gateway.telemetry import open_tracing
 
 _EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")
@@ -103,7 +105,7 @@ def create_service(
         sinks=(judge,),
         own_slices=rules.own_slices,
     )
-    keepers = _create_keepers(settings, rules, pool, judge, metrics)
+    keepers = _create_keepers(specs, settings, rules, pool, judge, metrics)
     return Service(
         settings,
         metrics,
@@ -120,22 +122,28 @@ def create_service(
 
 
 def _create_keepers(
-    settings: Settings, rules: Rules, pool: Pool, judge: Judge, metrics: Metrics
+    specs: Sequence[ModelSpec],
+    settings: Settings,
+    rules: Rules,
+    pool: Pool,
+    judge: Judge,
+    metrics: Metrics,
 ) -> tuple[LadderKeeper, ...]:
     """Return who keeps the ladders that have more than one rung, if anybody is to."""
     if settings.shadow.ladder.mode == "off":
         return ()
     return tuple(
         LadderKeeper(
-            alias,
+            spec.alias,
             rules.ladder,
+            plan=plan_of(spec, rules.ladder),
             pool=pool,
             judge=judge,
             metrics=metrics,
             publish=pool.events.publish,
         )
-        for alias in settings.models
-        if len(pool.shape(alias).ladder) > 1
+        for spec in specs
+        if len(spec.variants) > 1
     )
 
 

@@ -127,7 +127,8 @@ _SIDE = Label("side", ("variant", "full"))
 _CHECK = Label("check", ("empty", "repetition", "runs", "encoding", "json", "tool_call"))
 _VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
 _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
-_STEP = Label("reason", ("drift", "return", "proven", "not_proven"))
+_STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
+                         "restored"))
 _ENDING = Label("finished_reason", ("stop", "length", "abort", "error", OTHER))
 _REPLICA = Label("replica", bound="0 to the configured number less 1")
 

@@ -54,6 +54,7 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
     service = create_service(settings, launch=launch, on_progress=audience.on_progress)
     listener = listen(settings.host, settings.port)
     warn_if_open(listener.getsockname()[0], has_keys=service.admission.door.has_keys)
+    await _restore(service)
     on_hangup = service.admission.ring.reload if settings.api_keys_file is not None else None
     with listener, _Signals(on_hangup) as signals:
         # 2. Answer from now on (/ready says 503), while the models load.
@@ -78,10 +79,20 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
                 task.cancel()
             await _shut_down(service, server, serving, signals)
             await asyncio.gather(loading, stopping, *beside, return_exceptions=True)
+            for keeper in service.keepers:
+                await keeper.close()
             await service.judge.close()
             if service.tracing is not None:
                 await asyncio.to_thread(service.tracing.close)
     return 0 if was_ready or not signals.was_interrupt else EXIT_INTERRUPTED
+
+
+async def _restore(service: Service) -> None:
+    """Take up where ladders stood before the last end; those that nobody keeps are forgotten."""
+    if service.judge.ledger is not None:
+        await service.judge.ledger.forget_ladders(but=[each.model for each in service.keepers])
+    for keeper in service.keepers:
+        await keeper.restore()
 
 
 def _work_beside(service: Service) -> list[Coroutine[Any, Any, None]]:

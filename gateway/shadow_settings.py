@@ -42,6 +42,9 @@ class LadderSettings(Frozen):
     mode: Literal["off", "dry-run", "on"] = "dry-run"
     pinned: tuple[str, ...] = ()
     """Slices whose drift counts as the model's."""
+    route_slices: bool = False
+    """Whether a pinned slice that drifts goes to a safer rung alone, where a request can tell that
+    it is in it; else the whole model does."""
     cool_down_s: float = Field(default=300.0, gt=0)
     return_after_s: float = Field(default=3600.0, gt=0)
     return_after_requests: int = Field(default=500, ge=0)

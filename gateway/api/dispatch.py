@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -63,6 +63,8 @@ class Question:
     may_use: MayUse
     candidate: Observer | None = None
     """Takes note of it, if it is to be scored."""
+    slices: Collection[str] = ()
+    """Those that it is in, where any leads to another variant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Dispatch:
             ApiError: nobody can answer; the first reason is the one that is told.
         """
         errors: list[ApiError] = []
-        first, *others = self._pool.targets(question.model, question.request_id)
+        first, *others = self._targets(question)
         targets = [first, *(each for each in others if question.may_use(each.spec.alias))]
         for variant, may_wait in _in_turn(targets):
             failed: set[Replica] = set()
@@ -143,10 +145,13 @@ class Dispatch:
                         answer.praise()
                     stack.push_async_exit(attempt)
                     return answer
-        if self._pool.targets(question.model, question.request_id)[0] is not first:
+        if self._targets(question)[0] is not first:
             # It was swapped out while the request waited for it.
             return await self.ask(question, stack=stack, trace=trace)
         raise errors[0]
+
+    def _targets(self, question: Question) -> list[Variant]:
+        return self._pool.targets(question.model, question.request_id, question.slices)
 
     async def _ask(self, question: Question, lease: Lease, attempt: AsyncExitStack) -> Answer:
         fields, headers, candidate = question.fields, _NO_HEADERS, question.candidate

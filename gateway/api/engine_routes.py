@@ -11,15 +11,16 @@ from starlette.responses import Response
 
 from gateway.api.body import read_object
 from gateway.api.dispatch import Question
-from gateway.api.service import service_of
+from gateway.api.service import Service, service_of
 from gateway.completion import CompletionRequest, parse_completion
-from gateway.demand import demand_of
+from gateway.demand import Demand, demand_of
 from gateway.forwarding import Forwarded, ResponseRelay, parse_forwarded, read_forwarded
 from gateway.logs import PRIVATE
 from gateway.parameters import apply_policy
 from gateway.protocol import ChatRequest, parse_chat
 from gateway.record import REQUEST_ID
 from gateway.shadow.candidate import Candidate
+from gateway.shadow.slices import slices_of
 from gateway.streaming import (
     EventRelay,
     OwnedStreamingResponse,
@@ -96,7 +97,8 @@ async def _answer(request: Request, route: _Route) -> Response:
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)
         headers = dict(entry.headers)
-        targets = service.pool.targets(body.model)
+        slices = _slices(service, body, fields, demand)
+        targets = service.pool.targets(body.model, REQUEST_ID.get(), slices)
         spec = targets[0].spec
         settings = spec.settings
         if not isinstance(body, Forwarded):
@@ -122,6 +124,7 @@ async def _answer(request: Request, route: _Route) -> Response:
             is_stream=route.streams and _asks_for_a_stream(body),
             may_use=entry.may_use,
             candidate=candidate,
+            slices=slices,
         )
         asking = service.dispatch.ask(question, stack=stack, trace=trace)
         in_time = entry.deadline.until_reply(asking)
@@ -146,6 +149,17 @@ async def _answer(request: Request, route: _Route) -> Response:
             deadline=entry.deadline,
             keep_alive_s=service.settings.sse_keep_alive_s,
         )
+
+
+def _slices(
+    service: Service, body: Body, fields: dict[str, Any], demand: Demand
+) -> tuple[str, ...]:
+    """Return the slices that a request tells it is in, where the model has routes."""
+    is_told = isinstance(body, (ChatRequest, CompletionRequest))
+    if not is_told or not service.pool.has_routes(body.model):
+        return ()
+    own, num_tokens = service.judge.rules.own_slices, demand.prompt_tokens
+    return slices_of(fields, num_prompt_tokens=num_tokens, own=own)
 
 
 def _finish(candidate: Candidate, trace: RequestTrace) -> None:

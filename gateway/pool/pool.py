@@ -9,14 +9,14 @@ from functools import partial
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
-from gateway.errors import ApiError, Draining, ModelNotFound, StartupError
+from gateway.errors import ApiError, Draining, ModelNotFound, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
 from gateway.pool.memory import Memory
+from gateway.pool.model import Model
 from gateway.pool.replica import Replica
-from gateway.pool.share import Share
 from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.registry import Metrics
@@ -53,20 +53,6 @@ class ReadyEngine:
         return not self.spec.settings.urls
 
 
-@dataclass(slots=True)
-class Model:
-    """A model: its variants from the smallest to the safest, and the one that serves its name."""
-
-    spec: ModelSpec
-    variants: dict[str, Variant]
-    active: Variant
-    swapping: asyncio.Lock
-    canary: Share | None = None
-    """Another variant that takes some of the requests for its name."""
-    best_cost: float = float("inf")
-    """The lowest cost of the canary's text so far, in nats a token."""
-
-
 class Pool:
     """Every variant of every model; the only owner of their states and of what uses them."""
 
@@ -98,11 +84,14 @@ class Pool:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def targets(self, name: str, request_id: str | None = None) -> list[Variant]:
+    def targets(
+        self, name: str, request_id: str | None = None, slices: Collection[str] = ()
+    ) -> list[Variant]:
         """Return who may answer a request, in the order in which they are to be tried.
 
-        A name that pins its variant has no second choice; a canary is a first choice of the
-        requests that it takes, and the active variant their second.
+        A name that pins its variant has no second choice. Where one of the request's slices leads
+        elsewhere, that is its first choice; a canary is one of the requests that it takes; the
+        active variant is their second.
 
         Raises:
             ModelNotFound: names the models that exist.
@@ -110,17 +99,23 @@ class Pool:
         model, pinned = self._find(name)
         if pinned is not None:
             return [pinned]
-        targets = [model.active]
-        if model.canary is not None and request_id and model.canary.takes(request_id):
-            targets.insert(0, model.canary.variant)
+        targets = model.first_choices(request_id, slices)
         for fallback in model.spec.settings.fallback:
             if fallback == NEXT_RUNG:
-                rungs = list(model.variants.values())
-                targets += rungs[rungs.index(model.active) + 1 :][:1]
+                targets += model.next_rung()
             else:
                 other, variant = self._find(fallback)
                 targets.append(variant or other.active)
         return list(dict.fromkeys(targets))
+
+    def has_routes(self, name: str) -> bool:
+        """Return whether a request for that name may go elsewhere because of its slices.
+
+        Raises:
+            ModelNotFound: names the models that exist.
+        """
+        model, pinned = self._find(name)
+        return pinned is None and bool(model.routes)
 
     @asynccontextmanager
     async def use(
@@ -212,12 +207,34 @@ class Pool:
     async def ensure_ready(self) -> None:
         """Load the active variant of every model that is to be preloaded, one after the other.
 
+        One that cannot be loaded gives way to the one that the settings name.
+
         Raises:
             NarrowgateError: a first load failed.
         """
         for model in self._models.values():
-            if model.spec.settings.preload:
+            if not model.spec.settings.preload:
+                continue
+            try:
                 await self._preload(model.active)
+            except NarrowgateError as error:
+                configured = model.configured
+                if model.active is configured:
+                    raise
+                name = model.active.spec.served_name
+                logger.error("%s is given up for %s: %s", name, configured.spec.variant, error)
+                model.begin_at(configured)
+                await self._preload(configured)
+
+    def begin_at(self, alias: str, variant: str) -> None:
+        """Make a variant the active one before anything is loaded.
+
+        Raises:
+            ModelNotFound: unknown name.
+        """
+        model, chosen = self._find(f"{alias}@{variant}")
+        if chosen is not None:
+            model.begin_at(chosen)
 
     async def load(self, name: str) -> Snapshot:
         """Load what answers to that name.
@@ -251,32 +268,9 @@ class Pool:
             NarrowgateError: unknown name, or the variant cannot be loaded; the old one stays.
         """
         model, variant = self._find(name)
-        if variant is None:
-            variant = model.active
-        async with model.swapping:
-            old = model.active
-            if variant is old:
-                await variant.ensure_ready()
-                return variant.snapshot()
-            fields = {
-                "model": model.spec.alias,
-                "from": old.spec.variant,
-                "to": variant.spec.variant,
-            }
-            self.events.publish("swap_started", fields)
-            result = "failed"
-            variant.is_held = old.is_held = True
-            try:
-                await variant.ensure_ready()
-                self._activate(model, variant)
-                result = "ok"
-            finally:
-                variant.is_held = old.is_held = False
-                swaps = self._metrics.counters["variant_swaps_total"]
-                swaps.labels(model.spec.alias, result).inc()
-                self.events.publish("swap_ended", {**fields, "result": result})
-            await old.stop(self._patience.stop_grace_s, drain_s=None)
-            return variant.snapshot()
+        chosen = variant or model.active
+        await model.activate(chosen)
+        return chosen.snapshot()
 
     async def start_canary(self, name: str, share: float) -> None:
         """Load a variant, and give it a share of the requests for its model's plain name.
@@ -285,22 +279,32 @@ class Pool:
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
         model, variant = self._find(name)
-        if variant is None or variant is model.active:
-            return
-        async with model.swapping:
-            await variant.ensure_ready()
-            variant.is_held = True
-            model.canary = Share(variant, share)
+        if variant is not None:
+            await model.start_canary(variant, share)
 
     async def end_canary(self, alias: str) -> None:
         """Take its share from a model's canary, and stop it when its last request has ended."""
         model, _ = self._find(alias)
-        async with model.swapping:
-            canary, model.canary = model.canary, None
-            if canary is None or canary.variant is model.active:
-                return
-            canary.variant.is_held = False
-            await canary.variant.stop(self._patience.stop_grace_s, drain_s=None)
+        await model.end_canary()
+
+    async def route(self, name: str, slices: Collection[str], share: float) -> None:
+        """Load a variant, and send it a share of the requests in some slices.
+
+        They go to it instead of where they went before; one that serves them no longer is stopped
+        when its last request has ended. A variant that is not safer than the active one by then
+        gets none.
+
+        Raises:
+            NarrowgateError: unknown name, or the variant cannot be loaded.
+        """
+        model, variant = self._find(name)
+        if variant is not None:
+            await model.route(variant, slices, share)
+
+    async def end_routes(self, alias: str, slices: Collection[str]) -> None:
+        """Let slices go where all others go; whoever answered them is stopped after that."""
+        model, _ = self._find(alias)
+        await model.end_routes(slices)
 
     def room(self, alias: str) -> Room:
         """Return how much memory there is for another variant of a model beside the active one."""
@@ -315,8 +319,7 @@ class Pool:
     def shape(self, alias: str) -> Shape:
         """Return a model's ladder and who serves it now."""
         model, _ = self._find(alias)
-        canary = model.canary.variant.spec.variant if model.canary else None
-        return Shape(tuple(model.variants), model.active.spec.variant, canary)
+        return model.shape()
 
     # -- the whole life ---------------------------------------------------------------------
 
@@ -342,10 +345,11 @@ class Pool:
 
     def _model(self, spec: ModelSpec) -> Model:
         variants = {each.variant: self._make_variant(each, spec) for each in spec.variants}
-        model = Model(spec, variants, variants[spec.active], asyncio.Lock())
+        model = Model(
+            spec, variants, metrics=self._metrics, events=self.events, patience=self._patience
+        )
         for variant in variants.values():
             self._changed(variant)
-        self._activate(model, model.active)
         return model
 
     def _make_variant(self, spec: VariantSpec, model: ModelSpec) -> Variant:
@@ -371,16 +375,6 @@ class Pool:
                 raise
             # Engines elsewhere may come at any time, and the other models can be served.
             logger.error("%s is not there yet: %s", variant.spec.served_name, error)
-
-    def _activate(self, model: Model, variant: Variant) -> None:
-        model.active.is_active = False
-        model.active = variant
-        if model.canary is not None and model.canary.variant is variant:
-            model.canary = None
-        variant.is_active = True
-        gauge = self._metrics.gauges["active_variant"]
-        for each in model.variants.values():
-            gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
 
     async def _try(self, alias: str, client: EngineClient) -> None:
         cost = await canary.cost_of_text(client)

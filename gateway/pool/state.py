@@ -1,7 +1,7 @@
 """The states of variants and replicas, how long they are borne with, and what is shown of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.pool.breaker import BreakerState
@@ -44,6 +44,8 @@ class Shape:
     ladder: tuple[str, ...]
     active: str
     canary: str | None
+    routes: Mapping[str, str] = field(default_factory=dict)
+    """By slice, the variant that answers most of its requests instead."""
 
 
 @dataclass(frozen=True, slots=True)

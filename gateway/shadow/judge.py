@@ -126,6 +126,7 @@ class Judge:
         watched = self._find(model, variant)
         if watched is not None:
             watched.monitor.try_again()
+            self._has_news = True
 
     # -- what is known ----------------------------------------------------------------------
 
@@ -180,11 +181,18 @@ class Judge:
                 watched.verdicts = watched.monitor.verdicts()
                 record_verdicts(self._metrics, model, variant, watched.verdicts.values())
 
+    async def keep(self) -> None:
+        """Keep what is known, unless it is kept already."""
+        if self.ledger is not None and self._has_news and self._kept is not None:
+            self._has_news = False
+            states = {_name(*key): each.monitor.to_state() for key, each in self._watched.items()}
+            await self.ledger.keep_states(states)
+
     async def close(self) -> None:
         """Keep what is known and close the ledger."""
         if self.ledger is not None:
             self._has_news = True
-            await self._keep()
+            await self.keep()
             await self.ledger.close()
 
     # -- inside -----------------------------------------------------------------------------
@@ -195,14 +203,8 @@ class Judge:
             self.look()
             if time.monotonic() - kept_at >= _KEEP_EVERY_S:
                 kept_at = time.monotonic()
-                await self._keep()
+                await self.keep()
             await asyncio.sleep(EVERY_S)
-
-    async def _keep(self) -> None:
-        if self.ledger is not None and self._has_news and self._kept is not None:
-            self._has_news = False
-            states = {_name(*key): each.monitor.to_state() for key, each in self._watched.items()}
-            await self.ledger.keep_states(states)
 
     def _find(self, model: str, variant: str) -> _Watched | None:
         """Return what watches a variant, anew if it is another one than before."""

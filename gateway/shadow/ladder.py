@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from compression.recipe import FULL
 from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
 from gateway.shadow.slices import ALL, is_known_before
 from gateway.shadow.verdict import State, Verdict
@@ -32,28 +33,47 @@ def _leave(situation: Situation, rules: LadderRules) -> Decision | None:
     safer = situation.refuge(names)
     if safer is None:
         return Decision(Act.STAY, f"{reason}; no rung is safer")
-    wait = _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s)
-    obstacle = wait or _no_room(situation, safer)
-    if obstacle:
-        return Decision(Act.STAY, f"{reason}; {obstacle}")
-    return Decision(Act.STEP_UP, reason, to=safer)
+    if wait := _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s):
+        return Decision(Act.STAY, f"{reason}; {wait}")
+    return _if_it_fits(situation, rules, Decision(Act.STEP_UP, reason, to=safer))
 
 
 def _route(situation: Situation, rules: LadderRules) -> Decision | None:
-    """Send pinned slices that drift to a safer rung, and only those."""
+    """Send pinned slices that drift to a safer rung, and only those; one rung at a time.
+
+    A slice that is routed already moves up only; it comes back when it is given back.
+    """
     names = frozenset(each for each in rules.pinned if _is_routed(each, rules))
+    by_rung: dict[str, list[Verdict]] = {}
     for verdict in situation.drifting(situation.active, names):
-        name = verdict.slice
-        safer = situation.refuge(frozenset({name}))
-        if safer is None or situation.routed.get(name) == safer:
-            continue
-        reason = f"{situation.active}: {_in_words([verdict])}"
-        obstacle = _no_room(situation, safer)
-        if obstacle:
-            return Decision(Act.STAY, f"{reason}; {obstacle}")
-        share = 1 - rules.canary_share
-        return Decision(Act.ROUTE_SLICES, reason, to=safer, slices=(name,), share=share)
-    return None
+        safer = situation.refuge(frozenset({verdict.slice}))
+        now_at = situation.routed.get(verdict.slice, situation.active)
+        if safer is not None and situation.is_safer(safer, than=now_at):
+            by_rung.setdefault(safer, []).append(verdict)
+    if not by_rung:
+        return None
+    to, drifting = next(iter(by_rung.items()))
+    decision = Decision(
+        Act.ROUTE_SLICES,
+        f"{situation.active}: {_in_words(drifting)}",
+        to=to,
+        slices=tuple(each.slice for each in drifting),
+        share=1 - rules.canary_share,
+    )
+    return _if_it_fits(situation, rules, decision)
+
+
+def _if_it_fits(situation: Situation, rules: LadderRules, decision: Decision) -> Decision:
+    """Return the decision for a safer rung, or what else to do where there is no memory for it."""
+    obstacle = decision.to and no_room(situation, decision.to)
+    if not obstacle:
+        return decision
+    reason = f"{decision.reason}; {obstacle}"
+    if situation.canary is not None:
+        # A trial of something smaller must not stand in the way of something safer.
+        return Decision(Act.ROLL_BACK, reason, to=situation.canary.variant)
+    refused = replace(decision, reason=reason, is_dry=rules.dry_run)
+    return Decision(Act.STAY, reason, refused=refused)
 
 
 def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
@@ -91,10 +111,15 @@ def _keep_trying(
 
 def _give_back(situation: Situation, rules: LadderRules) -> Decision | None:
     """Give routed slices back whose remaining requests have shown the active rung to be sound."""
-    verdicts = [situation.verdict(situation.active, name) for name in sorted(situation.routed)]
-    sound = [each for each in verdicts if each is not None and each.state is State.OK]
-    unpinned = [name for name in sorted(situation.routed) if name not in rules.pinned]
-    names = tuple(dict.fromkeys([*(each.slice for each in sound), *unpinned]))
+    if _wait(situation, {Act.ROUTE_SLICES}, rules.cool_down_s):
+        return None
+    by_rung: dict[str, list[str]] = {}
+    for name, rung in sorted(situation.routed.items()):
+        verdict = situation.verdict(situation.active, name)
+        is_sound = verdict is not None and verdict.state is State.OK
+        if is_sound or name not in rules.pinned or not _is_routed(name, rules):
+            by_rung.setdefault(rung, []).append(name)
+    names = tuple(next(iter(by_rung.values()), ()))
     if not names:
         return None
     reason = f"{situation.active}: {', '.join(names)} ok, or pinned no longer"
@@ -107,14 +132,15 @@ def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
     if smaller is None:
         return None
     verdict = situation.verdict(active, ALL)
-    if verdict is not None:  # the full model has none, and needs none
-        missing = _missing(situation, rules, active, verdict.n, rules.return_after_requests)
+    if active != FULL:  # the full model has no verdict, and needs none
+        num_scored = verdict.n if verdict else 0
+        missing = _missing(situation, rules, active, num_scored, rules.return_after_requests)
         if missing is not None:
             return Decision(Act.STAY, f"{active}: {missing}")
     obstacle = (
         _wait(situation, set(Act), _return_after(situation, smaller, rules))
         or _too_many_returns(situation, rules)
-        or _no_room(situation, smaller)
+        or no_room(situation, smaller)
     )
     if obstacle:
         return Decision(Act.STAY, f"{smaller} is not tried again yet: {obstacle}")
@@ -175,7 +201,8 @@ def _too_many_returns(situation: Situation, rules: LadderRules) -> str | None:
     return f"{recent} tries within {rules.returns_window_s:.0f} s are as many as are allowed"
 
 
-def _no_room(situation: Situation, variant: str) -> str | None:
+def no_room(situation: Situation, variant: str) -> str | None:
+    """Return in words that there is no memory for a rung, or None."""
     needed = situation.needed_bytes.get(variant, 0)
     if situation.free_bytes is None or needed <= situation.free_bytes:
         return None

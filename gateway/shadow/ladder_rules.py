@@ -25,6 +25,8 @@ class Act(StrEnum):
     """Send a share of some slices to a safer rung; the rest goes on to be scored where it was."""
     GIVE_BACK_SLICES = "give_back_slices"
     """End that for some slices."""
+    RESTORE = "restore"
+    """Take up what was done before a restart; nothing that is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,9 @@ class Step:
     act: Act
     left: str
     to: str
+    slices: tuple[str, ...] = ()
+    """Those that were routed or given back."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,10 @@ class Situation:
         sound = [each for each in safer if not self.drifting(each, names)]
         return next(iter(sound or safer[-1:]), None)
 
+    def is_safer(self, rung: str, *, than: str) -> bool:
+        """Return whether a rung is above another one."""
+        return self.ladder.index(rung) > self.ladder.index(than)
+
     @property
     def smaller(self) -> str | None:
         """Return the rung below the active one, if it may be tried."""
@@ -141,6 +150,8 @@ class Decision:
     share: float = 1.0
     """Of the traffic that goes to ``to``."""
     is_dry: bool = False
+    refused: "Decision | None" = None
+    """What is not done for want of memory, where staying is the decision."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,18 @@ class Ledger:
     async def states(self) -> dict[str, Any]:
         """Return what monitors knew; nothing of a damaged file."""
         return await self._in_thread(lambda file: file.states()) or {}
+
+    async def keep_ladder(self, model: str, state: Mapping[str, Any]) -> None:
+        """Keep where the ladder of a model stands."""
+        await self._in_thread(lambda file: file.keep_ladder(model, state))
+
+    async def ladders(self) -> dict[str, Any]:
+        """Return where ladders stood, by model; nothing of a damaged file."""
+        return await self._in_thread(lambda file: file.ladders()) or {}
+
+    async def forget_ladders(self, *, but: Collection[str]) -> None:
+        """Drop the ladders of all other models."""
+        await self._in_thread(lambda file: file.forget_ladders(but=but))
 
     async def close(self) -> None:
         """Write what waits, and close the file; nothing can be done with it afterwards."""

@@ -48,6 +48,9 @@ CREATE TABLE scores (
 ) WITHOUT ROWID;
 CREATE TABLE monitors (name TEXT PRIMARY KEY, state TEXT NOT NULL);
 """
+_LADDERS = "CREATE TABLE IF NOT EXISTS ladders (model TEXT PRIMARY KEY, state TEXT NOT NULL)"
+"""Not among the others, because files from before it hold evidence worth keeping."""
+
 # Divergence and delta NLL are NULL where they were no numbers.
 
 _NEW_SOURCE = "INSERT OR IGNORE INTO sources VALUES (NULL, ?, ?, ?, ?, ?)"
@@ -152,15 +155,37 @@ class LedgerFile:
 
     def states(self) -> dict[str, Any]:
         """Return what monitors knew."""
-        rows = self._connection.execute("SELECT name, state FROM monitors")
-        try:
-            return {row["name"]: json.loads(row["state"]) for row in rows}
-        except ValueError as error:
-            raise sqlite3.DatabaseError(f"a state is no JSON: {error}") from None
+        return self._read_states("SELECT name, state FROM monitors")
+
+    def keep_ladder(self, model: str, state: Mapping[str, Any]) -> None:
+        """Keep where the ladder of a model stands."""
+        with self._transaction() as cursor:
+            row = (model, json.dumps(state))
+            cursor.execute("INSERT OR REPLACE INTO ladders VALUES (?, ?)", row)
+
+    def ladders(self) -> dict[str, Any]:
+        """Return where ladders stood, by model."""
+        return self._read_states("SELECT model AS name, state FROM ladders")
+
+    def forget_ladders(self, *, but: Iterable[str]) -> None:
+        """Drop the ladders of all other models."""
+        kept = json.dumps(sorted(but))
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM ladders WHERE model NOT IN (SELECT value FROM json_each(?))", (kept,)
+            )
 
     def close(self) -> None:
         """Close the file; what was written is in it."""
         self._connection.close()
+
+    def _read_states(self, query: str) -> dict[str, Any]:
+        try:
+            return {
+                row["name"]: json.loads(row["state"]) for row in self._connection.execute(query)
+            }
+        except ValueError as error:
+            raise sqlite3.DatabaseError(f"a state is no JSON: {error}") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -179,6 +204,7 @@ class LedgerFile:
                 f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION}; "
                 f"PRAGMA user_version = {_VERSION}; COMMIT;"
             )
+        self._connection.execute(_LADDERS)
 
     def _require_ledger(self) -> None:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()

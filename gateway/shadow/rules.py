@@ -63,6 +63,7 @@ def make_rules(settings: ShadowSettings) -> Rules:
         ),
         ladder=LadderRules(
             pinned=frozenset(ladder.pinned),
+            route_slices=ladder.route_slices,
             cool_down_s=ladder.cool_down_s,
             return_after_s=ladder.return_after_s,
             return_after_requests=ladder.return_after_requests,

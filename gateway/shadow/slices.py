@@ -195,8 +195,14 @@ def _are_finite(numbers: Sequence[float]) -> bool:
 
 
 def _turns(fields: Mapping[str, Any]) -> str:
-    messages = fields.get("messages") or ()
-    return "multi" if sum(each.get("role") == "user" for each in messages) > 1 else "single"
+    num_asked = sum(each.get("role") == "user" for each in _messages(fields))
+    return "multi" if num_asked > 1 else "single"
+
+
+def _messages(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the messages; of a text completion nobody has checked that key."""
+    found = fields.get("messages")
+    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
 
 
 def _sampling(fields: Mapping[str, Any]) -> str:
@@ -216,7 +222,7 @@ def _question(fields: Mapping[str, Any]) -> str:
     """Return the text of the last thing that the client said."""
     if "messages" not in fields:
         return _prompt(fields.get("prompt"))
-    for message in reversed(fields["messages"]):
+    for message in reversed(_messages(fields)):
         if message.get("role") == "user":
             return _content(message.get("content"))
     return ""
@@ -226,7 +232,8 @@ def _content(content: object) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
-    return "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _prompt(prompt: object) -> str:

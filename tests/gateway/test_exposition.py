@@ -18,7 +18,7 @@ from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.answer import Answer
-from gateway.shadow.ladder_keeper import _REASONS
+from gateway.shadow.ladder_report import REASONS
 from gateway.shadow.scored import Estimator
 from gateway.shadow.slices import MAX_OWN, MAX_OWN_VALUES, all_slices
 from gateway.shadow.tally import DropReason
@@ -219,7 +219,7 @@ def test_values_are_those_of_their_owners() -> None:
         ("requests_total", "finish_reason", (*FINISH_REASONS, OTHER)),
         ("model_state", "state", tuple(State)),
         ("verdict_changes_total", "state", tuple(VerdictState)),
-        ("ladder_steps_total", "reason", tuple(_REASONS.values())),
+        ("ladder_steps_total", "reason", tuple(REASONS.values())),
         ("fidelity_kl_nats_total", "estimator", get_args(Estimator)),
         ("fidelity_output_checks_total", "check", (*checks, "tool_call")),
     ]

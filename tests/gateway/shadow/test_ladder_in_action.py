@@ -1,8 +1,14 @@
 """The ladder over a real gateway process: a rung that breaks its tolerance is replaced."""
 
 import json
+import sqlite3
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +18,9 @@ from tests.gateway.harness import CHAT, Gateway, body, eventually
 
 MODELS = {"tiny": {"model": "fake", "ladder": ["int4", "int8"]}}
 COOL_DOWN_S = 10
+CODE = "domain:code"
+ASKED = ("def double(x): return 2 * x", "Tell me about the sea.")
+"""A question of code and one that is none."""
 BROKEN = {"nll": {"int4": 1.5}}
 """What the int4 engine finds its own tokens to cost; all others find 0.5."""
 
@@ -31,29 +40,63 @@ def settings(mode: str = "on", **ladder: Any) -> dict[str, Any]:
 
 
 class Traffic:
-    """Requests one after the other, with room for scores between them, until told to stop."""
+    """Requests one after the other, with room for scores between them, until told to stop.
 
-    def __init__(self, gateway: Gateway) -> None:
+    Several clients do so side by side.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        questions: Sequence[str] = ("one two three",),
+        *,
+        clients: int = 1,
+        **fields: Any,
+    ) -> None:
         self.statuses: list[int] = []
         self.variants: list[str] = []
+        self.answered: list[tuple[str, str]] = []
+        """Of each request, its question and the variant that answered it."""
+        self.num_cut = 0
+        """Streams that did not come to their end."""
         self._gateway = gateway
+        self._questions = cycle(questions)
+        self._fields = fields
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
 
     def __enter__(self) -> "Traffic":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._is_over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         with httpx.Client(base_url=self._gateway.url, timeout=20) as client:
             while not self._is_over.wait(0.01):
-                reply = client.post(CHAT, json=body(fake={"tokens": 2}))
+                question = next(self._questions)
+                messages = [{"role": "user", "content": question}]
+                fields = body(fake={"tokens": 2}) | {"messages": messages} | self._fields
+                reply = client.post(CHAT, json=fields)
+                if fields["stream"] and ("error" in reply.text or "[DONE]" not in reply.text):
+                    self.num_cut += 1
+                variant = reply.headers.get("x-narrowgate-variant", "")
                 self.statuses.append(reply.status_code)
-                self.variants.append(reply.headers.get("x-narrowgate-variant", ""))
+                self.variants.append(variant)
+                self.answered.append((question, variant))
+
+
+def with_routes(path: Path, *pinned: str) -> dict[str, Any]:
+    """Return settings under which code drifts alone, and may go elsewhere alone."""
+    rules: dict[str, Any] = {"route_slices": True, "canary_share": 0.4, "cool_down_s": 0.5}
+    fields = settings(pinned=pinned, **rules)
+    fields["shadow"]["verdict"]["tolerance"] = {"all": 1.0, CODE: 0.02}
+    fields["shadow"] |= {"ledger": {"path": str(path)}, "max_running": 64}
+    return fields
 
 
 def active(gateway: Gateway) -> str:
@@ -144,6 +187,69 @@ def test_a_canary_that_drifts_is_rolled_back(start_gateway: StartGateway) -> Non
     assert set(traffic.variants[served:]) == {"int8"}
     assert gateway.metric("ladder_steps_total", reason="return", to="int4") == 1
     assert active(gateway) == "int8"
+
+
+def test_a_drifting_slice_goes_alone_and_comes_back(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Most code goes to int8, all else stays; over a kill and a way back nobody is failed."""
+    code, prose = ASKED
+    gateway = start_gateway(**with_routes(tmp_path / "ledger", CODE), launch=BROKEN)
+    here = Traffic(gateway, ASKED, clients=4, stream=True)
+    with here as traffic, Traffic(gateway, [code], model="tiny@int8") as pinned:
+        routed = {"from": "int4", "to": "int8", "reason": "slice_drift"}
+        eventually(lambda: gateway.metric("ladder_steps_total", **routed) == 1, 30)
+        served = len(traffic.answered)
+        eventually(lambda: len(traffic.answered) > served + 60, 20)
+    assert set(traffic.statuses) == set(pinned.statuses) == {200}
+    assert traffic.num_cut == 0
+    assert set(pinned.variants) == {"int8"}
+    after = Counter(traffic.answered[served + 4 :])
+    assert after[code, "int8"] > 5
+    assert after[code, "int4"] > 2
+    assert after[prose, "int4"] > 10
+    assert after[prose, "int8"] == 0
+    assert ladder(gateway)["routes"] == {CODE: "int8"}
+    (event,) = told(gateway, "ladder_step")
+    assert (event["act"], event["slices"], event["result"]) == ("route_slices", [CODE], "done")
+    assert [each["slice"] for each in event["evidence"]] == [CODE]
+    gateway.process.kill()
+    # The slice is pinned no longer, so after the cool-down it goes where all others go.
+    gateway = start_gateway(**with_routes(tmp_path / "ledger"), launch=BROKEN)
+    with Traffic(gateway, [code], clients=4, stream=True) as traffic:
+        eventually(lambda: gateway.metric("ladder_steps_total", reason="restored") == 1, 20)
+        given_back = {"from": "int8", "to": "int4", "reason": "slice_ok"}
+        eventually(lambda: gateway.metric("ladder_steps_total", **given_back) == 1, 20)
+        states = {"model": "tiny", "variant": "int8", "state": "stopped"}
+        eventually(lambda: gateway.metric("model_state", **states) == 1)
+        served = len(traffic.variants) + 4
+        eventually(lambda: len(traffic.variants) > served + 20)
+    assert set(traffic.statuses) == {200}
+    assert set(traffic.variants[served:]) == {"int4"}
+    assert traffic.num_cut == 0
+
+
+def test_a_killed_gateway_goes_on_where_it_was(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """After SIGKILL int8 serves from the first request on, until the ladder is switched off."""
+    fields = settings()
+    fields["shadow"]["ledger"] = {"path": str(tmp_path / "ledger")}
+    gateway = start_gateway(**fields, launch=BROKEN)
+    with Traffic(gateway):
+        eventually(lambda: active(gateway) == "int8", 30)
+    gateway.process.kill()
+    gateway = start_gateway(**fields, launch=BROKEN)
+    with Traffic(gateway) as traffic:
+        eventually(lambda: len(traffic.variants) > 5)
+    assert set(traffic.variants) == {"int8"}
+    (event,) = told(gateway, "ladder_step")
+    assert (event["act"], event["from"], event["to"]) == ("restore", "int4", "int8")
+    assert "int4: all drifts" in event["reason"]
+    gateway.process.kill()
+    fields["shadow"]["ladder"] |= {"mode": "off"}
+    gateway = start_gateway(ready=False, **fields, launch=BROKEN)
+    assert active(gateway) == "int4"
+    with closing(sqlite3.connect(tmp_path / "ledger")) as ledger:
+        assert ledger.execute("SELECT * FROM ladders").fetchall() == []
 
 
 def test_what_is_known_is_told(start_gateway: StartGateway) -> None:

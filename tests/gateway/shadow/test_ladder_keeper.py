@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +14,33 @@ from gateway.settings import load_settings
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper
 from gateway.shadow.ladder_rules import Act, LadderRules
+from gateway.shadow.ledger import Ledger
 from gateway.shadow.rules import make_rules
 from gateway.shadow.subject import Subject
 from gateway.specs import make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.shadow.test_judge import record
 
+EVERYWHERE = {"all": 0.02}
 REFUSED = ["int4", {"recipe": "int8", "model": "refuse", "memory": "600"}]
 
 
 class Bench:
     """A keeper whose int4 drifts; its clock is set by hand, and scores come by hand."""
 
-    def __init__(self, ladder: list[Any] = REFUSED, **rules: Any) -> None:
+    def __init__(
+        self,
+        ladder: list[Any] = REFUSED,
+        *,
+        tolerance: Mapping[str, float] = EVERYWHERE,
+        ledger: Ledger | None = None,
+        plan: str = "plan",
+        num_scored: int = 50,
+        **rules: Any,
+    ) -> None:
         fields = {
             "models": {"tiny": {"model": "fake", "ladder": ladder}},
-            "shadow": {"rate": 1, "verdict": {"tolerance": {"all": 0.02}}},
+            "shadow": {"rate": 1, "verdict": {"tolerance": dict(tolerance)}},
         }
         settings = load_settings(None, fields, {})
         self.now = time.time()
@@ -49,17 +61,20 @@ class Bench:
             look=lambda alias, variant: Subject("recipe", "source", None),
             metrics=metrics,
             publish=lambda kind, fields: None,
+            ledger=ledger,
+            clock=lambda: self.now,
         )
         self.keeper = LadderKeeper(
             "tiny",
             LadderRules(**rules),
+            plan=plan,
             pool=self.pool,
             judge=self.judge,
             metrics=metrics,
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
             clock=lambda: self.now,
         )
-        self.score("int4", 0.3, 50)
+        self.score("int4", 0.3, num_scored)
 
     def score(self, variant: str, kl: float, count: int) -> None:
         """Let so many requests of a variant be scored."""
@@ -72,9 +87,9 @@ class Bench:
         self.now += 1
         return (await self.keeper.look()).act
 
-    def first_choices(self) -> dict[str, int]:
-        """Return who would be asked first by a hundred requests."""
-        found = [self.pool.targets("tiny", f"id-{number}")[0] for number in range(100)]
+    def first_choices(self, *slices: str) -> dict[str, int]:
+        """Return who would be asked first by a hundred requests in these slices."""
+        found = [self.pool.targets("tiny", f"id-{number}", slices)[0] for number in range(100)]
         return dict(Counter(each.spec.variant for each in found))
 
 
@@ -104,15 +119,19 @@ def test_a_rung_that_cannot_be_loaded() -> None:
 
 
 def test_a_rung_without_room_is_not_tried() -> None:
-    """What the memory budget cannot hold beside the active one is said, and not attempted."""
+    """What the memory budget cannot hold beside the active one is said once, and not attempted."""
 
     async def use() -> None:
         bench = Bench(budget=500)
         decision = await bench.keeper.look()
         assert decision.act is Act.STAY
         assert decision.reason.endswith("int8 needs 600 bytes of memory, and 500 are free")
-        assert bench.events == []
+        await bench.look()
+        (event,) = bench.events
+        assert (event["act"], event["to"], event["result"]) == ("step_up", "int8", "refused")
+        assert event["reason"] == decision.reason
         assert bench.keeper.status()["reason"] == decision.reason
+        assert bench.pool.snapshots()[1].state == "stopped"
 
     asyncio.run(use())
 
@@ -135,7 +154,11 @@ def test_away_and_back_again() -> None:
     """A repaired rung takes its share as a canary, and serves again once it is proven."""
 
     async def use() -> None:
-        rules = {"return_after_requests": 10, "canary_share": 0.3, "canary_requests": 50}
+        rules: dict[str, Any] = {
+            "return_after_requests": 10,
+            "canary_share": 0.3,
+            "canary_requests": 50,
+        }
         bench = Bench(["int4", "int8"], return_after_s=600, cool_down_s=5, **rules)
         assert await bench.look() is Act.STEP_UP
         assert bench.first_choices() == {"int8": 100}

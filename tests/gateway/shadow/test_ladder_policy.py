@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ LADDER = ("int4", "int8", "full")
 RULES = LadderRules(cool_down_s=300, return_after_s=3600, canary_requests=100)
 CODE = "domain:code"
 LATE = "position:256+"
+CJK, MATH = "script:cjk", "domain:math"
 
 
 def verdict(
@@ -125,6 +127,8 @@ def test_a_pinned_slice_can_be_routed_alone() -> None:
     assert decide(routed, rules).act is Act.STAY
     worse = replace(routed, verdicts={**seen.verdicts, "int8": of(code=State.DRIFT)})
     assert decide(worse, rules).to == "full"
+    # After a restart nothing is known of int8 yet: that is no reason to go there again.
+    assert decide(replace(seen, routed={CODE: "full"}), rules).act is Act.STAY
 
 
 def test_positions_cannot_be_routed() -> None:
@@ -144,6 +148,58 @@ def test_routed_slices_are_given_back_on_evidence() -> None:
     drifting = replace(routed, verdicts={"int4": of(all=State.OK, code=State.DRIFT)})
     assert decide(drifting, rules).act is Act.STAY
     assert decide(drifting, replace(rules, pinned=frozenset())).act is Act.GIVE_BACK_SLICES
+
+
+def test_slices_that_leave_together_go_together() -> None:
+    """Slices with the same refuge are one decision; another rung's come with the next one."""
+    rules = replace(RULES, pinned=frozenset({CODE, CJK, MATH}), route_slices=True)
+    drift = {name: verdict(State.DRIFT, name=name) for name in (CODE, CJK, MATH)}
+    seen = situation({"int4": of(all=State.OK) | drift, "int8": {CJK: drift[CJK]}})
+    decision = decide(seen, rules)
+    assert (decision.to, decision.slices) == ("int8", (CODE, MATH))
+    routed = dict.fromkeys((CODE, MATH), "int8")
+    decision = decide(replace(seen, routed=routed), rules)
+    assert (decision.to, decision.slices) == ("full", (CJK,))
+    found = situation({"int4": of(all=State.OK) | {n: verdict(State.OK, name=n) for n in drift}})
+    back = decide(replace(found, routed={**routed, CJK: "full"}), rules)
+    assert (back.act, back.slices) == (Act.GIVE_BACK_SLICES, (CODE, MATH))
+
+
+def test_a_slice_is_not_given_back_at_once() -> None:
+    """A cool-down after it was routed comes first; switched off, it goes with the whole model."""
+    rules = replace(RULES, pinned=frozenset({CODE}), route_slices=True)
+    step = Step(9_900, Act.ROUTE_SLICES, "int4", "int8", (CODE,))
+    sound = situation({"int4": of(all=State.OK, code=State.OK)})
+    seen = replace(sound, routed={CODE: "int8"}, steps=(step,))
+    assert decide(seen, rules).act is Act.STAY
+    assert decide(replace(seen, now=10_200), rules).act is Act.GIVE_BACK_SLICES
+    off = replace(rules, route_slices=False)
+    unknown = replace(seen, verdicts={}, now=10_200)
+    assert decide(unknown, rules).act is Act.STAY
+    assert decide(unknown, off).act is Act.GIVE_BACK_SLICES
+
+
+def test_a_canary_makes_room_for_something_safer() -> None:
+    """Where memory is short, the trial of a smaller rung ends before a drift is left standing."""
+    rules = replace(RULES, pinned=frozenset({CODE}), route_slices=True)
+    tight: dict[str, Any] = {"free_bytes": 1, "needed_bytes": {"full": 2}}
+    for states in ({"all": State.DRIFT}, {"all": State.OK, "code": State.DRIFT}):
+        seen = situation({"int8": of(**states)}, active="int8")
+        trial = replace(seen, canary=Canary("int4", 9_000, 5), **tight)
+        decision = decide(trial, rules)
+        assert (decision.act, decision.to) == (Act.ROLL_BACK, "int4")
+        refused = decide(replace(trial, canary=None), rules)
+        assert refused.act is Act.STAY
+        assert refused.refused is not None
+        assert refused.refused.to == "full"
+        assert refused.refused.act is (Act.STEP_UP if len(states) == 1 else Act.ROUTE_SLICES)
+
+
+def test_no_way_down_before_anything_is_known() -> None:
+    """A rung without a verdict, as after a restart, is no proof; the full model needs none."""
+    assert decide(replace(returned(now=1e6), verdicts={}), RULES).act is Act.STAY
+    full = replace(returned(now=1e6), verdicts={}, active="full")
+    assert decide(full, RULES).act is Act.START_CANARY
 
 
 def returned(*, now: float, n: int = 1000, state: State = State.OK) -> Situation:

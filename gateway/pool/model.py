@@ -1,0 +1,169 @@
+"""One model: its variants, who serves its name, and how that changes without a failed request."""
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from gateway.pool.events import EventLog
+from gateway.pool.routes import Routes
+from gateway.pool.share import Share
+from gateway.pool.state import Patience, Shape
+from gateway.pool.variant import Variant
+from gateway.registry import Metrics
+from gateway.specs import ModelSpec
+
+
+class Model:
+    """A model: its variants from the smallest to the safest, and the one that serves its name.
+
+    Beside the active one a canary, or variants that slices are routed to, take some requests for
+    its name. Whoever does stays in memory, and is stopped after its last answer when nothing leads
+    to it any longer.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        variants: Mapping[str, Variant],
+        *,
+        metrics: Metrics,
+        events: EventLog,
+        patience: Patience,
+    ) -> None:
+        self.spec = spec
+        self.variants = variants
+        self.ladder = tuple(variants.values())
+        self.active = self.configured
+        self.canary: Share | None = None
+        self.routes = Routes(self.ladder)
+        self.best_cost = float("inf")
+        """The lowest cost of the canary's text so far, in nats a token."""
+        self._metrics = metrics
+        self._events = events
+        self._patience = patience
+        self._swapping = asyncio.Lock()
+        self.begin_at(self.active)
+
+    @property
+    def configured(self) -> Variant:
+        """Return the variant that the settings name."""
+        return self.variants[self.spec.active]
+
+    def first_choices(self, request_id: str | None, slices: Collection[str]) -> list[Variant]:
+        """Return who may answer a request for the name: the active variant last."""
+        if not request_id:
+            return [self.active]
+        elsewhere = self.routes.takes(request_id, slices)
+        if elsewhere is None and self.canary is not None and self.canary.takes(request_id):
+            elsewhere = self.canary.variant
+        return [self.active] if elsewhere is None else [elsewhere, self.active]
+
+    def next_rung(self) -> Collection[Variant]:
+        """Return the variant above the active one, if there is one."""
+        return self.ladder[self.ladder.index(self.active) + 1 :][:1]
+
+    def shape(self) -> Shape:
+        """Return the ladder, and who serves."""
+        canary = self.canary.variant.spec.variant if self.canary else None
+        return Shape(tuple(self.variants), self.active.spec.variant, canary, self.routes.shape())
+
+    def begin_at(self, variant: Variant) -> None:
+        """Make a variant the active one as it is, loaded or not; all routes end."""
+        self.active.is_active = False
+        self.active = variant
+        if self.canary is not None and self.canary.variant is variant:
+            self.canary = None
+        self.routes.clear()
+        variant.is_active = True
+        gauge = self._metrics.gauges["active_variant"]
+        for each in self.ladder:
+            gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
+
+    async def activate(self, variant: Variant) -> None:
+        """Load a variant while the old one serves, then swap them.
+
+        Raises:
+            NarrowgateError: it cannot be loaded; the old one stays.
+        """
+        async with self._swapping:
+            old, alias = self.active, self.spec.alias
+            if variant is old:
+                await variant.ensure_ready()
+                return
+            fields = {"model": alias, "from": old.spec.variant, "to": variant.spec.variant}
+            self._events.publish("swap_started", fields)
+            result, beside = "failed", self.routes.variants
+            try:
+                with self._holding(variant, old):
+                    await variant.ensure_ready()
+                    self.begin_at(variant)
+                result = "ok"
+            finally:
+                self._metrics.counters["variant_swaps_total"].labels(alias, result).inc()
+                self._events.publish("swap_ended", {**fields, "result": result})
+            await self._release({old, *beside})
+
+    async def start_canary(self, variant: Variant, share: float) -> None:
+        """Load a variant, and give it a share of the requests.
+
+        Raises:
+            NarrowgateError: it cannot be loaded.
+        """
+        async with self._swapping:
+            if variant is not self.active:
+                with self._holding(variant):
+                    await variant.ensure_ready()
+                    self.canary = Share(variant, share)
+
+    async def end_canary(self) -> None:
+        """Take the canary's share away."""
+        async with self._swapping:
+            canary, self.canary = self.canary, None
+            if canary is not None:
+                await self._release([canary.variant])
+
+    async def route(self, variant: Variant, slices: Collection[str], share: float) -> None:
+        """Load a variant, and send it a share of the requests in some slices.
+
+        One that is not safer than the active variant by then gets none.
+
+        Raises:
+            NarrowgateError: it cannot be loaded.
+        """
+        async with self._swapping:
+            before = self.routes.variants
+            with self._holding(variant):
+                await variant.ensure_ready()
+                if self.ladder.index(variant) > self.ladder.index(self.active):
+                    self.routes.lead(slices, variant, share)
+            await self._release(before)
+
+    async def end_routes(self, slices: Collection[str]) -> None:
+        """Let slices go where all others go."""
+        async with self._swapping:
+            before = self.routes.variants
+            self.routes.end(slices)
+            await self._release(before)
+
+    def _is_beside(self, variant: Variant) -> bool:
+        is_canary = self.canary is not None and self.canary.variant is variant
+        return is_canary or variant in self.routes.variants
+
+    @contextmanager
+    def _holding(self, *variants: Variant) -> Iterator[None]:
+        """Keep variants in memory while the block is open, and those that take requests after."""
+        for each in variants:
+            each.is_held = True
+        try:
+            yield
+        finally:
+            for each in variants:
+                each.is_held = self._is_beside(each)
+
+    async def _release(self, variants: Collection[Variant]) -> None:
+        """Stop those that nothing leads to any longer, each when its last request has ended."""
+        for each in variants:
+            each.is_held = self._is_beside(each)
+        unused = [each for each in variants if not each.is_held and each is not self.active]
+        grace_s = self._patience.stop_grace_s
+        await asyncio.gather(*(each.stop(grace_s, drain_s=None) for each in unused))
