@@ -15,6 +15,7 @@ from gateway.api.document import complete
 from gateway.api.guard import Guard
 from gateway.api.routes import make_router
 from gateway.api.service import Service
+from gateway.comparisons.comparisons import Comparisons
 from gateway.errors import ApiError
 from gateway.launch import Launch, Launcher
 from gateway.pool.pool import Pool
@@ -99,7 +100,10 @@ def create_service(
         own_slices=rules.own_slices,
     )
     keepers = _create_keepers(settings, rules, pool, judge, metrics)
-    return Service(settings, metrics, pool, dispatch, admission, shadow, judge, keepers, tracing)
+    comparisons = Comparisons(launch, pool)
+    return Service(
+        settings, metrics, pool, dispatch, admission, shadow, judge, comparisons, keepers, tracing
+    )
 
 
 def _create_keepers(
@@ -158,7 +162,7 @@ class Application(FastAPI):
             self.add_middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=_EXPOSED,
             )

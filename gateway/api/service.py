@@ -6,6 +6,7 @@ from starlette.requests import Request
 
 from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
+from gateway.comparisons.comparisons import Comparisons
 from gateway.pool.pool import Pool
 from gateway.record import Tracing
 from gateway.registry import Metrics
@@ -26,6 +27,7 @@ class Service:
     admission: Admission
     shadow: Shadow
     judge: Judge
+    comparisons: Comparisons
     keepers: tuple[LadderKeeper, ...] = ()
     tracing: Tracing | None = None
 
