@@ -62,6 +62,7 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
         "scored": service.judge.num_scored(spec.alias, spec.variant),
         "worst_slice": None if worst is None else worst.slice,
         "slices": [asdict(each) for each in seen],
+        "free_runs": service.shadow.free_runs.status(spec.alias, spec.variant),
     }
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from gateway.backends.embedded import OVERHEAD_BYTES
 from gateway.prepared import Prepared
 
-WORK_BYTES = 512 * 1024 * 1024
-"""Logits of a block of positions and what is computed of them, beside what an engine holds."""
+WORK_BYTES = 1024 * 1024 * 1024
+"""Logits of a block of positions and what is computed of them, beside what an engine holds.
+
+At 49,152 words of vocabulary 770 MB were held beside the weights, all together.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ OPERATIONS = (
     "GET /health",
     "GET /ready",
     "GET /metrics",
+    "GET /metrics/vllm",
+    "GET /metrics/otel",
     "GET /version",
     "GET /admin/models",
     "GET /admin/compare",

@@ -14,7 +14,8 @@ from gateway.model_settings import ModelSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
-from gateway.shadow.reference import Reference, reference_spec
+from gateway.shadow.reference import Reference
+from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow.references import References
 from gateway.shadow_settings import ReferenceSettings
 from gateway.specs import VariantSpec
