@@ -27,10 +27,10 @@ class FreeRuns:
         self._pairs: dict[tuple[str, str], Pairs] = {}
 
     def draw(
-        self, candidate: Candidate, variant: str, answer: Answer, num_tokens: int
+        self, candidate: Candidate, variant: str, answer: Answer | None, num_tokens: int
     ) -> FreeRun | None:
         """Return a free run of a served request whose answer has so many tokens, if it is drawn."""
-        if not self._share or not is_drawn(candidate.request_id, self._share, self._secret):
+        if answer is None or not is_drawn(candidate.request_id, self._share, self._secret):
             return None
         names = (candidate.model, variant)
         again = ask_again(candidate.fields, num_tokens)

@@ -241,7 +241,7 @@ class Shadow:
             own=self._own_slices,
         )
         slices = places_of(names, num_answer)
-        free_run = answer and self.free_runs.draw(candidate, spec.variant, answer, num_answer)
+        free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
         candidate.free_run = free_run
         candidate.forget_text()
         now = time.monotonic()

@@ -200,7 +200,7 @@ def test_the_interval_of_the_difference_covers() -> None:
             if b + c > trials:
                 continue
             rest = trials - b - c
-            chance = math.comb(trials, b) * math.comb(trials - b, c)
+            chance = float(math.comb(trials, b) * math.comb(trials - b, c))
             chance *= variant_alone**b * full_alone**c * (1 - variant_alone - full_alone) ** rest
             low, high = PairedCheck(trials, 0, b, c).difference()
             true = variant_alone - full_alone
