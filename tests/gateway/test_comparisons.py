@@ -377,9 +377,15 @@ def test_the_real_process(start_gateway: StartGateway, tiny_llama_dir: Path) -> 
     assert gateway.http.delete(f"{PATH}/{again['id']}").json()["state"] == "ended"
     assert not is_alive(child.pid)
 
-    gateway.http.post(PATH, json={"model": "tiny"})
+    last = gateway.http.post(PATH, json={"model": "tiny"}).json()
     (child,) = eventually(lambda: comparing(gateway))
-    gateway.process.terminate()
-    assert gateway.process.wait(15) == 0
-    assert not is_alive(child.pid)
+    with gateway.stream({"tokens": 1000, "pace_s": 0.02}) as stream:
+        events = stream.iter_raw()
+        next(events)
+        gateway.process.terminate()
+        eventually(lambda: f"{last['id']} of tiny is ended" in gateway.log, 15)
+        assert not is_alive(child.pid)
+        assert gateway.process.poll() is None  # a request still runs
+        gateway.process.terminate()
+        assert gateway.process.wait(15) == 0
     assert "Traceback" not in gateway.log

@@ -173,3 +173,33 @@ def test_pauses_grow_and_end() -> None:
         await reference.stop(0)
 
     asyncio.run(use())
+
+
+def test_who_is_asked_is_not_idle() -> None:
+    """A reference in use stays, however long it takes; afterwards its idleness begins anew."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = References(
+            {"a": MODEL},
+            ReferenceSettings.model_validate({"idle_s": 0.01}),
+            launch,
+            metrics=Metrics(),
+            is_wanted=lambda alias: True,
+        )
+        reference = references.of("a")
+        with pytest.raises(EngineDown, match="the reference of a does not run"):
+            reference.using().__enter__()
+        await reference.scorer()
+        with reference.using() as client:
+            assert client is launch.engines[0].client
+            reference.last_used = -1000.0
+            await references._tend_running("a", reference)
+            assert reference.is_running
+        await references._tend_running("a", reference)
+        assert reference.is_running
+        reference.last_used = -1000.0
+        await references._tend_running("a", reference)
+        assert not reference.is_running
+
+    asyncio.run(use())
