@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from gateway.errors import (
     ApiError,
@@ -59,6 +59,12 @@ class Waiting:
         """Return what the reference has to read."""
         return len(self.captured.prompt_token_ids) + len(self.captured.positions)
 
+    def give_up(self, reason: Literal["stopped", "error"]) -> None:
+        """End whatever of it has not ended: the score, or the free run behind it."""
+        self.candidate.drop(reason)
+        if self.candidate.free_run is not None:
+            self.candidate.free_run.end(reason)
+
 
 class Worker:
     """Takes replies from the queue, asks the reference, and hands the numbers to the sinks."""
@@ -91,12 +97,12 @@ class Worker:
             try:
                 await self._score(since, item)
             except asyncio.CancelledError:
-                item.candidate.drop("stopped")
+                item.give_up("stopped")
                 raise
             except Exception:
                 # The border of the shadow: a defect costs this score alone.
                 logger.exception("the shadow of request %s failed", item.candidate.request_id)
-                item.candidate.drop("error")
+                item.give_up("error")
 
     async def _score(self, since: float, item: Waiting) -> None:
         candidate = item.candidate

@@ -11,6 +11,7 @@ from gateway.shadow.answer import Answer
 from gateway.shadow.free_run import FreeRun, Side
 from gateway.shadow.free_runs import MAX_WAITING, FreeRuns
 from gateway.shadow.shadow import Shadow
+from gateway.shadow.worker import Waiting
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 from tests.gateway.shadow.counts import counts
@@ -205,6 +206,36 @@ def test_the_share(share: float, low: float, high: float) -> None:
             if run is not None:
                 run.end("stopped")
         assert low <= num_drawn / 200 <= high
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("result", ["error", "stopped"])
+def test_what_goes_wrong_between_score_and_free_run(
+    monkeypatch: pytest.MonkeyPatch, result: str
+) -> None:
+    """A defect or the end of the service there ends the free run, too; its text is let go."""
+
+    async def use() -> None:
+        shadow = make_shadow(free_run=1)
+        begun = asyncio.Event()
+
+        async def score(since: float, item: Waiting) -> None:
+            item.candidate.score()
+            begun.set()
+            if result == "error":
+                raise ZeroDivisionError
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(shadow._worker, "_score", score)
+        await answer(shadow, columns())
+        work = asyncio.create_task(shadow._worker.run())
+        await begun.wait()
+        await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert drawn(shadow) == {result: 1}
+        assert not shadow.free_runs._num_waiting
 
     asyncio.run(use())
 
