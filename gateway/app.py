@@ -16,6 +16,7 @@ from gateway.api.document import complete
 from gateway.api.guard import Guard
 from gateway.api.routes import make_router
 from gateway.api.service import Service
+from gateway.comparisons.comparisons import Comparisons
 from gateway.errors import ApiError
 from gateway.launch import Launch, Launcher
 from gateway.live.sampler import Live
@@ -106,18 +107,20 @@ def create_service(
         own_slices=rules.own_slices,
     )
     keepers = _create_keepers(specs, settings, rules, pool, judge, metrics)
+    comparisons = Comparisons(launch, pool)
     return Service(
-        settings,
-        metrics,
-        pool,
-        dispatch,
-        admission,
-        shadow,
-        judge,
-        Live(metrics),
-        load_assets(),
-        keepers,
-        tracing,
+        settings=settings,
+        metrics=metrics,
+        pool=pool,
+        dispatch=dispatch,
+        admission=admission,
+        shadow=shadow,
+        judge=judge,
+        live=Live(metrics),
+        assets=load_assets(),
+        comparisons=comparisons,
+        keepers=keepers,
+        tracing=tracing,
     )
 
 
@@ -177,7 +180,7 @@ class Application(FastAPI):
             self.add_middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=_EXPOSED,
             )

@@ -26,6 +26,7 @@ NarrowgateError
     ├── RouteNotFound             404 not_found
     ├── NotSupportedByEngine      404 not_supported_by_engine
     ├── MethodNotAllowed          405 method_not_allowed
+    ├── ComparisonRunning         409 comparison_running
     ├── RequestRateExceeded       429 rate_limit_exceeded, always with Retry-After
     │   └── TokenRateExceeded     429 rate_limit_exceeded
     ├── EngineRefused             the status, type, code and param of an engine's own refusal
@@ -238,6 +239,14 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class ComparisonRunning(ApiError):
+    """Another comparison is running; there is one at a time."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "comparison_running"
 
 
 class RequestRateExceeded(ApiError):

@@ -23,8 +23,12 @@ _LACKS_EMBEDDED = re.compile(rf"ModuleNotFoundError: No module named '({'|'.join
 _HOW_TO_EMBED = "this needs the embedded extra: pip install 'narrowgate[embedded]'"
 
 
-async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str, Any]:
+async def run_job(
+    arguments: Sequence[str], on_progress: OnProgress, *, niceness: int = 0
+) -> dict[str, Any]:
     """Run ``python ARGUMENTS``, a child that reports JSON lines, and return its last event.
+
+    ``niceness`` is how far it stands back for other processes.
 
     Raises:
         LoadRefused: the child refused, in its own words, or its libraries are not installed.
@@ -38,6 +42,7 @@ async def run_job(arguments: Sequence[str], on_progress: OnProgress) -> dict[str
         on_stdout=job.on_stdout,
         on_stderr=lambda line: logger.info("%s", line),
         death_signal=signal.SIGTERM,
+        niceness=niceness,
     )
     try:
         code = await child.wait()

@@ -59,7 +59,7 @@ class Launcher:
             words += [f"--revision={spec.settings.revision}"]
         if self._needs_fidelity(spec):
             words += ["--fidelity"]
-        ready = await run_job(words, on_progress)
+        ready = await run_job(words, on_progress, niceness=spec.niceness)
         directory = Path(ready["directory"])
         if start is not None:
             require_servable(start, directory, spec.settings.model)

@@ -125,6 +125,9 @@ _ESTIMATOR = Label("estimator", ("topk", "exact"))
 _AGREE = Label("agree", ("true", "false"))
 _SIDE = Label("side", ("variant", "full"))
 _CHECK = Label("check", ("empty", "repetition", "runs", "encoding", "json", "tool_call"))
+_RUN = Label("result", ("compared", "unsupported", "too_many", "budget", "unscored", "busy",
+                        "timeout", "error", "stopped"))
+_RUN_CHECK = Label("check", (*_CHECK.values, "finish", "refusal"))
 _VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
 _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
 _STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
@@ -233,7 +236,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("histogram", "seconds", "shadow_lag_seconds", (_MODEL,),
            "Time from the capture of a reply to its score.", _LAG_S),
     Family("counter", "tokens", "shadow_reference_tokens_total", (_MODEL,),
-           "Tokens that references read."),
+           "Tokens that references read or, in free runs, wrote."),
     Family("counter", "seconds", "shadow_cpu_seconds_total", (_MODEL,),
            "Processor time of references on this machine."),
     Family("counter", "count", "shadow_yields_total", (_MODEL,),
@@ -263,6 +266,14 @@ FAMILIES: tuple[Family, ...] = (
            "What the served tokens cost the variant and the full model, minus log-probability."),
     Family("counter", "count", "fidelity_output_checks_total", (*_MV, _CHECK, _RESULT),
            "Checks of drawn answers alone: their form, and signs of a broken model."),
+    Family("counter", "count", "fidelity_free_runs_total", (*_MV, _RUN),
+           "Scored requests that the full model was to answer itself, by what became of it."),
+    Family("counter", "count", "fidelity_free_run_checks_total",
+           (*_MV, _SIDE, _RUN_CHECK, _RESULT),
+           "Checks of both answers of a compared free run, those that apply to both; finish: it "
+           "ended by itself, refusal: it does not begin by declining."),
+    Family("counter", "tokens", "fidelity_free_run_tokens_total", (*_MV, _SIDE),
+           "Tokens of both answers of compared free runs, up to the limit of the full model's."),
     Family("gauge", "state", "drift_state", _MVS,
            "The verdict: 0 learning, 1 ok, 2 drift, 3 stale."),
     Family("gauge", "count", "drift_e_value_log10", _MVS,

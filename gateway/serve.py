@@ -145,6 +145,7 @@ async def _shut_down(
     pool.drain()
     server.should_exit = True
     await service.shadow.close()
+    comparing = asyncio.create_task(service.comparisons.close())
     idle = asyncio.create_task(pool.wait_idle())
     hurried = asyncio.create_task(signals.second.wait())
     drain_s = service.settings.drain_s
@@ -159,6 +160,9 @@ async def _shut_down(
     await asyncio.wait({serving, hurried}, timeout=_LAST_BYTES_S, return_when="FIRST_COMPLETED")
     server.force_exit = True
     await serving
+    await asyncio.wait({comparing, hurried}, return_when="FIRST_COMPLETED")
+    comparing.cancel()
+    await asyncio.gather(comparing, return_exceptions=True)
     await service.admission.close()
     for task in (idle, hurried):
         task.cancel()

@@ -120,6 +120,9 @@ class ShadowSettings(Frozen):
     elsewhere."""
     floor_every: int = Field(default=50, ge=0)
     """Every how many scored requests the full model is scored against itself; 0 is never."""
+    free_run: float = Field(default=0.0, ge=0, le=1)
+    """Share of the scored requests that the reference also answers itself."""
+    free_run_timeout_s: float = Field(default=300.0, gt=0)
     probe_every_s: float = Field(default=60.0, ge=0)
     """0 is never."""
     slices: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -72,7 +72,7 @@ async def set_shadow(request: Request) -> JSONResponse:
 
 
 async def events(request: Request) -> StreamingResponse:
-    """Stream what happens to models: states, progress of builds and loads, swaps.
+    """Stream what happens to models: states, progress of builds, loads and comparisons, swaps.
 
     ``Last-Event-ID`` goes on where an earlier stream ended.
     """

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from gateway.api.admin import ShadowRate
 from gateway.api.side_by_side import SideBySide
+from gateway.comparisons.wanted import CompareRequest
 from gateway.completion import CompletionRequest
 from gateway.errors import MAX_RETRY_AFTER_S
 from gateway.forwarding import Forwarded
@@ -15,12 +16,14 @@ from gateway.wire import Wire
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _JSON = "application/json"
+CONFLICT = 409
 _REFUSALS = {
     400: "The body is wrong or asks for what cannot be done.",
     401: "The key is missing or unknown.",
     403: "The key is not for this.",
     404: "No such model, or its engine has no such path.",
     408: "The body did not come in time.",
+    CONFLICT: "Another comparison is running.",
     413: "The body is too long.",
     421: "The header 'host' is not one of those that are served.",
     429: "The key has used up its rate, or the engine takes no more requests now.",
@@ -29,6 +32,9 @@ _REFUSALS = {
     503: "The model cannot serve now.",
     504: "The engine was silent for too long.",
 }
+
+
+_OF_ALL = tuple(each for each in _REFUSALS if each != CONFLICT)
 
 
 class ErrorFields(BaseModel):
@@ -66,11 +72,14 @@ BODIES: tuple[type[Wire], ...] = (
     Forwarded,
     ShadowRate,
     SideBySide,
+    CompareRequest,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (ErrorEnvelope, Generated, Tokens, Detokenized)
 
 
-def post_route(body: type[Wire], reply: type[BaseModel] | None, *, streams: bool) -> dict[str, Any]:
+def post_route(
+    body: type[Wire], reply: type[BaseModel] | None, *, streams: bool, status: int = 200
+) -> dict[str, Any]:
     """Return the part of an operation that its handler, which reads bodies itself, does not tell.
 
     Without a ``reply`` its form is the engine's business.
@@ -82,7 +91,7 @@ def post_route(body: type[Wire], reply: type[BaseModel] | None, *, streams: bool
     answered = {"description": "The answer.", "content": content}
     return {
         "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(body)}}},
-        "responses": {"200": answered} | refusals(*_REFUSALS),
+        "responses": {str(status): answered} | refusals(*_OF_ALL),
     }
 
 

@@ -66,6 +66,7 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
         "alarms": {
             each.slice: asdict(each) for each in service.judge.alarms(spec.alias, spec.variant)
         },
+        "free_runs": service.shadow.free_runs.status(spec.alias, spec.variant),
     }
 
 

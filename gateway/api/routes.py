@@ -15,7 +15,13 @@ from gateway.api.admin import (
     show_shadow,
     unload,
 )
-from gateway.api.document import Generated, post_route, refusals
+from gateway.api.comparing import (
+    end_comparison,
+    list_comparisons,
+    show_comparison,
+    start_comparison,
+)
+from gateway.api.document import CONFLICT, Generated, post_route, refusals
 from gateway.api.engine_routes import (
     chat_completions,
     completions,
@@ -31,6 +37,7 @@ from gateway.api.models import get_model, list_models
 from gateway.api.operations import Readiness, get_version, health, ready
 from gateway.api.page import show_page, show_page_file
 from gateway.api.side_by_side import SideBySide, side_by_side
+from gateway.comparisons.wanted import CompareRequest
 from gateway.completion import CompletionRequest
 from gateway.forwarding import Forwarded
 from gateway.metrics import PATHS
@@ -80,6 +87,13 @@ def make_router() -> APIRouter:
     get("/admin/fidelity", show_fidelity, **guarded)
     post("/admin/shadow", ShadowRate, None, set_shadow, streams=False)
     post("/admin/side-by-side", SideBySide, None, side_by_side, streams=False)
+    get("/admin/compare", list_comparisons, **guarded)
+    get("/admin/compare/{comparison}", show_comparison, **guarded)
+    router.delete("/admin/compare/{comparison}", **guarded)(end_comparison)
+    begun = post_route(CompareRequest, None, streams=False, status=202)
+    begun["responses"] |= refusals(CONFLICT)
+    begin = router.post("/admin/compare", response_model=None, status_code=202, openapi_extra=begun)
+    begin(start_comparison)
     for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
         router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)
     return router

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from gateway.admission.admission import Admission
 from gateway.api.dispatch import Dispatch
+from gateway.comparisons.comparisons import Comparisons
 from gateway.live.sampler import Live
 from gateway.page.assets import Asset
 from gateway.pool.pool import Pool
@@ -32,6 +33,7 @@ class Service:
     live: Live
     assets: Mapping[str, Asset]
     """The files of the page."""
+    comparisons: Comparisons
     keepers: tuple[LadderKeeper, ...] = ()
     tracing: Tracing | None = None
 

@@ -168,14 +168,15 @@ class _Pair:
     ) -> tuple[dict[str, Any], Divergence]:
         reference = self._service.shadow.reference(spec.alias)
         try:
-            client, scorer = (await reference.engine()).client, await reference.scorer()
+            scorer = await reference.scorer()
         except StartupError as error:
             raise EngineDown(str(error)) from error
-        started = time.perf_counter()
-        async with client.generate(_CHAT, self._fields, self._request_id) as reply:
-            content = await reply.body()
-        seconds = time.perf_counter() - started
-        return _reply(content, seconds), await divergence_of(noted.captured, scorer)
+        with reference.using() as client:
+            started = time.perf_counter()
+            async with client.generate(_CHAT, self._fields, self._request_id) as reply:
+                content = await reply.body()
+            seconds = time.perf_counter() - started
+            return _reply(content, seconds), await divergence_of(noted.captured, scorer)
 
     async def _ready(self, spec: VariantSpec) -> float:
         """Return when a variant could be asked, so that its load is no part of its time."""

@@ -4,6 +4,7 @@ import argparse
 
 from gateway.cli.jobs import run_job, source
 from gateway.cli.ledger_tables import run_from_ledger
+from gateway.comparisons.command import CompareCommand
 from gateway.errors import SettingsError
 from gateway.terminal import Terminal
 
@@ -19,12 +20,21 @@ def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
     # Only this command needs it, and serving should stay small.
     from compression.report.tables import render_tables
 
-    words = ["-m", "gateway.engine.compare", *source(options)]
-    words += [f"--recipe={recipe}" for recipe in options.recipe]
-    for flag in ("text", "json", "html", "png", "max_tokens", "threads", "engine", "vllm_python"):
-        if (value := getattr(options, flag)) is not None:
-            words += [f"--{flag.replace('_', '-')}={value}"]
-    code, compared = run_job(words, terminal)
+    command = CompareCommand(
+        model=options.model,
+        recipe=options.recipe,
+        revision=options.revision,
+        text=options.text,
+        json=options.json,
+        html=options.html,
+        png=options.png,
+        max_tokens=options.max_tokens,
+        threads=options.threads,
+        memory=options.memory,
+        engine=options.engine,
+        vllm_python=options.vllm_python,
+    )
+    code, compared = run_job(command.words(), terminal)
     if compared is not None:
         terminal.show(render_tables(compared["report"], statistics=options.statistics))
     return code

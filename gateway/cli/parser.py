@@ -188,6 +188,9 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     command.add_argument("--threads", type=_positive, metavar="N")
     command.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="of recipes at a time (default: what is free)"
+    )
+    command.add_argument(
         "--engine", choices=("embedded", "vllm"), help="measure on vLLM too (default: embedded)"
     )
     command.add_argument(

@@ -56,6 +56,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         revision=options.revision,
         text=BUILTIN if options.text is None else str(options.text),
         max_tokens=options.max_tokens,
+        memory_bytes=options.memory,
         serve=serve,
     )
     report["command"] = options.command
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--png", type=Path, metavar="FILE")
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="of each slice")
     parser.add_argument("--threads", type=_positive, metavar="N")
+    parser.add_argument("--memory", type=_positive, metavar="BYTES", help="of all recipes together")
     parser.add_argument("--engine", choices=(EMBEDDED, VLLM), default=EMBEDDED)
     parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="with vLLM installed")
     return parser

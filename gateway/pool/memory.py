@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gateway.errors import NoMemory
@@ -36,6 +37,7 @@ class Memory:
         self._patience = patience
         self._line = asyncio.Lock()
         self._news = asyncio.Event()
+        self._held_bytes = 0
         if budget is not None:
             metrics.gauges["memory_budget_bytes"].set(budget)
 
@@ -53,7 +55,34 @@ class Memory:
             for each in self._residents().values()
             if each is kept or each.resident().is_in_use or each.resident().is_pinned
         ]
-        return max(0, self._budget - sum(staying))
+        return max(0, self._budget - self._held_bytes - sum(staying))
+
+    def unused_bytes(self) -> int | None:
+        """Return what is free while everything that is loaded stays; None: there is no limit."""
+        if self._budget is None:
+            return None
+        loaded = sum(each.num_bytes for each in self._residents().values())
+        return max(0, self._budget - self._held_bytes - loaded)
+
+    @contextmanager
+    def hold(self, num_bytes: int, name: str) -> Iterator[None]:
+        """Set memory aside for other work while the block is open; nobody is stopped for it.
+
+        Raises:
+            NoMemory: so much is not free.
+        """
+        unused = self.unused_bytes()
+        if unused is not None and num_bytes > unused:
+            raise NoMemory(
+                f"{name} needs {num_bytes} bytes, and {unused} of the memory budget are free: "
+                "unload a variant, or raise 'memory_budget'"
+            )
+        self._held_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= num_bytes
+            self.tell()
 
     async def make_room(self, variant: Variant, need: int) -> None:
         """Reserve ``need`` bytes for a variant; others stop for it, or it waits until they can.
@@ -76,7 +105,7 @@ class Memory:
         await self._in_time(self._line.acquire(), until, name)
         try:
             # Somebody may begin to use a victim while another one stops, so look again.
-            while (victims := self._victims(need, budget)) != []:
+            while (victims := self._victims(need, budget - self._held_bytes)) != []:
                 if victims is None:
                     await self._in_time(self._news.wait(), until, name)
                 for victim in victims or ():

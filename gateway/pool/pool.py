@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -315,6 +315,18 @@ class Pool:
             if not each.is_resident
         }
         return Room(self._memory.free_bytes(model.active), needed)
+
+    def unused_bytes(self) -> int | None:
+        """Return what of the memory budget is free; None: there is none."""
+        return self._memory.unused_bytes()
+
+    def hold(self, num_bytes: int, name: str) -> AbstractContextManager[None]:
+        """Set memory aside for work beside the engines while the block is open.
+
+        Raises:
+            NoMemory: so much is not free; nobody is stopped for it.
+        """
+        return self._memory.hold(num_bytes, name)
 
     def shape(self, alias: str) -> Shape:
         """Return a model's ladder and who serves it now."""

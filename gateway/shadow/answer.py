@@ -51,7 +51,7 @@ class ReplyBytes:
         is_plain = raw.lstrip().startswith(b"{")
         try:
             replies = [orjson.loads(raw)] if is_plain else list(_events(raw))
-            return _answer(replies)
+            return answer_of(replies)
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
             return None
 
@@ -62,7 +62,12 @@ def _events(raw: bytes) -> Iterable[Any]:
             yield orjson.loads(data)
 
 
-def _answer(replies: Iterable[Mapping[str, Any]]) -> Answer:
+def answer_of(replies: Iterable[Mapping[str, Any]]) -> Answer:
+    """Return the answer of a plain reply, or of all events of a stream.
+
+    Raises:
+        LookupError, TypeError, AttributeError: they are no replies.
+    """
     texts: list[str] = []
     calls: dict[int, list[str]] = {}
     reason = ""

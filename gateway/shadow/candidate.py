@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
 from gateway.shadow.answer import ReplyBytes
+from gateway.shadow.free_run import FreeRun
 from gateway.shadow.records import Capture
 from gateway.shadow.tally import DropReason, Tally
 from gateway.specs import VariantSpec
@@ -48,6 +49,8 @@ class Candidate:
         self.client: EngineClient | None = None
         self.capture: Capture | None = None
         self.recipe_digest: str | None = None
+        self.free_run: FreeRun | None = None
+        """What the reference is to answer itself after the score."""
         self.is_over = False
         self._tally = tally
         self._make_capture = make_capture
@@ -130,6 +133,8 @@ class Candidate:
         if not self.is_over:
             self._end()
             self._tally.drop(self.model, reason)
+            if self.free_run is not None:
+                self.free_run.end("unscored")
 
     def score(self) -> None:
         """End it with a score; safe to repeat."""

@@ -3,31 +3,27 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 from compression.events import ignore
-from compression.recipe import FULL
 from gateway.backends.base import Engine
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
-from gateway.model_settings import ModelSettings, VariantSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
 from gateway.shadow.embedded_scorer import EmbeddedScorer
 from gateway.shadow.records import Scorer
-from gateway.shadow.vllm_scorer import STEP_TOKENS, VllmScorer
-from gateway.shadow_settings import ReferenceSettings
+from gateway.shadow.vllm_scorer import VllmScorer
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
-NICENESS = 19
-_NAME = "reference"
 _MAX_FAILURES = 3
 """Scorings in a row that fail before the reference is left alone for a while."""
 _FIRST_PAUSE_S = 1.0
@@ -51,29 +47,6 @@ class MakeScorer(Protocol):
 
 MakeRoom = Callable[["Reference", int], Awaitable[None]]
 """Sees to it that a reference may hold so many bytes; raises ``StartupError`` if it may not."""
-
-
-def reference_spec(alias: str, model: ModelSettings, settings: ReferenceSettings) -> VariantSpec:
-    """Return how the reference of a model is started, or reached."""
-    url = settings.urls.get(alias)
-    if url is not None:
-        there = VariantSettings(model=model.model, recipe=FULL, urls=(url,))
-        return VariantSpec(alias, _NAME, there)
-    here = VariantSettings(
-        model=model.model,
-        revision=model.revision,
-        recipe=FULL,
-        engine=settings.engine,
-        vllm_python=model.vllm_python if settings.engine == "vllm" else None,
-        vllm_options=settings.vllm_options,
-        threads=settings.threads,
-        max_model_len=model.max_model_len,
-        max_num_seqs=1,
-        max_num_batched_tokens=STEP_TOKENS if settings.engine == "vllm" else None,
-        # A text that is read twice shall be computed twice, or the noise floor says nothing.
-        enable_prefix_caching=False,
-    )
-    return VariantSpec(alias, _NAME, here, niceness=NICENESS)
 
 
 def make_scorer(client: EngineClient, info: EngineInfo, backend: str) -> Scorer:
@@ -101,6 +74,8 @@ class Reference:
         self.num_bytes = 0
         """What is set aside for it while it runs."""
         self.last_used = clock()
+        self.num_users = 0
+        """Who asks it for more than a score now."""
         self._launch = launch
         self._metrics = metrics
         self._make_room = make_room
@@ -174,16 +149,21 @@ class Reference:
             self.last_used = self._clock()
             return self._scorer
 
-    async def engine(self) -> Engine:
-        """Return the running engine, started if need be.
+    @contextmanager
+    def using(self) -> Iterator[EngineClient]:
+        """Hand out its client; while the block is open it is not ended as idle.
 
         Raises:
-            NarrowgateError: it cannot be started, or is left alone for now.
+            EngineDown: it does not run.
         """
-        await self.scorer()
         if self._engine is None:
-            raise EngineDown(f"the reference of {self.spec.alias} has just ended: try again")
-        return self._engine
+            raise EngineDown(f"the reference of {self.spec.alias} does not run")
+        self.num_users += 1
+        try:
+            yield self._engine.client
+        finally:
+            self.num_users -= 1
+            self.last_used = self._clock()
 
     def succeed(self) -> None:
         """Note that a text was scored."""

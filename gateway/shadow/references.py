@@ -10,7 +10,8 @@ from gateway.errors import NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.model_settings import ModelSettings
 from gateway.registry import Metrics
-from gateway.shadow.reference import MakeScorer, Reference, make_scorer, reference_spec
+from gateway.shadow.reference import MakeScorer, Reference, make_scorer
+from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow_settings import ReferenceSettings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class References:
     async def _tend_running(self, alias: str, reference: Reference) -> None:
         reference.count_cpu()
         idle_s = time.monotonic() - reference.last_used
-        if not self._is_resident(alias) and idle_s > self._settings.idle_s:
+        is_idle = idle_s > self._settings.idle_s and not reference.num_users
+        if is_idle and not self._is_resident(alias):
             logger.info("the reference of %s is stopped (idle)", alias)
             await reference.stop()
 

@@ -22,6 +22,8 @@ from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.embedded_capture import EmbeddedCapture
 from gateway.shadow.fidelity_metrics import FidelityMetrics
+from gateway.shadow.free_runner import FreeRunner
+from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
@@ -34,6 +36,7 @@ from gateway.shadow.tally import Tally
 from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting, Worker
+from gateway.shadow.yielding import Yielding
 from gateway.shadow_settings import ShadowSettings
 from gateway.wire import MAX_TOP_LOGPROBS
 
@@ -75,12 +78,21 @@ class Shadow:
             settings.queue_size, settings.queue_s, on_old=self._on_old, clock=time.monotonic
         )
         self._fidelity = FidelityMetrics(metrics)
+        self._yielding = Yielding(references, num_busy, max_running=settings.max_running)
+        self.free_runs = FreeRuns(settings.free_run, metrics)
         self._worker = Worker(
             self._queue,
             references,
             settings,
             metrics=metrics,
-            num_busy=num_busy,
+            yielding=self._yielding,
+            free_runner=FreeRunner(
+                self.free_runs,
+                self._yielding,
+                settings,
+                metrics=metrics,
+                meanwhile=self._queue.age_out,
+            ),
             sinks=(self._fidelity, *sinks),
         )
         self._collecting: set[asyncio.Task[None]] = set()
@@ -234,15 +246,22 @@ class Shadow:
             own=self._own_slices,
         )
         slices = places_of(names, num_answer)
+        free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
+        candidate.free_run = free_run
         candidate.forget_text()
-        if not self._budget.admits(slices, num_prompt + num_answer, time.monotonic()):
+        now = time.monotonic()
+        if not self._budget.admits(slices, num_prompt + num_answer, now):
             candidate.drop("budget")
         elif not self._queue.put_nowait(Waiting(candidate, captured, spec.variant, slices)):
             candidate.drop("queue_full")
+        elif free_run is not None and not self._budget.admits(
+            slices, num_prompt + free_run.limit, now
+        ):
+            free_run.end("budget")
         self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
 
     def _on_old(self, item: Waiting) -> None:
-        is_idle = self._worker.is_idle(item.candidate.model)
+        is_idle = self._yielding.is_idle(item.candidate.model)
         item.candidate.drop("timeout" if is_idle else "busy")
 
     def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:

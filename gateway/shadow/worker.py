@@ -4,9 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from gateway.errors import (
     ApiError,
@@ -22,20 +22,19 @@ from gateway.shadow.divergence import (
     compare,
     noise_floor,
 )
+from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.scored import ScoredRequest, Sink
 from gateway.shadow.teacher_forcing import piecewise, text_of
+from gateway.shadow.yielding import Yielded, Yielding
 from gateway.shadow_settings import ShadowSettings
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-POLL_S = 0.02
-"""How soon a scoring notices that requests have come."""
 
 FULL = "full"
 
@@ -54,9 +53,11 @@ class Waiting:
         """Return what the reference has to read."""
         return len(self.captured.prompt_token_ids) + len(self.captured.positions)
 
-
-class _Yielded(Exception):
-    """Requests came while a reply was scored."""
+    def give_up(self, reason: Literal["stopped", "error"]) -> None:
+        """End whatever of it has not ended: the score, or the free run behind it."""
+        self.candidate.drop(reason)
+        if self.candidate.free_run is not None:
+            self.candidate.free_run.end(reason)
 
 
 class Worker:
@@ -69,14 +70,16 @@ class Worker:
         settings: ShadowSettings,
         *,
         metrics: Metrics,
-        num_busy: Callable[[], int],
+        yielding: Yielding,
+        free_runner: FreeRunner,
         sinks: Sequence[Sink],
     ) -> None:
         self._queue = queue
         self._references = references
         self._settings = settings
         self._metrics = metrics
-        self._num_busy = num_busy
+        self._yielding = yielding
+        self._free_runner = free_runner
         self._sinks = sinks
         self._num_scored = 0
 
@@ -88,24 +91,18 @@ class Worker:
             try:
                 await self._score(since, item)
             except asyncio.CancelledError:
-                item.candidate.drop("stopped")
+                item.give_up("stopped")
                 raise
             except Exception:
                 # The border of the shadow: a defect costs this score alone.
                 logger.exception("the shadow of request %s failed", item.candidate.request_id)
-                item.candidate.drop("error")
-
-    def is_idle(self, model: str) -> bool:
-        """Return whether requests leave room for scoring a model's replies."""
-        limit = self._settings.max_running
-        if limit is None:
-            limit = None if self._references.of(model).is_elsewhere else 0
-        return limit is None or self._num_busy() <= limit
+                item.give_up("error")
 
     async def _score(self, since: float, item: Waiting) -> None:
         candidate = item.candidate
         reference = self._references.of(candidate.model)
-        if not await self._wait_idle(since, item):
+        until = since + self._settings.queue_s
+        if not await self._yielding.wait_idle(candidate.model, until, self._queue.age_out):
             candidate.drop("busy")
             return
         try:
@@ -117,7 +114,7 @@ class Worker:
         try:
             scored = await self._ask(reference, scorer, item)
             divergence = await piecewise(item.captured.positions, scored, compare)
-        except _Yielded:
+        except Yielded:
             self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
             self._queue.put_back(since, item)
             return
@@ -143,15 +140,8 @@ class Worker:
         # The full model's own replies are such a comparison already.
         if every and self._num_scored % every == 0 and item.variant != FULL:
             await self._measure_floor(reference, scorer, item, scored)
-
-    async def _wait_idle(self, since: float, item: Waiting) -> bool:
-        """Wait until requests leave room; return False if that takes too long."""
-        while not self.is_idle(item.candidate.model):
-            if time.monotonic() - since > self._settings.queue_s:
-                return False
-            await asyncio.sleep(POLL_S)
-            self._queue.age_out()
-        return True
+        if candidate.free_run is not None:
+            await self._free_runner.run(candidate.free_run, reference)
 
     async def _ask(
         self, reference: Reference, scorer: Scorer, item: Waiting
@@ -162,23 +152,8 @@ class Worker:
         return found
 
     async def _unless_busy(self, item: Waiting, work: Awaitable[_T]) -> _T:
-        """Return what ``work`` gives, unless requests come before.
-
-        Raises:
-            _Yielded: they came.
-            TimeoutError: it took too long.
-        """
-        task = asyncio.ensure_future(work)
-        try:
-            async with asyncio.timeout(self._settings.score_timeout_s):
-                while not task.done():
-                    await asyncio.wait({task}, timeout=POLL_S)
-                    if not task.done() and not self.is_idle(item.candidate.model):
-                        raise _Yielded
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        timeout_s = self._settings.score_timeout_s
+        return await self._yielding.unless_busy(item.candidate.model, work, timeout_s=timeout_s)
 
     async def _measure_floor(
         self, reference: Reference, scorer: Scorer, item: Waiting, first: list[ScoredPosition]
@@ -197,7 +172,7 @@ class Worker:
             pairs = list(zip(first, second, strict=True))
             floor = await piecewise(ids, pairs, _floor)
             self._hand_on(item, floor, FULL, reference)
-        except (_Yielded, TimeoutError, ApiError, NotANumber) as error:
+        except (Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
 
     def _count_tokens(self, reference: Reference, count: int) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from compression.manifest import Manifest, SourceRecord
 from compression.prepare import Prepared
 from compression.presets import load_recipe
 from compression.recipe import FULL
+from gateway.comparisons.command import CompareCommand
 from gateway.engine import side_by_side
-from gateway.engine.compare import main
+from gateway.engine.compare import _parser, main
 from gateway.engine.comparison import compare, recipe_names
 from gateway.engine.decode_speed import decode_ms, decode_shape
 
@@ -481,3 +483,23 @@ def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
     assert child.returncode == 128 + number
     assert errors == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_process_knows_every_field_of_the_command() -> None:
+    """What the command line and the service say comes over whole."""
+    command = CompareCommand(
+        model="m",
+        recipe=("a", "b"),
+        revision="r",
+        text=Path("t"),
+        json=Path("j"),
+        html=Path("h"),
+        png=Path("p"),
+        max_tokens=1,
+        threads=2,
+        memory=3,
+        engine="vllm",
+        vllm_python=Path("v"),
+    )
+    found = vars(_parser().parse_args(command.words()[2:]))
+    assert found == {**asdict(command), "recipe": ["a", "b"]}

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -54,6 +54,8 @@ class Script:
     with_done: bool = True
     write_all_at_once: bool = False
     label: str = ""
+    text: str = ""  # is answered, a token a word, instead of made-up words
+    reference: dict[str, Any] = field(default_factory=dict)  # what a reference does otherwise
 
 
 @dataclass
@@ -233,6 +235,8 @@ class FakeEngine:
         fields = parse_object(body)
         request = kind.parse(fields)
         script = Script(**fields.get("fake", {}))
+        if self.name.endswith("@reference"):
+            script = replace(script, **script.reference)
         if script.status:
             _write(wire.writer, script.status, script.body.encode(), {"retry-after": "7"})
             return
@@ -326,8 +330,9 @@ class Answer(ABC):
                 f"the maximum context length is {MAX_MODEL_LEN} tokens, "
                 f"the prompt has {self.num_prompt_tokens}"
             )
-        self.finish_reason = "stop" if limit is None or limit >= script.tokens else "length"
-        self.tokens = [f" {_word(i)}" for i in range(min(limit or script.tokens, script.tokens))]
+        words = script.text.split() or [_word(i) for i in range(script.tokens)]
+        self.finish_reason = "stop" if limit is None or limit >= len(words) else "length"
+        self.tokens = [f" {word}" for word in words[:limit]]
         self._cut(request.stop)
 
     def _cut(self, stop: str | list[str] | None) -> None:

@@ -18,6 +18,8 @@ from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.answer import Answer
+from gateway.shadow.free_run import Result as FreeRunResult
+from gateway.shadow.free_run import judge
 from gateway.shadow.ladder_report import REASONS
 from gateway.shadow.scored import Estimator
 from gateway.shadow.slices import MAX_OWN, MAX_OWN_VALUES, all_slices
@@ -206,10 +208,10 @@ def label(family: str, name: str) -> Label:
 
 def test_values_are_those_of_their_owners() -> None:
     """The manifest lists what the code can write, no less and no more."""
-    checks = output_checks.check(
-        Answer(text="{}", calls=(), finish_reason="stop"),
-        {"response_format": {"type": "json_object"}},
-    )
+    answer = Answer(text="{}", calls=(), finish_reason="stop")
+    as_json = {"response_format": {"type": "json_object"}}
+    checks = output_checks.check(answer, as_json)
+    twice = judge(answer, as_json, num_tokens=1, limit=1)
     expected = [
         ("admission_rejections_total", "reason", get_args(RejectionReason)),
         ("engine_restarts_total", "reason", get_args(Restart)),
@@ -222,6 +224,8 @@ def test_values_are_those_of_their_owners() -> None:
         ("ladder_steps_total", "reason", tuple(REASONS.values())),
         ("fidelity_kl_nats_total", "estimator", get_args(Estimator)),
         ("fidelity_output_checks_total", "check", (*checks, "tool_call")),
+        ("fidelity_free_runs_total", "result", get_args(FreeRunResult)),
+        ("fidelity_free_run_checks_total", "check", (*twice.checks, "tool_call")),
     ]
     for family, name, values in expected:
         assert set(label(family, name).values) == set(values), (family, name)

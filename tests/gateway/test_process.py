@@ -233,7 +233,7 @@ def test_what_is_scored_is_measured_when_it_is_made(
     """The child is asked for the fidelity where verdicts need to know what is usual."""
     asked: list[str] = []
 
-    async def run(words: list[str], on_progress: OnProgress) -> dict[str, Any]:
+    async def run(words: list[str], on_progress: OnProgress, *, niceness: int) -> dict[str, Any]:
         asked.extend(words)
         return {"directory": "/nowhere", "manifest": None}
 

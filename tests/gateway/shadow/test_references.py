@@ -14,7 +14,8 @@ from gateway.model_settings import ModelSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
-from gateway.shadow.reference import Reference, reference_spec
+from gateway.shadow.reference import Reference
+from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow.references import References
 from gateway.shadow_settings import ReferenceSettings
 from gateway.specs import VariantSpec
@@ -170,5 +171,35 @@ def test_pauses_grow_and_end() -> None:
             assert reference.state == expected
         assert reference.pause_left_s == 4
         await reference.stop(0)
+
+    asyncio.run(use())
+
+
+def test_who_is_asked_is_not_idle() -> None:
+    """A reference in use stays, however long it takes; afterwards its idleness begins anew."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = References(
+            {"a": MODEL},
+            ReferenceSettings.model_validate({"idle_s": 0.01}),
+            launch,
+            metrics=Metrics(),
+            is_wanted=lambda alias: True,
+        )
+        reference = references.of("a")
+        with pytest.raises(EngineDown, match="the reference of a does not run"):
+            reference.using().__enter__()
+        await reference.scorer()
+        with reference.using() as client:
+            assert client is launch.engines[0].client
+            reference.last_used = -1000.0
+            await references._tend_running("a", reference)
+            assert reference.is_running
+        await references._tend_running("a", reference)
+        assert reference.is_running
+        reference.last_used = -1000.0
+        await references._tend_running("a", reference)
+        assert not reference.is_running
 
     asyncio.run(use())
