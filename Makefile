@@ -1,5 +1,5 @@
 # The verbs of people and CI alike: install, demo, stack, shadow-traffic, vllm-env, vllm-demo, test,
-# dashboards-check, lint, bench.
+# dashboards-check, pictures, lint, bench.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ ALERTMANAGER_PORT ?= 9093
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
-.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test dashboards-check lint bench bench-peers clean
+.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test dashboards-check pictures lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ stack: install
 # Small varied requests for a running demo, until its verdict is ok or drift.
 shadow-traffic: install
 	$(BIN)/python -m benchmarks.shadow.live --port $(PORT)
+
+# The page and the dashboards as they were during some minutes of the demo, into docs/pictures.
+pictures: install
+	$(BIN)/python -m benchmarks.pictures
 
 # vLLM in an environment of its own; where there is no wheel of it, a file says why.
 vllm-env: $(VLLM_ENV)/.installed
