@@ -46,9 +46,10 @@ def _tiles() -> tuple[Panel, ...]:
         ),
         tile(
             "Mean over tolerance",
-            "Lower bound of the mean KL divergence of all traffic over its tolerance "
-            "(narrowgate_drift_mean_lower_nats, narrowgate_drift_tolerance_nats). 100 % and above "
-            "is proven damage: swap to a safer variant.",
+            "Mean KL divergence of all traffic in the time range over its tolerance "
+            "(narrowgate_fidelity_kl_nats_total, narrowgate_fidelity_requests_total, "
+            "narrowgate_drift_tolerance_nats). The verdict says whether that is proven: swap to a "
+            "safer variant where it is drift.",
             units.SHARE,
             NO_VERDICT,
             Query(all_traffic(), _NAMED),
@@ -88,8 +89,9 @@ def _slices() -> tuple[Panel, ...]:
     return (
         table(
             "Slices, worst first",
-            "Each slice's verdict, the bounds of its mean KL divergence, its tolerance and its "
-            "evidence (narrowgate_drift_state, narrowgate_drift_mean_lower_nats, "
+            "Each slice's verdict, its mean KL divergence in the time range over its tolerance, "
+            "the bounds of the mean since the last alarm, and the evidence (narrowgate_drift_state, "
+            "narrowgate_fidelity_kl_nats_total, narrowgate_drift_mean_lower_nats, "
             "narrowgate_drift_mean_upper_nats, narrowgate_drift_tolerance_nats, "
             "narrowgate_drift_e_value_log10, narrowgate_fidelity_requests_total, "
             "narrowgate_fidelity_tokens_total). One slice in drift and the rest ok: protect what "
@@ -97,18 +99,18 @@ def _slices() -> tuple[Panel, ...]:
             units.NATS,
             NO_VERDICT,
             Query(highest("drift_state", _MVS), "", "verdict", units.STATE),
-            Query(worst_slices(), "", "lower / tolerance", units.SHARE),
+            Query(worst_slices(), "", "mean / tolerance", units.SHARE),
             Query(highest("drift_mean_lower_nats", _MVS), "", "lower"),
             Query(highest("drift_mean_upper_nats", _MVS), "", "upper"),
             Query(highest("drift_tolerance_nats", _MVS), "", "tolerance"),
             Query(highest("drift_e_value_log10", _MVS), "", "evidence (log10)", units.COUNT),
             Query(ratio(agreed, gained("fidelity_tokens_total", _MVS)), "", "same", units.SHARE),
             Query(gained(counted, _MVS), "", "scored in range", units.COUNT),
-            sorted_by="lower / tolerance",
+            sorted_by="mean / tolerance",
             first=("model", "variant", "slice"),
             cells={
                 "verdict": coloured(mappings=(verdicts(),)),
-                "lower / tolerance": coloured(thresholds=at_most(0.7, 1)),
+                "mean / tolerance": coloured(thresholds=at_most(0.7, 1)),
             },
             height=11,
         ),

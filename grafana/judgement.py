@@ -1,6 +1,6 @@
 """Verdicts in PromQL."""
 
-from grafana.query import ratio, series
+from grafana.query import gained, highest, ratio, series
 
 DRIFT, STALE, LEARNING = 2, 3, 0
 
@@ -18,8 +18,14 @@ def worst_verdict(*, is_active_only: bool = True) -> str:
 
 
 def worst_slices() -> str:
-    """Return for each slice how its divergence is at least, as a multiple of its tolerance."""
+    """Return each slice's mean divergence in the time range, as a multiple of its tolerance."""
     return _over_tolerance("model, variant, slice")
+
+
+def worst_active_slice() -> str:
+    """Return the largest of these among the variants that serve."""
+    active = f"max by (model, variant) ({series('active_variant')} == 1)"
+    return f"topk(1, ({worst_slices()}) and on (model, variant) {active})"
 
 
 def all_traffic() -> str:
@@ -28,6 +34,9 @@ def all_traffic() -> str:
 
 
 def _over_tolerance(by: str, *matchers: str) -> str:
-    lower = series("drift_mean_lower_nats", *matchers)
-    tolerance = series("drift_tolerance_nats", *matchers)
-    return f"max by ({by}) ({ratio(lower, tolerance)})"
+    # Bounds of the mean begin anew with an alarm, so they would be green while a slice drifts.
+    mean = ratio(
+        gained("fidelity_kl_nats_total", by, *matchers),
+        gained("fidelity_requests_total", by, *matchers),
+    )
+    return ratio(mean, highest("drift_tolerance_nats", by, *matchers))

@@ -5,7 +5,7 @@ from grafana.charts import lines, tile
 from grafana.colours import at_least, at_most, verdicts
 from grafana.compression import memory_saved
 from grafana.dashboard import Dashboard, Row
-from grafana.judgement import worst_slices, worst_verdict
+from grafana.judgement import worst_active_slice, worst_verdict
 from grafana.panel import Panel, Query
 from grafana.query import gained, highest, quantile, rate, ratio, total
 from grafana.variable import first_token_limit, inter_token_limit
@@ -87,13 +87,14 @@ def _quality() -> tuple[Panel, ...]:
         ),
         tile(
             "Worst slice",
-            "The slice whose divergence is surest to be high: lower bound of its mean KL "
-            "divergence over its tolerance (narrowgate_drift_mean_lower_nats, "
-            "narrowgate_drift_tolerance_nats). 100 % and above is proven damage: see which slices "
-            "on the dashboard Fidelity.",
+            "The slice of an active variant with the largest mean KL divergence for its tolerance "
+            "in the time range (narrowgate_fidelity_kl_nats_total, "
+            "narrowgate_fidelity_requests_total, narrowgate_drift_tolerance_nats, "
+            "narrowgate_active_variant). Few requests make it jump: the verdict on the "
+            "dashboard Fidelity says whether it is proven.",
             units.SHARE,
             NOT_SCORED,
-            Query(f"topk(1, {worst_slices()})", "{{model}}@{{variant}} {{slice}}"),
+            Query(worst_active_slice(), "{{model}}@{{variant}} {{slice}}"),
             decimals=0,
             thresholds=at_most(0.7, 1),
             leads_to="narrowgate-fidelity",

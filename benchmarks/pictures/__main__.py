@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import yaml
@@ -32,6 +33,21 @@ SETTINGS = {
     "shadow": {"rate": 1, "verdict": {"tolerance": {"all": 0.05}}, "ledger": {"path": False}},
 }
 """A tolerance by hand: measuring one takes minutes that no picture shows."""
+
+_TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "page-dark": "The page, dark",
+        "page-light": "The page, light",
+        "page-ask": "One question to the compressed and to the full model",
+        "page-phone": "The page on a phone",
+        "narrowgate-overview": "Overview",
+        "narrowgate-compression": "Compression",
+        "narrowgate-fidelity": "Fidelity",
+        "narrowgate-shadow": "Shadow",
+        "narrowgate-engines": "Engines",
+        "narrowgate-gateway": "Gateway",
+    }
+)
 
 _STEP_S = 5.0
 _READY_S = 300.0
@@ -102,12 +118,14 @@ def _write_note(out: Path, minutes: float) -> None:
     machine = describe()
     words = (
         "# Pictures\n\n"
-        f"Made by `make pictures` ({minutes:g} minutes of requests) on {machine['cores']} cores of "
-        f"{machine['processor']}.\n"
-        "The page is as Chromium shows it. The dashboards are drawn from their own JSON and their "
-        "own queries,\nanswered by the run's Prometheus, by `benchmarks/pictures/drawing.py`; "
-        "Grafana itself draws them\nwith its own hand.\n"
+        f"Made by `make pictures`: {minutes:g} minutes of requests for the demo model on "
+        f"{machine['cores']} cores of\n{machine['processor']}. The page is as Chromium shows it. "
+        "The dashboards are drawn from their own\nJSON and their own queries, answered by the "
+        "run's Prometheus, by `benchmarks/pictures/drawing.py`:\nno Grafana was at hand, which "
+        "draws them with its own hand.\n"
     )
+    for name, title in _TITLES.items():
+        words += f"\n## {title}\n\n![{title}]({name}.png)\n"
     (out / "README.md").write_text(words, encoding="utf-8")
 
 

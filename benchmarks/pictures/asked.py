@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from gateway.shadow.slices import ALL
 from grafana.queries import substituted
 
 Json = dict[str, Any]
@@ -55,7 +56,10 @@ class Prometheus:
     def _lines(self, target: Json, span: Span) -> Iterator[Line]:
         interval = max(15, 4 * round(span.step_s))
         expr = substituted(
-            target["expr"], rate_interval=f"{interval}s", range=f"{max(60, span.seconds)}s"
+            target["expr"],
+            slice_name=ALL,  # as a dashboard opens
+            rate_interval=f"{interval}s",
+            range=f"{max(60, span.seconds)}s",
         )
         if target["instant"]:
             path, asked = "/api/v1/query", {"query": expr, "time": str(span.end)}
