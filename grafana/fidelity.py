@@ -90,7 +90,7 @@ def _slices() -> tuple[Panel, ...]:
         table(
             "Slices, worst first",
             "Each slice's verdict, its mean KL divergence in the time range over its tolerance, "
-            "the bounds of the mean since the last alarm, and the evidence (narrowgate_drift_state, "
+            "the bounds of the mean since the last alarm, and evidence (narrowgate_drift_state, "
             "narrowgate_fidelity_kl_nats_total, narrowgate_drift_mean_lower_nats, "
             "narrowgate_drift_mean_upper_nats, narrowgate_drift_tolerance_nats, "
             "narrowgate_drift_e_value_log10, narrowgate_fidelity_requests_total, "
