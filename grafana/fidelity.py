@@ -70,13 +70,13 @@ def _tiles() -> tuple[Panel, ...]:
         ),
         tile(
             "Perplexity ratio",
-            "Perplexity of the served text under the variant over that under the full model, in "
+            "Perplexity of the served text under the full model over that under the variant, in "
             "the time range (narrowgate_fidelity_nll_nats_total, narrowgate_fidelity_tokens_total"
-            "). Below 1 is usual: a model likes its own text best. Far from what it was: see the "
+            "). A little above 1 is usual: a model likes its own text best. Growing: see the "
             "slices.",
             units.TIMES,
             NOT_SCORED,
-            Query(f"exp(-({_less_likely(gained, _MV, _ALL)}))", _NAMED),
+            Query(f"exp({_less_likely(gained, _MV, _ALL)})", _NAMED),
             width=6,
             decimals=3,
         ),

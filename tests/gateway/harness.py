@@ -150,10 +150,6 @@ class Gateway:
         """Return the process ids of all references that were started."""
         return [int(line[1]) for line in self._engines("@reference", is_named=True)]
 
-    def references_of(self, model: str) -> list[int]:
-        """Return the process ids of a model's references, in the order of their starts."""
-        return [int(line[1]) for line in self._engines(f" {model}@reference", is_named=True)]
-
     def _engines(self, ending: str, *, is_named: bool) -> list[list[str]]:
         lines = self._notebook.read_text().splitlines() if self._notebook.exists() else []
         return [line.split() for line in lines if line.endswith(ending) is is_named]
