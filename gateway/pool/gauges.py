@@ -6,6 +6,17 @@ from gateway.pool.state import Snapshot, State
 from gateway.registry import Metrics
 
 
+_OF_A_LIVE_ENGINE = (
+    "model_info",
+    "weights_bytes",
+    "weights_uncompressed_bytes",
+    "bytes_per_weight",
+    "kv_bytes_per_token",
+    "probe_change_nats",
+)
+"""What ends with the engine; another one may be another thing."""
+
+
 def record_state(metrics: Metrics, shot: Snapshot) -> None:
     """Write a variant's state, and the sizes of what it serves."""
     spec, gauges = shot.spec, metrics.gauges
@@ -18,6 +29,9 @@ def record_state(metrics: Metrics, shot: Snapshot) -> None:
     gauges["reserved_memory_bytes"].labels(*names).set(shot.num_bytes)
     if shot.state is State.READY:
         _record_info(metrics, shot)
+    else:
+        for name in _OF_A_LIVE_ENGINE:
+            gauges[name].remove_by_labels({"model": spec.alias, "variant": spec.variant})
 
 
 def _record_info(metrics: Metrics, shot: Snapshot) -> None:

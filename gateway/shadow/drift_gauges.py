@@ -12,6 +12,21 @@ STATE_VALUES: Mapping[State, int] = MappingProxyType(
 )
 
 
+_OF_A_MONITOR = (
+    "drift_state",
+    "drift_e_value_log10",
+    "drift_mean_lower_nats",
+    "drift_mean_upper_nats",
+    "drift_tolerance_nats",
+)
+
+
+def forget_verdicts(metrics: Metrics, model: str, variant: str) -> None:
+    """Take back what was said of a variant: other weights or another reference begin anew."""
+    for name in _OF_A_MONITOR:
+        metrics.gauges[name].remove_by_labels({"model": model, "variant": variant})
+
+
 def record_verdicts(
     metrics: Metrics, model: str, variant: str, verdicts: Iterable[Verdict]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from compression.recipe import FULL
 from gateway.registry import Metrics
-from gateway.shadow.drift_gauges import record_verdicts
+from gateway.shadow.drift_gauges import forget_verdicts, record_verdicts
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.ledger_entry import LedgerEntry
 from gateway.shadow.monitor import Monitor
@@ -221,6 +221,7 @@ class Judge:
         name = _name(model, variant)
         if watched is None and name in self._kept and monitor.restore(self._kept[name]):
             logger.info("the verdicts of %s are taken over", name)
+        forget_verdicts(self._metrics, model, variant)
         watched = self._watched[model, variant] = _Watched(monitor, subject.recipe_digest)
         watched.verdicts = monitor.verdicts()
         return watched
