@@ -3,12 +3,17 @@
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from gateway.admission.door import Door
+from gateway.admission.keys import KeyRing
+from gateway.errors import InvalidApiKey
+from gateway.registry import Metrics
 from gateway.settings import Settings, load_settings
 from tests.deploy.image import ROOT
 
@@ -89,30 +94,56 @@ def test_gateway_may_drain() -> None:
     assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + 10
 
 
-def test_gateway_has_settings() -> None:
-    """The mounted file stands where the image looks, and loads with the service's environment."""
-    source, target, _ = SERVICES["gateway"]["volumes"][0].split(":")
+def filled(text: str, given: Mapping[str, str]) -> str:
+    """Return a text of a compose file with its variables replaced."""
+
+    def fill(found: re.Match[str]) -> str:
+        name, _, default = found[1].partition(":")
+        return given.get(name) or default.removeprefix("-")
+
+    return re.sub(r"\$\{([^}]*)\}", fill, text)
+
+
+def settings_of_gateway() -> Settings:
+    """Return what the service makes of the mounted file and of its environment."""
+    source = SERVICES["gateway"]["volumes"][0].split(":")[0]
     environment = {
-        key: value
+        key: filled(value, {"ADMIN_KEY": "sk-chosen"})
         for key, value in SERVICES["gateway"]["environment"].items()
         if key.startswith("NARROWGATE_")
     }
-    settings = load_settings(DEPLOY / source, {}, environment)
-    assert target == "/etc/narrowgate/settings.yaml"
+    return load_settings(DEPLOY / source, {}, environment)
+
+
+def test_gateway_has_settings() -> None:
+    """The mounted file stands where the image looks, and loads with the service's environment."""
+    settings = settings_of_gateway()
+    assert SERVICES["gateway"]["volumes"][0].split(":")[1] == "/etc/narrowgate/settings.yaml"
     assert list(settings.models) == ["smollm2"]
+    assert settings.shadow.rate > 0
     assert "gateway" in settings.allowed_hosts
+
+
+def test_page_opens_to_the_chosen_key() -> None:
+    """Whoever comes through the bridge is not on loopback: the key opens the page's figures."""
+    settings = settings_of_gateway()
+    ring = KeyRing(settings.api_keys, None, aliases=list(settings.models))
+    door = Door(settings, ring, Metrics())
+    host = {"host": "127.0.0.1:8000"}
+    assert door.check("/dashboard", host, "172.18.0.1") is None
+    assert door.check("/metrics", {"host": "gateway:8000"}, "172.18.0.3") is None
+    key = door.check("/admin/live", host | {"authorization": "Bearer sk-chosen"}, "172.18.0.1")
+    assert key is not None
+    assert key.admin
+    with pytest.raises(InvalidApiKey):
+        door.check("/admin/live", host, "172.18.0.1")
 
 
 def test_front_takes_its_engine_from_the_environment() -> None:
     """With a URL and a name the second file makes settings for an engine elsewhere."""
     service = yaml.safe_load(FILES[1].read_text())["services"]["gateway"]
     given = {"ENGINE_URL": "http://10.0.0.5:8000", "ENGINE_MODEL": "far"}
-
-    def fill(found: re.Match[str]) -> str:
-        name, _, default = found[1].partition(":")
-        return given.get(name) or default.removeprefix("-")
-
-    models = re.sub(r"\$\{([^}]*)\}", fill, service["environment"]["NARROWGATE_MODELS"])
+    models = filled(service["environment"]["NARROWGATE_MODELS"], given)
     settings = load_settings(None, {}, {"NARROWGATE_MODELS": models})
     assert settings.models["assistant"].urls == ("http://10.0.0.5:8000",)
     assert settings.models["assistant"].model == "far"
