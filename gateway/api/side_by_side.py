@@ -180,9 +180,9 @@ class _Pair:
             started = time.perf_counter()
             async with client.generate(_CHAT, self._fields, self._request_id) as reply:
                 content = await reply.body()
-            reply = _reply(content, time.perf_counter() - started)
-            asked.charge(_num_tokens(reply))
-            return reply, await divergence_of(noted.captured, scorer)
+            told = _reply(content, time.perf_counter() - started)
+            asked.charge(_num_tokens(told))
+            return told, await divergence_of(noted.captured, scorer)
 
     async def _ready(self, spec: VariantSpec) -> float:
         """Return when a variant could be asked, so that its load is no part of its time."""
