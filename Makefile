@@ -12,7 +12,7 @@ ALERTMANAGER_PORT ?= 9093
 CACHE := $(or $(NARROWGATE_HOME),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/narrowgate)
 VLLM_ENV := $(CACHE)/vllm
 
-.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test dashboards-check pictures lint bench bench-peers clean
+.PHONY: install demo stack shadow-traffic vllm-env vllm-demo test dashboards-tools dashboards-check pictures lint bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -55,8 +55,16 @@ test: install vllm-env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" $(addprefix --ignore=,$(TWO_AT_A_TIME))
 	$(BIN)/python -m pytest -m alone
 
+# Without these servers the tests of dashboards-check would be skipped, and it would pass.
+dashboards-tools:
+	@for found in promtool:prometheus prometheus:prometheus amtool:prometheus-alertmanager; do \
+	  command -v $${found%%:*} >/dev/null || \
+	    { echo "dashboards-check needs $${found%%:*}: apt-get install $${found##*:}" >&2; exit 1; }; done
+	@command -v prometheus-alertmanager >/dev/null || command -v alertmanager >/dev/null || \
+	  { echo "dashboards-check needs prometheus-alertmanager: apt-get install prometheus-alertmanager" >&2; exit 1; }
+
 # The generated files are up to date; what panels and rules ask exists and holds.
-dashboards-check: install
+dashboards-check: dashboards-tools install
 	$(BIN)/python -m grafana --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/grafana
 

@@ -27,6 +27,18 @@ Outcome = Literal["ok", "client_abort", "timeout", "rejected", "shed", "error"]
 
 Operation = Literal["chat", "completion", "response", "embedding", "tokenize"]
 
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        "/v1/chat/completions": "chat",
+        "/v1/completions": "completion",
+        "/v1/responses": "response",
+        "/v1/embeddings": "embedding",
+        "/tokenize": "tokenize",
+        "/detokenize": "tokenize",
+    }
+)
+"""By path, what is counted even if it is turned away before anybody reads it."""
+
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "abort", "error"})
 _OUTCOMES: Mapping[type[ApiError], Outcome] = MappingProxyType(
     {
@@ -54,6 +66,7 @@ class RequestTrace:
         self._outcome: Outcome = "error"
         self._finish_reason = "error"
         self._num_texts = 0
+        self._num_charged = 0
         self._last_text: dict[int, float] = {}  # by choice
         self._first_text_s: float | None = None
         self._record = RECORD.get()
@@ -107,11 +120,17 @@ class RequestTrace:
         """Return the seconds since the request's arrival."""
         return time.perf_counter() - self._started
 
+    def charge(self, num_tokens: int) -> None:
+        """Note tokens of another answer to the same request: its key pays for them too."""
+        self._num_charged += num_tokens
+
     def num_tokens(self, prompt_estimate: int) -> int:
         """Return the tokens of prompt and answer so far; unreported, they are estimated."""
         if self._usage is not None:
-            return self._usage.prompt_tokens + self._usage.completion_tokens
-        return prompt_estimate + self._num_texts if self._is_running else 0
+            own = self._usage.prompt_tokens + self._usage.completion_tokens
+        else:
+            own = prompt_estimate + self._num_texts if self._is_running else 0
+        return own + self._num_charged
 
     def succeed(self, finish_reason: str) -> None:
         """Note a complete reply."""
@@ -147,14 +166,31 @@ class RequestTrace:
         counters["requests_total"].labels(*ending).inc()
         if self._is_running:
             self._metrics.gauges["requests_running"].labels(*where).dec()
-        usage = self._usage or Usage(prompt_tokens=0, completion_tokens=self._num_texts)
+        usage = self._found_usage
         if usage.prompt_tokens:
             counters["prompt_tokens_total"].labels(*where).inc(usage.prompt_tokens)
         if usage.completion_tokens:
             counters["generated_tokens_total"].labels(*where).inc(usage.completion_tokens)
         if self._outcome == "ok":
             self._observe_answer(usage)
-        self._note(usage)
+        self.note()
+
+    def note(self) -> None:
+        """Hand what became of the request to its log line and its span."""
+        record = self._record
+        if record is None:
+            return
+        record.outcome, record.finish_reason = self._outcome, self._finish_reason
+        record.first_token_s = self._first_text_s
+        if self._is_running:
+            usage = self._found_usage
+            record.model, record.variant = self._model, self._variant
+            record.input_tokens = usage.prompt_tokens
+            record.output_tokens = usage.completion_tokens
+
+    @property
+    def _found_usage(self) -> Usage:
+        return self._usage or Usage(prompt_tokens=0, completion_tokens=self._num_texts)
 
     def _exemplar(self) -> dict[str, str] | None:
         """Return what leads from a bucket to the request's trace."""
@@ -172,17 +208,6 @@ class RequestTrace:
             (last,) = self._last_text.values()
             mean_s = (last - self._started - self._first_text_s) / num_more
             histograms["time_per_output_token_seconds"].labels(*where).observe(mean_s)
-
-    def _note(self, usage: Usage) -> None:
-        """Hand what became of the request to its log line and its span."""
-        record = self._record
-        if record is None:
-            return
-        record.outcome, record.finish_reason = self._outcome, self._finish_reason
-        record.first_token_s = self._first_text_s
-        if self._is_running:
-            record.input_tokens = usage.prompt_tokens
-            record.output_tokens = usage.completion_tokens
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from gateway.admission.addresses import HostList, is_local_name, is_loopback
@@ -19,6 +20,7 @@ from gateway.errors import (
 from gateway.metrics import OTHER, PATHS, RejectionReason
 from gateway.registry import Metrics
 from gateway.settings import Settings
+from gateway.trace import OPERATIONS, traced
 from gateway.wire import MAX_ECHO
 
 ADMIN_PREFIX = "/admin/"
@@ -45,6 +47,7 @@ class Door:
         self._open = _OPEN if settings.protect_metrics else _OPEN.union(PATHS)
         self._max_requests = settings.max_concurrent_requests
         self._num_requests = 0
+        self._metrics = metrics
         self._rejections = metrics.counters["admission_rejections_total"]
 
     @property
@@ -84,8 +87,16 @@ class Door:
         if path.startswith(ADMIN_PREFIX):
             self._require_admin(key, headers, client)
         if self._num_requests >= self._max_requests:
-            raise Overloaded(f"{self._max_requests} requests are being answered here: try again")
+            self._shed(path)
         return key
+
+    def _shed(self, path: str) -> NoReturn:
+        error = Overloaded(f"{self._max_requests} requests are being answered here: try again")
+        operation = OPERATIONS.get(path)
+        if operation is None:
+            raise error
+        with traced(self._metrics, operation):  # a client that is turned away sees a failure
+            raise error
 
     def _identify(self, headers: Mapping[str, str]) -> ApiKey | None:
         if not self.has_keys:

@@ -29,7 +29,7 @@ from gateway.streaming import (
     until_disconnect,
 )
 from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
-from gateway.trace import Operation, RequestTrace, traced
+from gateway.trace import OPERATIONS, RequestTrace, traced
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +41,17 @@ class _Route:
     """One path; the fields of a ``Forwarded`` body are the engine's business alone."""
 
     path: str
-    operation: Operation
     parse: Callable[[dict[str, Any]], Body]
     read: Callable[[bytes, RequestTrace], None] = read_forwarded
     streams: bool = False
 
 
-_CHAT = _Route("/v1/chat/completions", "chat", parse_chat, read_plain, streams=True)
-_TEXT = _Route("/v1/completions", "completion", parse_completion, read_plain, streams=True)
-_RESPONSES = _Route("/v1/responses", "response", parse_forwarded, streams=True)
-_EMBEDDINGS = _Route("/v1/embeddings", "embedding", parse_forwarded)
-_TOKENIZE = _Route("/tokenize", "tokenize", parse_tokenize)
-_DETOKENIZE = _Route("/detokenize", "tokenize", parse_detokenize)
+_CHAT = _Route("/v1/chat/completions", parse_chat, read_plain, streams=True)
+_TEXT = _Route("/v1/completions", parse_completion, read_plain, streams=True)
+_RESPONSES = _Route("/v1/responses", parse_forwarded, streams=True)
+_EMBEDDINGS = _Route("/v1/embeddings", parse_forwarded)
+_TOKENIZE = _Route("/tokenize", parse_tokenize)
+_DETOKENIZE = _Route("/detokenize", parse_detokenize)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -88,7 +87,7 @@ async def detokenize(request: Request) -> Response:
 async def _answer(request: Request, route: _Route) -> Response:
     service = service_of(request)
     async with AsyncExitStack() as stack:
-        trace = stack.enter_context(traced(service.metrics, route.operation))
+        trace = stack.enter_context(traced(service.metrics, OPERATIONS[route.path]))
         fields = await read_object(request, service.settings)
         if service.settings.log_prompts:
             logger.info("request", extra={PRIVATE: fields})

@@ -4,7 +4,7 @@ The numbers are the shadow's: the variant's own answer, read by the full model t
 """
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,8 @@ class Noted:
 async def side_by_side(request: Request) -> JSONResponse:
     """Return a variant's answer and the full model's, and the divergence on each token."""
     service = service_of(request)
-    with traced(service.metrics, "chat") as trace:
+    with ExitStack() as tracing:
+        trace = tracing.enter_context(traced(service.metrics, "chat"))
         fields = await read_object(request, service.settings)
         asked = validated(SideBySide, fields)
         spec = service.pool.find(asked.model).spec
@@ -78,7 +79,7 @@ async def side_by_side(request: Request) -> JSONResponse:
         entering = service.admission.enter(request, asked.model, demand, trace)
         async with entering as entry:
             pair = _Pair(service, asked, fields, entry)
-            in_time = entry.deadline.until_reply(pair.ask(spec, trace))
+            in_time = entry.deadline.until_reply(pair.ask(spec, trace, tracing))
             return JSONResponse(await until_disconnect(request.receive, in_time))
 
 
@@ -98,16 +99,17 @@ class _Pair:
             "temperature": asked.temperature,
         }
 
-    async def ask(self, spec: VariantSpec, trace: RequestTrace) -> dict[str, Any]:
-        """Return both answers with the scores of the variant's."""
+    async def ask(
+        self, spec: VariantSpec, trace: RequestTrace, tracing: ExitStack
+    ) -> dict[str, Any]:
+        """Return both answers with the scores of the variant's, whose answer ends ``tracing``."""
         full = self._full(spec)  # what is missing in the settings is told before anything is asked
-        noted = await self._noted(spec, trace)
+        noted = await self._noted(spec, trace, tracing)
         if full is None:
-            reply, divergence = await self._by_reference(spec, noted)
+            reply, divergence = await self._by_reference(spec, noted, trace)
         else:
-            reply, divergence = await self._by_variant(full, noted)
-            # The request's own log line is that of the variant which was asked for.
-            trace.route(spec.alias, spec.variant, False)
+            reply, divergence = await self._by_variant(full, noted, trace)
+            trace.note()  # the log line is that of the variant which was asked for
         name = full.served_name if full is not None else f"{spec.alias}@reference"
         return {
             "model": spec.alias,
@@ -133,7 +135,7 @@ class _Pair:
             )
         return None
 
-    async def _noted(self, spec: VariantSpec, trace: RequestTrace) -> Noted:
+    async def _noted(self, spec: VariantSpec, trace: RequestTrace, tracing: ExitStack) -> Noted:
         async with AsyncExitStack() as stack:
             note = Note(self._service.shadow.capture_for)
             started = await self._ready(spec)
@@ -142,21 +144,24 @@ class _Pair:
             client = answer.lease.client
             content, captured = await note.read(answer.head.result(), client)
             read_plain(content, trace)
+            tracing.close()  # loading the full model and scoring are no part of this request
             ids = [position.token_id for position in captured.positions]
             texts = await token_texts(client, ids, self._request_id)
         return Noted(_reply(content, seconds), captured, texts)
 
     async def _by_variant(
-        self, full: VariantSpec, noted: Noted
+        self, full: VariantSpec, noted: Noted, asked: RequestTrace
     ) -> tuple[dict[str, Any], Divergence]:
         reference = self._service.shadow.reference(full.alias)
         async with AsyncExitStack() as stack:
             with traced(self._service.metrics, "chat") as trace:
+                trace.want(full.alias)
                 started = await self._ready(full)
                 answer = await self._dispatch(full, stack, trace)
                 seconds = time.perf_counter() - started
                 content = answer.head.result()
                 read_plain(content, trace)
+                asked.charge(trace.num_tokens(0))
             if reference.is_running:  # the shadow's own numbers come from there
                 scorer = await reference.scorer()
             else:
@@ -164,7 +169,7 @@ class _Pair:
             return _reply(content, seconds), await divergence_of(noted.captured, scorer)
 
     async def _by_reference(
-        self, spec: VariantSpec, noted: Noted
+        self, spec: VariantSpec, noted: Noted, asked: RequestTrace
     ) -> tuple[dict[str, Any], Divergence]:
         reference = self._service.shadow.reference(spec.alias)
         try:
@@ -175,8 +180,9 @@ class _Pair:
             started = time.perf_counter()
             async with client.generate(_CHAT, self._fields, self._request_id) as reply:
                 content = await reply.body()
-            seconds = time.perf_counter() - started
-            return _reply(content, seconds), await divergence_of(noted.captured, scorer)
+            told = _reply(content, time.perf_counter() - started)
+            asked.charge(_num_tokens(told))
+            return told, await divergence_of(noted.captured, scorer)
 
     async def _ready(self, spec: VariantSpec) -> float:
         """Return when a variant could be asked, so that its load is no part of its time."""
@@ -228,6 +234,11 @@ def _reply(content: bytes, seconds: float) -> dict[str, Any]:
         }
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         raise EngineFault("the engine's reply is no completion") from None
+
+
+def _num_tokens(reply: dict[str, Any]) -> int:
+    usage = reply["usage"] or {}
+    return int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 0))
 
 
 def _scores(divergence: Divergence, texts: list[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ KEPT = 8
 """Comparisons that are remembered, with their reports; none outlives the service."""
 
 NICENESS = 19
-_TELL_EVERY_S = 0.5
+_TELL_EVERY_S = 5.0
 
 
 class Run(Protocol):
@@ -188,16 +188,16 @@ class Comparisons:
         return max((int(each.get("bytes_before", 0)) for each in manifests), default=0)
 
     def _listener(self, comparison: Comparison) -> OnProgress:
-        told_at, stage = -float("inf"), ""
+        told_at = -float("inf")
 
         def listen(progress: Progress) -> None:
-            nonlocal told_at, stage
+            nonlocal told_at
             comparison.progress = progress
             now = self._clock()
             # The log of events is everybody's, and it is short.
-            if progress.stage == stage and now - told_at < _TELL_EVERY_S:
+            if now - told_at < _TELL_EVERY_S:
                 return
-            told_at, stage = now, progress.stage
+            told_at = now
             fields = {"id": comparison.id, "model": comparison.model, **asdict(progress)}
             self._pool.events.publish("comparison_progress", fields)
 

@@ -20,6 +20,9 @@ function speed(reply) {
 function parted(text, other) {
   let place = 0;
   while (place < text.length && text[place] === other[place]) place += 1;
+  // Two signs may differ in their second half only: what is cut there is no text.
+  const last = text.charCodeAt(place - 1);
+  if (last >= 0xd800 && last <= 0xdbff) place -= 1;
   if (place === text.length && text.length === other.length) return [text || "(no text)"];
   return [text.slice(0, place), h("span", { class: "parting" }, h("span", { class: "hidden" }, "(from here the texts differ) "), text.slice(place) || "(ends here)")];
 }

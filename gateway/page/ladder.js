@@ -13,20 +13,31 @@ function rung(name, { active, home, canary, isKept }) {
     h("span", { class: "rung-name" }, name), tags.length ? h("span", { class: "rung-tag" }, tags.join(", ")) : null);
 }
 
+// Where slices of the traffic go that the active variant does not answer.
+function routed(routes) {
+  const rungs = [...new Set(Object.values(routes))];
+  return rungs.map((to) => {
+    const slices = Object.keys(routes).filter((slice) => routes[slice] === to).toSorted();
+    return `${slices.join(", ")} ${slices.length > 1 ? "go" : "goes"} to ${to}`;
+  }).join("; ");
+}
+
 function keeper(status) {
   if (!status) return "Keeper off: steps are taken by hand. Switch it on with shadow.ladder.mode.";
   const mode = status.dry_run ? "Keeper in dry run: it tells what it would do, and does nothing." : "Keeper on: it steps by itself.";
   const last = status.steps.at(-1);
-  const step = last ? ` Last step ${clock(last.time)}: ${last.act.replaceAll("_", " ")}, ${last.left} to ${last.to}.` : " No step yet.";
+  const step = last ? ` Last step ${clock(last.time)}: ${last.act.replaceAll("_", " ")}${last.slices?.length ? ` (${last.slices.join(", ")})` : ""}, ${last.left} to ${last.to}.` : " No step yet.";
   const wait = status.cool_down_left_s > 0 ? ` Cool-down: ${duration(Math.ceil(status.cool_down_left_s / 10) * 10)} left.` : "";
   return mode + step + wait;
 }
 
 export function ladder(rungs, active, status) {
   if (rungs.length < 2) return h("p", { class: "muted small" }, "One variant: a ladder in the settings adds others to swap to.");
+  const routes = routed(status?.routes ?? {});
   const told = { active, home: status?.home, canary: status?.canary?.variant, isKept: Boolean(status) };
   return h("div", { class: "ladder-block" },
     h("ol", { class: "ladder", "aria-label": "Ladder, from the smallest to the safest" }, rungs.map((name) => rung(name, told))),
     h("p", { class: "muted small" }, keeper(status)),
+    routes ? h("p", { class: "small" }, `Slices: ${routes}.`) : null,
     status?.reason && status.decision !== "stay" ? h("p", { class: "small" }, `${status.decision.replaceAll("_", " ")}: ${status.reason}`) : null);
 }

@@ -62,6 +62,7 @@ function lock(error) {
   byId("gate").hidden = false;
   byId("gate-why").textContent = error.message[0].toUpperCase() + error.message.slice(1);
   paintHead("locked");
+  byId("key").value = "";
   byId("key").focus();
 }
 
@@ -133,21 +134,26 @@ function onEvent(kind, said, words) {
     if (state.fidelity) paint();
     return;
   }
+  if (kind === "comparison_progress") return;
   progress.delete(said.model);
   refreshSoon();
 }
 
 async function tryKey(event) {
   event.preventDefault();
-  key.set(byId("key").value.trim());
-  byId("key").value = "";
+  const field = byId("key");
+  key.set(field.value.trim());
   await refresh();
-  if (isLocked) key.forget();
-  else {
-    await refreshLive();
-    byId("main").focus();
-    tell("The key is accepted.");
+  if (isLocked) {
+    key.forget();
+    // A refusal has emptied the field; else nobody has looked at the key, and it can be sent again.
+    if (field.value) byId("gate-why").textContent = "The key could not be tried: try again.";
+    return;
   }
+  field.value = "";
+  await refreshLive();
+  byId("main").focus();
+  tell("The key is accepted.");
 }
 
 byId("gate-form").addEventListener("submit", tryKey);

@@ -139,6 +139,12 @@ def test_the_whole_process_is_bounded(busy: Gateway, held: ExitStack) -> None:
     assert int(reply.headers["retry-after"]) >= 1
     assert busy.status("/health") == busy.status("/metrics") == busy.status("/ready") == 200
     assert busy.metric("admission_rejections_total", reason="process_full") >= 1
+    counted = {"model": "_other", "variant": "_other", "operation": "chat", "outcome": "shed"}
+    errors = {"model": "_other", "error_type": "overloaded", "status_class": "5xx"}
+    assert busy.metric("requests_total", **counted) == 0  # a list of models is no request of one
+    assert busy.http.post(CHAT, json=body()).status_code == 503
+    assert busy.metric("requests_total", **counted) == 1
+    assert busy.metric("request_errors_total", **errors) == 1
     held.close()
     eventually(lambda: busy.status("/v1/models") == 200)
 

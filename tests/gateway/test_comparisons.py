@@ -173,6 +173,32 @@ def test_from_the_request_to_the_report() -> None:
     asyncio.run(use())
 
 
+def test_progress_leaves_room_for_other_events() -> None:
+    """The log of events gets it at most every 5 s, whatever the stage; who asks sees all of it."""
+
+    async def use() -> None:
+        async with desk() as at:
+            now = 0.0
+
+            async def run(arguments: list[str], on_progress: OnProgress, *, niceness: int) -> Any:
+                nonlocal now
+                for step in range(100):
+                    on_progress(Progress(("quantize", "compare")[step % 2], step, 99, "tokens"))
+                    now += 0.25
+                return {"report": {"recipes": []}}
+
+            comparisons = Comparisons(at.launch, at.pool, run=run, clock=lambda: now)
+            command = CompareCommand(model="fake", recipe=("int4",))
+            begun = comparisons.start("tiny", command)
+            await until(lambda: begun.state != "running")
+            assert begun.progress is not None
+            assert begun.progress.done == 99
+            told = [fields for kind, fields in at.events() if kind == "comparison_progress"]
+            assert [each["done"] for each in told] == [0, 20, 40, 60, 80]
+
+    asyncio.run(use())
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "words"),
     [

@@ -1,6 +1,7 @@
 """The generated files: up to date, the same each time, and what is said where they are not."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,21 @@ def test_command_says_so() -> None:
     command = [sys.executable, "-m", "grafana", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_missing_server_fails_the_check(tmp_path: Path) -> None:
+    """``make dashboards-check`` would skip what needs it, so it names the package instead."""
+    make = shutil.which("make")
+    assert make is not None
+    command = [make, "--directory", str(Path(__file__).parents[2]), "dashboards-tools"]
+    for name in ("promtool", "prometheus", "amtool", "prometheus-alertmanager"):
+        done = subprocess.run(
+            command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert f"dashboards-check needs {name}: apt-get install prometheus" in done.stderr
+        (tmp_path / name).touch(mode=0o755)
+    subprocess.run(command, env={"PATH": str(tmp_path)}, check=True)
 
 
 def test_generation_repeats_itself() -> None:

@@ -94,6 +94,16 @@ def test_wrong_commands_are_noticed(command: str, gateway: Gateway) -> None:
 
 
 @EVERY
+def test_what_stands_for_something_is_said(found: Runbook) -> None:
+    """The line at the head names what a reader has to put in, and what to do without ``full``."""
+    (command,) = found.commands
+    head = found.text.split("\n")[2]
+    for name in ("$GATEWAY", "$ADMIN_KEY", "MODEL", "VARIANT"):
+        assert name not in command or f"`{name}`" in head
+    assert ("@full" in command) == ("Without a rung `full`" in head)
+
+
+@EVERY
 def test_words_in_the_text_exist(found: Runbook) -> None:
     """Metrics, settings, paths and alerts that it mentions."""
     names = {each.name for each in runbooks()}

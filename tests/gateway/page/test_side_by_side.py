@@ -1,6 +1,7 @@
 """One question to a variant and to the full model, over a real gateway with fake engines."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,33 @@ def test_the_ladders_full_model_answers(gateway: Gateway) -> None:
         assert gateway.metric("requests_total", **counted, outcome="ok") == 1
         assert gateway.metric("generated_tokens_total", **counted) == 4
         assert gateway.metric("requests_running", **counted) == 0
+
+
+def test_the_key_pays_for_both_answers(start_gateway: StartGateway) -> None:
+    """Prompt and answer of the full model count too, on the ladder and as a reference."""
+    boss = [{"name": "boss", "key": "sk-boss", "admin": True}]
+    header = {"authorization": "Bearer sk-boss"}
+    gateway = start_gateway(models=MODELS, api_keys=boss)
+    for model in ("ladder", "tiny"):
+        before = gateway.metric("key_tokens_total", key="boss")
+        asked = {"model": model, "messages": QUESTION, "max_tokens": 4}
+        reply = gateway.http.post(PATH, json=asked, headers=header)
+        reply.raise_for_status()
+        paid = [reply.json()[side]["usage"]["total_tokens"] for side in ("compressed", "full")]
+        assert min(paid) > 4
+        assert gateway.metric("key_tokens_total", key="boss") == before + sum(paid)
+
+
+def test_the_full_models_load_is_no_time_of_the_variant(start_gateway: StartGateway) -> None:
+    """A variant's request ends with its own answer, though the client waits for more."""
+    gateway = start_gateway(models=MODELS, launch=LAUNCH | {"prepare_s": 1})
+    gateway.http.post("/admin/models/ladder@int4/load").raise_for_status()
+    started = time.perf_counter()
+    ask(gateway, "ladder").raise_for_status()
+    assert time.perf_counter() - started > 1
+    counted = {"model": "ladder", "variant": "int4", "outcome": "ok"}
+    assert gateway.metric("request_duration_seconds_count", **counted) == 1
+    assert gateway.metric("request_duration_seconds_sum", **counted) < 1
 
 
 def test_each_token_has_its_text_and_score(gateway: Gateway) -> None:
