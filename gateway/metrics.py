@@ -279,9 +279,14 @@ FAMILIES: tuple[Family, ...] = (
     Family("gauge", "count", "drift_e_value_log10", _MVS,
            "Logarithm of the evidence that the divergence rose above the tolerance."),
     Family("gauge", "nats", "drift_mean_lower_nats", _MVS,
-           "Lower bound of the mean KL divergence, valid at all times."),
+           "Lower bound of the mean KL divergence, valid at all times; it begins anew when drift is "
+           "shown."),
     Family("gauge", "nats", "drift_mean_upper_nats", _MVS,
-           "Upper bound of the mean KL divergence, valid at all times."),
+           "Upper bound of the mean KL divergence, valid at all times; it begins anew when drift is "
+           "shown."),
+    Family("gauge", "nats", "drift_alarm_mean_nats", _MVS,
+           "Mean KL divergence when drift was shown, of what was scored since the tests began; "
+           "there while the verdict is drift, unless that is from before this start."),
     Family("gauge", "nats", "drift_tolerance_nats", _MVS,
            "Mean KL divergence up to which the slice counts as undamaged."),
     Family("counter", "count", "verdict_changes_total", (*_MVS, _VERDICT),

@@ -16,7 +16,8 @@ def verdict(state: str, place: str = "all") -> dict[str, str]:
     return {
         ACTIVE: "1x90",
         series("narrowgate_drift_state", VARIANT, slice=place): state,
-        series("narrowgate_drift_mean_lower_nats", VARIANT, slice=place): "0.1234x90",
+        series("narrowgate_drift_alarm_mean_nats", VARIANT, slice=place): "0.1234x90",
+        series("narrowgate_drift_mean_lower_nats", VARIANT, slice=place): "0x90",  # anew
         series("narrowgate_drift_tolerance_nats", VARIANT, slice=place): "0.02x90",
     }
 
@@ -42,7 +43,8 @@ def fidelity_cases() -> Iterator[Case]:
 
 def verdict_cases() -> Iterator[Case]:
     """Yield those of verdicts."""
-    evidence = "mean KL divergence at least 0.123 nats a token, tolerance 0.02."
+    shown = "when that was shown, the mean KL divergence since its tests began was"
+    evidence = f"{shown} 0.123 nats a token, tolerance 0.02."
     sound = {
         series("narrowgate_drift_state", VARIANT, instance="gw2:8000", slice="all"): "1x90",
         series("narrowgate_active_variant", VARIANT, instance="gw2:8000"): "1x90",
@@ -57,7 +59,7 @@ def verdict_cases() -> Iterator[Case]:
     )
     # The evidence may be missing; the alarm may not.
     bare = {name: value for name, value in verdict("2x30").items() if "nats" not in name}
-    unknown = "mean KL divergence at least ? nats a token, tolerance ?."
+    unknown = f"{shown} ? nats a token, tolerance ?."
     labels = VARIANT | {"slice": "all"}
     yield Case("ModelDrift", "10m", bare, labels, f"{WHERE} drifts: {unknown}", FIDELITY)
     for state in ("0x30", "1x30", "3x30"):

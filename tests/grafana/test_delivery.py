@@ -77,7 +77,7 @@ def say(metrics: Metrics, model: str, place: str, state: int) -> None:
     gauges = metrics.gauges
     gauges["active_variant"].labels(model, "int4").set(1)
     gauges["drift_state"].labels(model, "int4", place).set(state)
-    gauges["drift_mean_lower_nats"].labels(model, "int4", place).set(0.31)
+    gauges["drift_alarm_mean_nats"].labels(model, "int4", place).set(0.31)
     gauges["drift_tolerance_nats"].labels(model, "int4", place).set(0.02)
 
 
@@ -139,8 +139,8 @@ def test_a_drift_reaches_a_person(metrics: tuple[Metrics, int], tmp_path: Path) 
         assert alert["labels"] == here | subject | named
         assert alert["annotations"] == {
             "summary": "A served variant answers differently from the full model.",
-            "description": f"chat@int4 at 127.0.0.1:{port} drifts: mean KL divergence at least "
-            "0.31 nats a token, tolerance 0.02.",
+            "description": f"chat@int4 at 127.0.0.1:{port} drifts: when that was shown, the mean "
+            "KL divergence since its tests began was 0.31 nats a token, tolerance 0.02.",
             "dashboard_url": "/d/narrowgate-fidelity?var-model=chat",
             "runbook_url": f"grafana/runbooks/{PREFIX}ModelDrift.md",
         }
