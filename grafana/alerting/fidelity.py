@@ -148,7 +148,8 @@ def _answers() -> Iterator[Alert]:
     yield Alert(
         name="ProbeChanged",
         severity="critical",
-        expr="narrowgate_probe_change_nats > 0.5",
+        # The last value of an engine that has gone says nothing of the next one.
+        expr=f"narrowgate_probe_change_nats > 0.5\n{also('narrowgate_engine_up == 1')}",
         wait="3m",
         why="probes come once a minute; more than one must say so",
         summary="An engine says something else than when it started.",

@@ -153,10 +153,12 @@ def answer_cases() -> Iterator[Case]:
     change = series("narrowgate_probe_change_nats", VARIANT)
     told = f"A first token's log-probability of {WHERE} has changed by "
     wrong = "nats on a fixed prompt: weights, kernels or the machine went wrong."
-    yield Case(
-        "ProbeChanged", "10m", {change: "0x3 1.7x9"}, VARIANT, f"{told}1.7 {wrong}", FIDELITY
-    )
-    nan = {change: "0x3 +Inf +Inf +Inf +Inf +Inf +Inf +Inf"}
+    is_up = series("narrowgate_engine_up", VARIANT)
+    up = {is_up: "1x20"}
+    changed = {change: "0x3 1.7x9"}
+    yield Case("ProbeChanged", "10m", up | changed, VARIANT, f"{told}1.7 {wrong}", FIDELITY)
+    yield Case("ProbeChanged", "12m", changed | {is_up: "1x9 0x9"})  # it was stopped
+    nan = up | {change: "0x3 +Inf +Inf +Inf +Inf +Inf +Inf +Inf"}
     yield Case("ProbeChanged", "10m", nan, VARIANT, f"{told}+Inf {wrong}", FIDELITY)
-    yield Case("ProbeChanged", "10m", {change: "0.04x20"})  # noise of other company
-    yield Case("ProbeChanged", "10m", {change: "0x7 0.9 0x9"})  # one probe
+    yield Case("ProbeChanged", "10m", up | {change: "0.04x20"})  # noise of other company
+    yield Case("ProbeChanged", "10m", up | {change: "0x7 0.9 0x9"})  # one probe
