@@ -279,9 +279,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("gauge", "count", "drift_e_value_log10", _MVS,
            "Logarithm of the evidence that the divergence rose above the tolerance."),
     Family("gauge", "nats", "drift_mean_lower_nats", _MVS,
-           "Lower bound of the mean KL divergence, valid at all times; it begins anew with a drift."),
+           "Lower bound of the mean KL divergence, valid at all times; begins anew with a drift."),
     Family("gauge", "nats", "drift_mean_upper_nats", _MVS,
-           "Upper bound of the mean KL divergence, valid at all times; it begins anew with a drift."),
+           "Upper bound of the mean KL divergence, valid at all times; begins anew with a drift."),
     Family("gauge", "nats", "drift_alarm_mean_nats", _MVS,
            "Mean KL divergence when drift was shown, of what was scored since the tests began; "
            "there while the verdict is drift, unless that is from before this start."),

@@ -42,12 +42,12 @@ def service_alerts() -> Iterator[Alert]:
     yield Alert(
         name="RateStoreFailing",
         severity="warning",
-        expr="increase(narrowgate_rate_store_failures_total[10m]) > 0",
-        wait="5m",
-        why="one failure is over at once, and was survived",
+        expr="increase(narrowgate_rate_store_failures_total[5m]) > 0",
+        wait="6m",
+        why="longer than the window: one failure, or a restart of the store, was survived",
         summary="The shared store of rate limits fails, so each gateway counts alone.",
         description="{{ $labels.instance }} could not use the store {{ $value | humanize }} times "
-        "in 10 minutes; with several gateways a key gets its limit at each.",
+        "in 5 minutes; with several gateways a key gets its limit at each.",
         dashboard=_GATEWAY,
     )
     yield Alert(

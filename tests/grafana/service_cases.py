@@ -48,11 +48,13 @@ def service_cases() -> Iterator[Case]:
         "20m",
         {failures: "0x5 0+2x15"},
         HERE,
-        "gw:8000 could not use the store 20 times in 10 minutes; with several gateways a key gets "
+        "gw:8000 could not use the store 10 times in 5 minutes; with several gateways a key gets "
         "its limit at each.",
         GATEWAY,
     )
-    yield Case("RateStoreFailing", "20m", {failures: "0x5 1x15"})  # once, minutes ago
+    for at in ("7m", "11m", "12m", "13m", "20m"):  # once, or a short time, before 6 minutes and so
+        yield Case("RateStoreFailing", at, {failures: "0x5 1x15"})
+        yield Case("RateStoreFailing", at, {failures: "0x5 9x15"})
     samples = series("scrape_samples_scraped", HERE)
     yield Case(
         "MetricsCardinality",
