@@ -139,11 +139,13 @@ def queue_cases() -> Iterator[Case]:
         "20m",
         {full: "0+2x20", late: "0+1x20"},
         MODEL,
-        "gw:8000 turned 15 requests for chat away in 5 minutes: queue full, waited too long, or "
+        "gw:8000 turned 6 requests for chat away in 2 minutes: queue full, waited too long, or "
         "process full.",
         dashboard,
     )
     yield Case("QueueSaturated", "20m", {full: "0x18 40 40 40"})  # a burst, just now
+    for at in ("13m", "15m", "16m", "17m"):  # a burst of a minute, minutes ago
+        yield Case("QueueSaturated", at, {full: "0x9 20 40x10"})
     yield Case("QueueSaturated", "20m", {series(rejected, MODEL, reason="request_rate"): "0+9x20"})
     waiting = series("narrowgate_requests_waiting", MODEL)
     yield Case(
