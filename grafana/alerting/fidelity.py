@@ -43,6 +43,7 @@ def _verdicts() -> Iterator[Alert]:
         f"when that was shown, the mean KL divergence since its tests began was {mean} nats "
         f"a token, tolerance {tolerance}."
     )
+    served = 'increase(narrowgate_requests_total{outcome!="rejected"}[1h]) > 0'
     # What does not serve keeps its verdict; only what serves is somebody's business.
     yield Alert(
         name="ModelDrift",
@@ -67,7 +68,7 @@ def _verdicts() -> Iterator[Alert]:
     yield Alert(
         name="DriftStale",
         severity="warning",
-        expr=f'narrowgate_drift_state{{slice="all"}} == 3\n{_IS_ACTIVE}',
+        expr=f'narrowgate_drift_state{{slice="all"}} == 3\n{_IS_ACTIVE}\n{also(served)}',
         wait="1h",
         why="a reference may load or rest; an hour without evidence is not ok",
         summary="A served variant has a verdict that nothing supports any more.",
@@ -79,16 +80,19 @@ def _verdicts() -> Iterator[Alert]:
 
 def _evidence() -> Iterator[Alert]:
     scored = "increase(narrowgate_shadow_scored_total[30m]) > 0"
+    drawn = "increase(narrowgate_shadow_candidates_total[30m])"
+    refused = 'increase(narrowgate_shadow_dropped_total{reason=~"private|unsupported"}[30m])'
     yield Alert(
         name="ShadowStarved",
         severity="warning",
-        expr="increase(narrowgate_shadow_candidates_total[30m]) > 10\n"
+        # What must not or cannot be scored is nobody's fault.
+        expr=f"{drawn}\n- (sum without (reason) ({refused}) or {drawn} * 0) > 10\n"
         f"unless on ({', '.join(_MODEL)}) {scored}",
         wait="10m",
         why="a reference that has to be loaded first needs minutes",
-        summary="Requests are drawn to be scored, and none is.",
+        summary="Requests that could be scored are drawn, and none is.",
         description="{{ $value | humanize }} requests to {{ $labels.model }} at "
-        "{{ $labels.instance }} were drawn in 30 minutes; 0 were scored.",
+        "{{ $labels.instance }} that could be scored were drawn in 30 minutes; 0 were.",
         dashboard=_SHADOW,
     )
     yield Alert(

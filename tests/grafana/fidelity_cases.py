@@ -77,28 +77,43 @@ def verdict_cases() -> Iterator[Case]:
     )
     yield Case("SliceDrift", "10m", verdict("2x30"))
     yield Case("SliceDrift", "10m", verdict("1x30", "domain:code"))
+    kind = {"operation": "chat", "outcome": "ok", "finish_reason": "stop"}
+    requests = series("narrowgate_requests_total", VARIANT | kind)
+    served = {requests: "0+1x90"}
     yield Case(
         "DriftStale",
         "80m",
-        verdict("1x5 3x80"),
+        verdict("1x5 3x80") | served,
         VARIANT | {"slice": "all"},
         f"{WHERE} is served, and none of its requests has been scored for an hour or more.",
         SHADOW,
     )
-    yield Case("DriftStale", "80m", verdict("3x50 1 3x30"))  # scored in between
-    yield Case("DriftStale", "80m", verdict("3x90", "domain:code"))
+    yield Case("DriftStale", "80m", verdict("3x50 1 3x30") | served)  # scored in between
+    yield Case("DriftStale", "80m", verdict("3x90", "domain:code") | served)
+    quiet = {ACTIVE: "1x200", requests: "0+1x60 60x140"}  # asked for an hour, then no more
+    yield Case("DriftStale", "200m", verdict("3x200") | quiet)
 
 
 def evidence_cases() -> Iterator[Case]:
     """Yield those of how the evidence comes about."""
     drawn = series("narrowgate_shadow_candidates_total", MODEL)
     scored = series("narrowgate_shadow_scored_total", MODEL)
-    told = "30 requests to chat at gw:8000 were drawn in 30 minutes; 0 were scored."
+    what = "requests to chat at gw:8000 that could be scored were drawn in 30 minutes; 0 were."
+    told = f"30 {what}"
     yield Case("ShadowStarved", "60m", {drawn: "0+1x60"}, MODEL, told, SHADOW)
     ended = {drawn: "0+1x60", scored: "20x60"}
     yield Case("ShadowStarved", "60m", ended, MODEL, told, SHADOW)
     yield Case("ShadowStarved", "60m", {drawn: "0+1x60", scored: "0x55 1x5"})
     yield Case("ShadowStarved", "60m", {drawn: "7x60", scored: "0x60"})  # no traffic
+    dropped = "narrowgate_shadow_dropped_total"
+    refused = {
+        series(dropped, MODEL, reason="private"): "0+2x60",
+        series(dropped, MODEL, reason="unsupported"): "0+1x60",
+        series(dropped, MODEL, reason="busy"): "0x60",
+    }
+    yield Case("ShadowStarved", "60m", {drawn: "0+3x60"} | refused)
+    busy = refused | {series(dropped, MODEL, reason="busy"): "0+1x60"}
+    yield Case("ShadowStarved", "60m", {drawn: "0+4x60"} | busy, MODEL, told, SHADOW)
     is_up = series("narrowgate_shadow_reference_up", MODEL)
     failures = series("narrowgate_shadow_reference_failures_total", MODEL)
     yield Case(
