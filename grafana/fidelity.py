@@ -161,7 +161,8 @@ def _divergence() -> tuple[Panel, ...]:
             "Mean KL divergence of the chosen slices, the bounds that hold at all times, and the "
             "tolerance (narrowgate_fidelity_kl_nats_total, narrowgate_fidelity_requests_total, "
             "narrowgate_drift_mean_lower_nats, narrowgate_drift_mean_upper_nats, "
-            "narrowgate_drift_tolerance_nats). The lower bound above the tolerance is drift.",
+            "narrowgate_drift_tolerance_nats). The bounds begin anew when drift is shown, at 0 "
+            "below: right after it they say nothing of what raised it.",
             units.NATS,
             NOT_SCORED,
             Query(ratio(sums, rate("fidelity_requests_total", _MVS, _CHOSEN)), _SLICED + " mean"),

@@ -1,6 +1,7 @@
 """What the metrics say of verdicts."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 from gateway.registry import Metrics
@@ -28,14 +29,27 @@ def forget_verdicts(metrics: Metrics, model: str, variant: str) -> None:
 
 
 def record_verdicts(
-    metrics: Metrics, model: str, variant: str, verdicts: Iterable[Verdict]
+    metrics: Metrics,
+    model: str,
+    variant: str,
+    verdicts: Iterable[Verdict],
+    alarms: Mapping[str, Verdict],
 ) -> None:
-    """Write the verdicts of a variant: of the whole model, and of slices that were seen."""
+    """Write the verdicts of a variant: of the whole model, and of slices that were seen.
+
+    ``alarms`` has, by slice, what was known when it came into drift.
+    """
     gauges = metrics.gauges
     for verdict in verdicts:
+        labels = (model, variant, verdict.slice)
+        alarm = alarms.get(verdict.slice)
+        if verdict.state is State.DRIFT and alarm is not None:
+            gauges["drift_alarm_mean_nats"].labels(*labels).set(alarm.mean)
+        else:
+            with suppress(KeyError):  # older client libraries mind what is not there
+                gauges["drift_alarm_mean_nats"].remove(*labels)
         if verdict.slice != ALL and verdict.last_scored is None:
             continue
-        labels = (model, variant, verdict.slice)
         gauges["drift_state"].labels(*labels).set(STATE_VALUES[verdict.state])
         gauges["drift_e_value_log10"].labels(*labels).set(verdict.log10_e)
         gauges["drift_mean_lower_nats"].labels(*labels).set(verdict.lower)

@@ -179,7 +179,8 @@ class Judge:
             if watched.is_touched or changes:
                 watched.is_touched, self._has_news = False, True
                 watched.verdicts = watched.monitor.verdicts()
-                record_verdicts(self._metrics, model, variant, watched.verdicts.values())
+                verdicts = watched.verdicts.values()
+                record_verdicts(self._metrics, model, variant, verdicts, watched.alarms)
 
     async def keep(self) -> None:
         """Keep what is known, unless it is kept already."""

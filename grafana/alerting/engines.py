@@ -14,7 +14,8 @@ _PREEMPTED = "increase(narrowgate_engine_preemptions_total[10m]) > 0"
 
 def engine_alerts() -> Iterator[Alert]:
     """Yield the alerts about engines."""
-    lost = 'narrowgate_model_state{state=~"failed|restarting"} == 1'
+    # One that failed is loaded again on demand, and is `loading` for that while.
+    lost = 'max_over_time(narrowgate_model_state{state=~"failed|restarting"}[3m]) == 1'
     yield Alert(
         name="NoEngineReady",
         severity="critical",

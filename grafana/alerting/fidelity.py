@@ -36,9 +36,14 @@ def fidelity_alerts() -> Iterator[Alert]:
 
 def _verdicts() -> Iterator[Alert]:
     where = (*VARIANT, "slice")
-    lower = told("narrowgate_drift_mean_lower_nats", *where)
+    # The bounds begin anew with the alarm; this is what raised it.
+    mean = told("narrowgate_drift_alarm_mean_nats", *where)
     tolerance = told("narrowgate_drift_tolerance_nats", *where)
-    evidence = f"mean KL divergence at least {lower} nats a token, tolerance {tolerance}."
+    evidence = (
+        f"when that was shown, the mean KL divergence since its tests began was {mean} nats "
+        f"a token, tolerance {tolerance}."
+    )
+    served = 'increase(narrowgate_requests_total{outcome!="rejected"}[1h]) > 0'
     # What does not serve keeps its verdict; only what serves is somebody's business.
     yield Alert(
         name="ModelDrift",
@@ -63,7 +68,7 @@ def _verdicts() -> Iterator[Alert]:
     yield Alert(
         name="DriftStale",
         severity="warning",
-        expr=f'narrowgate_drift_state{{slice="all"}} == 3\n{_IS_ACTIVE}',
+        expr=f'narrowgate_drift_state{{slice="all"}} == 3\n{_IS_ACTIVE}\n{also(served)}',
         wait="1h",
         why="a reference may load or rest; an hour without evidence is not ok",
         summary="A served variant has a verdict that nothing supports any more.",
@@ -75,16 +80,19 @@ def _verdicts() -> Iterator[Alert]:
 
 def _evidence() -> Iterator[Alert]:
     scored = "increase(narrowgate_shadow_scored_total[30m]) > 0"
+    drawn = "increase(narrowgate_shadow_candidates_total[30m])"
+    refused = 'increase(narrowgate_shadow_dropped_total{reason=~"private|unsupported"}[30m])'
     yield Alert(
         name="ShadowStarved",
         severity="warning",
-        expr="increase(narrowgate_shadow_candidates_total[30m]) > 10\n"
+        # What must not or cannot be scored is nobody's fault.
+        expr=f"{drawn}\n- (sum without (reason) ({refused}) or {drawn} * 0) > 10\n"
         f"unless on ({', '.join(_MODEL)}) {scored}",
         wait="10m",
         why="a reference that has to be loaded first needs minutes",
-        summary="Requests are drawn to be scored, and none is.",
+        summary="Requests that could be scored are drawn, and none is.",
         description="{{ $value | humanize }} requests to {{ $labels.model }} at "
-        "{{ $labels.instance }} were drawn in 30 minutes; 0 were scored.",
+        "{{ $labels.instance }} that could be scored were drawn in 30 minutes; 0 were.",
         dashboard=_SHADOW,
     )
     yield Alert(
@@ -144,7 +152,8 @@ def _answers() -> Iterator[Alert]:
     yield Alert(
         name="ProbeChanged",
         severity="critical",
-        expr="narrowgate_probe_change_nats > 0.5",
+        # The last value of an engine that has gone says nothing of the next one.
+        expr=f"narrowgate_probe_change_nats > 0.5\n{also('narrowgate_engine_up == 1')}",
         wait="3m",
         why="probes come once a minute; more than one must say so",
         summary="An engine says something else than when it started.",

@@ -2,9 +2,12 @@
 
 from grafana.alerting.engines import engine_alerts
 from grafana.alerting.fidelity import fidelity_alerts
+from grafana.alerting.objectives import LONG_INTERVAL, LONG_WINDOWS, SHORT_WINDOWS
 from grafana.alerting.recording import recordings
 from grafana.alerting.rule import Alert, render
 from grafana.alerting.service import service_alerts
+
+LONG_GROUP = "narrowgate-objectives-long"
 
 
 def alerts() -> tuple[Alert, ...]:
@@ -19,7 +22,11 @@ def rule_files() -> dict[str, str]:
         "narrowgate-engines": list(engine_alerts()),
         "narrowgate-fidelity": list(fidelity_alerts()),
     }
+    objectives = {
+        "narrowgate-objectives": list(recordings(SHORT_WINDOWS)),
+        LONG_GROUP: list(recordings(LONG_WINDOWS)),
+    }
     return {
-        "recording.yaml": render({"narrowgate-objectives": list(recordings())}),
+        "recording.yaml": render(objectives, {LONG_GROUP: LONG_INTERVAL}),
         "alerts.yaml": render(groups),
     }

@@ -27,7 +27,13 @@ class Burn(NamedTuple):
 # The windows of Google's SRE workbook: 2 %, 5 % and 10 % of a month's budget.
 FAST = (Burn("1h", 3600, "5m", 14.4), Burn("6h", 21600, "30m", 6))
 SLOW = (Burn("3d", 259200, "6h", 1),)
-WINDOWS = ("5m", "30m", "1h", "6h", "3d")
+SHORT_WINDOWS = ("5m", "30m", "1h")
+LONG_WINDOWS = ("6h", "3d")
+WINDOWS = (*SHORT_WINDOWS, *LONG_WINDOWS)
+
+# Hours and days of raw samples are much to read. Less often than every 5 minutes would not do:
+# Prometheus takes a series for gone whose last sample is older.
+LONG_INTERVAL = "2m"
 
 
 def error_budget(objective: float) -> float:

@@ -1,6 +1,6 @@
 """The recording rules: what the objectives of a model are measured by, over each window."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from grafana.alerting.objectives import FIRST_TOKEN_S, WINDOWS
 from grafana.alerting.rule import Recording
@@ -13,9 +13,9 @@ FAILED = "model:narrowgate_requests_failed"
 SLOW = "model:narrowgate_first_token_slow"
 
 
-def recordings() -> Iterator[Recording]:
-    """Yield every recording rule; those of all gateways of a job together."""
-    for window in WINDOWS:
+def recordings(windows: Sequence[str] = WINDOWS) -> Iterator[Recording]:
+    """Yield the recording rules of windows; those of all gateways of a job together."""
+    for window in windows:
         yield from _availability(window)
         yield from _first_token(window)
 

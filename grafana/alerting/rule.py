@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import indent
+from types import MappingProxyType
 from typing import Literal
 
 Severity = Literal["critical", "warning", "info"]
@@ -55,11 +56,15 @@ class Alert:
         }
 
 
-def render(groups: Mapping[str, Sequence[Recording | Alert]]) -> str:
-    """Return the rule file with these groups."""
+def render(
+    groups: Mapping[str, Sequence[Recording | Alert]],
+    intervals: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the rule file with these groups; ``intervals`` are of those with one of their own."""
     parts = [HEADER, "groups:\n"]
     for name, rules in groups.items():
-        parts.append(f"  - name: {name}\n    rules:\n")
+        interval = f"    interval: {intervals[name]}\n" if name in intervals else ""
+        parts.append(f"  - name: {name}\n{interval}    rules:\n")
         parts += (indent(_render(rule), " " * 6) for rule in rules)
     return "".join(parts)
 

@@ -42,12 +42,12 @@ def service_alerts() -> Iterator[Alert]:
     yield Alert(
         name="RateStoreFailing",
         severity="warning",
-        expr="increase(narrowgate_rate_store_failures_total[10m]) > 0",
-        wait="5m",
-        why="one failure is over at once, and was survived",
+        expr="increase(narrowgate_rate_store_failures_total[5m]) > 0",
+        wait="6m",
+        why="longer than the window: one failure, or a restart of the store, was survived",
         summary="The shared store of rate limits fails, so each gateway counts alone.",
         description="{{ $labels.instance }} could not use the store {{ $value | humanize }} times "
-        "in 10 minutes; with several gateways a key gets its limit at each.",
+        "in 5 minutes; with several gateways a key gets its limit at each.",
         dashboard=_GATEWAY,
     )
     yield Alert(
@@ -106,16 +106,16 @@ def _burn(bad: str, budget: float, burns: Sequence[Burn]) -> str:
 
 
 def _queue() -> Iterator[Alert]:
-    counted = grown(f"narrowgate_admission_rejections_total{{{_FULL}}}", "5m", 300)
+    counted = grown(f"narrowgate_admission_rejections_total{{{_FULL}}}", "2m", 120)
     yield Alert(
         name="QueueSaturated",
         severity="warning",
-        expr=f"sum without (reason) {counted} > 5",
+        expr=f"sum without (reason) {counted} > 2",
         wait="5m",
-        why="a burst is what a queue is for",
+        why="longer than the window: a burst is what a queue is for",
         summary="Requests are turned away because the queue is full or too slow.",
         description="{{ $labels.instance }} turned {{ $value | humanize }} requests for "
-        "{{ $labels.model }} away in 5 minutes: queue full, waited too long, or process full.",
+        "{{ $labels.model }} away in 2 minutes: queue full, waited too long, or process full.",
         dashboard=_GATEWAY + _OF_MODEL,
     )
     yield Alert(

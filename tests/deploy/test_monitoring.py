@@ -43,9 +43,12 @@ def test_each_severity_has_its_receiver(severity: str) -> None:
     assert checked(command).stdout.strip() == severity
 
 
-def test_critical_silences_the_rest_of_its_model() -> None:
-    """Warnings and news of a model are not sent while it is critical; those of others are."""
-    (rule,) = yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
-    assert rule["source_matchers"] == ["severity = critical"]
-    assert rule["target_matchers"] == ['severity =~ "warning|info"']
-    assert rule["equal"] == ["model"]
+def test_critical_silences_the_rest_of_its_own() -> None:
+    """Warnings and news, and each rule asks both sides for the label that it compares."""
+    rules = yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
+    assert [rule["equal"] for rule in rules] == [["model"], ["instance"]]
+    for rule in rules:
+        has_label = f'{rule["equal"][0]} =~ ".+"'
+        assert {"severity = critical", has_label} <= set(rule["source_matchers"])
+        assert rule["target_matchers"] == ['severity =~ "warning|info"', has_label]
+    assert 'model = ""' in rules[1]["source_matchers"]  # one model's trouble is not its gateway's

@@ -18,6 +18,7 @@ from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.answer import Answer
+from gateway.shadow.drift_gauges import record_verdicts
 from gateway.shadow.free_run import Result as FreeRunResult
 from gateway.shadow.free_run import judge
 from gateway.shadow.ladder_report import REASONS
@@ -25,6 +26,7 @@ from gateway.shadow.scored import Estimator
 from gateway.shadow.slices import MAX_OWN, MAX_OWN_VALUES, all_slices
 from gateway.shadow.tally import DropReason
 from gateway.shadow.verdict import State as VerdictState
+from gateway.shadow.verdict import Verdict
 from gateway.trace import FINISH_REASONS, Operation, Outcome
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
@@ -229,6 +231,34 @@ def test_values_are_those_of_their_owners() -> None:
     ]
     for family, name, values in expected:
         assert set(label(family, name).values) == set(values), (family, name)
+
+
+def test_a_drift_keeps_the_mean_of_its_alarm() -> None:
+    """The bounds begin anew with it; the mean that raised it stands until the drift is over."""
+    metrics = Metrics()
+
+    def means(
+        state: VerdictState, alarms: dict[str, float], scored: float | None = 1
+    ) -> list[float]:
+        fields: dict[str, Any] = {"n": 9, "lower": 0.0, "upper": 0.5, "tolerance": 0.02}
+        fields |= {"tolerance_source": None, "log10_e": 0.0, "since": None, "last_scored": scored}
+        place = "domain:code"
+        found = {
+            name: Verdict(slice=name, state=VerdictState.OK, mean=mean, **fields)
+            for name, mean in alarms.items()
+        }
+        now = Verdict(slice=place, state=state, mean=0.001, **fields)
+        record_verdicts(metrics, "m", "int4", [now], found)
+        (family,) = metrics.gauges["drift_alarm_mean_nats"].collect()
+        return [sample.value for sample in family.samples]
+
+    assert means(VerdictState.OK, {}) == []
+    assert means(VerdictState.DRIFT, {"domain:code": 0.31}) == [0.31]
+    assert means(VerdictState.DRIFT, {"all": 0.5}) == []  # its alarm was before this start
+    assert means(VerdictState.DRIFT, {"domain:code": 0.31}) == [0.31]
+    assert means(VerdictState.OK, {"domain:code": 0.31}) == []
+    assert means(VerdictState.DRIFT, {"domain:code": 0.31}) == [0.31]
+    assert means(VerdictState.LEARNING, {}, scored=None) == []  # another build of the variant
 
 
 def test_every_label_is_bounded() -> None:

@@ -26,12 +26,14 @@ class Case:
     alert: str
     at: str
     input: Mapping[str, str]
-    """Samples a minute by series, in promtool's notation."""
+    """Samples by series, in promtool's notation."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of the alert that fires, but for its severity."""
     description: str = ""
     """Empty where it must not fire."""
     dashboard: str = ""
+    every: str = "1m"
+    """The time between two samples."""
 
     @property
     def fires(self) -> bool:
@@ -56,4 +58,4 @@ class Case:
             "exp_alerts": [fired] if self.fires else [],
         }
         inputs = [{"series": name, "values": values} for name, values in self.input.items()]
-        return {"interval": "1m", "input_series": inputs, "alert_rule_test": [expected]}
+        return {"interval": self.every, "input_series": inputs, "alert_rule_test": [expected]}

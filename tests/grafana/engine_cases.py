@@ -33,6 +33,17 @@ def engine_cases() -> Iterator[Case]:
             gone + "fallback.",
             OF_CHAT,
         )
+    # Half a minute failed, 20 s loading because somebody asked for it, and so on.
+    again = {
+        series("narrowgate_active_variant", VARIANT): "1x90",
+        series("narrowgate_engine_up", VARIANT): "0x90",
+        series("narrowgate_model_state", VARIANT, state="failed"): "1 1 1 0 0 " * 18,
+        series("narrowgate_model_state", VARIANT, state="loading"): "0 0 0 1 1 " * 18,
+    }
+    yield Case("NoEngineReady", "13m", again, VARIANT, gone + "fallback.", OF_CHAT, every="10s")
+    # It failed once, and its second load takes long.
+    state = {series("narrowgate_model_state", VARIANT, state="failed"): "0 0 1 1 0x30"}
+    yield Case("NoEngineReady", "10m", variant("1x30", "0x30", "loading") | state)
     yield Case("NoEngineReady", "10m", variant("1x30", "0x30", "stopped"))  # idle, on purpose
     yield Case("NoEngineReady", "10m", variant("0x30", "0x30", "failed"))  # serves nobody
     yield from stall_cases()

@@ -16,7 +16,8 @@ def verdict(state: str, place: str = "all") -> dict[str, str]:
     return {
         ACTIVE: "1x90",
         series("narrowgate_drift_state", VARIANT, slice=place): state,
-        series("narrowgate_drift_mean_lower_nats", VARIANT, slice=place): "0.1234x90",
+        series("narrowgate_drift_alarm_mean_nats", VARIANT, slice=place): "0.1234x90",
+        series("narrowgate_drift_mean_lower_nats", VARIANT, slice=place): "0x90",  # anew
         series("narrowgate_drift_tolerance_nats", VARIANT, slice=place): "0.02x90",
     }
 
@@ -42,7 +43,8 @@ def fidelity_cases() -> Iterator[Case]:
 
 def verdict_cases() -> Iterator[Case]:
     """Yield those of verdicts."""
-    evidence = "mean KL divergence at least 0.123 nats a token, tolerance 0.02."
+    shown = "when that was shown, the mean KL divergence since its tests began was"
+    evidence = f"{shown} 0.123 nats a token, tolerance 0.02."
     sound = {
         series("narrowgate_drift_state", VARIANT, instance="gw2:8000", slice="all"): "1x90",
         series("narrowgate_active_variant", VARIANT, instance="gw2:8000"): "1x90",
@@ -57,7 +59,7 @@ def verdict_cases() -> Iterator[Case]:
     )
     # The evidence may be missing; the alarm may not.
     bare = {name: value for name, value in verdict("2x30").items() if "nats" not in name}
-    unknown = "mean KL divergence at least ? nats a token, tolerance ?."
+    unknown = f"{shown} ? nats a token, tolerance ?."
     labels = VARIANT | {"slice": "all"}
     yield Case("ModelDrift", "10m", bare, labels, f"{WHERE} drifts: {unknown}", FIDELITY)
     for state in ("0x30", "1x30", "3x30"):
@@ -75,28 +77,43 @@ def verdict_cases() -> Iterator[Case]:
     )
     yield Case("SliceDrift", "10m", verdict("2x30"))
     yield Case("SliceDrift", "10m", verdict("1x30", "domain:code"))
+    kind = {"operation": "chat", "outcome": "ok", "finish_reason": "stop"}
+    requests = series("narrowgate_requests_total", VARIANT | kind)
+    served = {requests: "0+1x90"}
     yield Case(
         "DriftStale",
         "80m",
-        verdict("1x5 3x80"),
+        verdict("1x5 3x80") | served,
         VARIANT | {"slice": "all"},
         f"{WHERE} is served, and none of its requests has been scored for an hour or more.",
         SHADOW,
     )
-    yield Case("DriftStale", "80m", verdict("3x50 1 3x30"))  # scored in between
-    yield Case("DriftStale", "80m", verdict("3x90", "domain:code"))
+    yield Case("DriftStale", "80m", verdict("3x50 1 3x30") | served)  # scored in between
+    yield Case("DriftStale", "80m", verdict("3x90", "domain:code") | served)
+    quiet = {ACTIVE: "1x200", requests: "0+1x60 60x140"}  # asked for an hour, then no more
+    yield Case("DriftStale", "200m", verdict("3x200") | quiet)
 
 
 def evidence_cases() -> Iterator[Case]:
     """Yield those of how the evidence comes about."""
     drawn = series("narrowgate_shadow_candidates_total", MODEL)
     scored = series("narrowgate_shadow_scored_total", MODEL)
-    told = "30 requests to chat at gw:8000 were drawn in 30 minutes; 0 were scored."
+    what = "requests to chat at gw:8000 that could be scored were drawn in 30 minutes; 0 were."
+    told = f"30 {what}"
     yield Case("ShadowStarved", "60m", {drawn: "0+1x60"}, MODEL, told, SHADOW)
     ended = {drawn: "0+1x60", scored: "20x60"}
     yield Case("ShadowStarved", "60m", ended, MODEL, told, SHADOW)
     yield Case("ShadowStarved", "60m", {drawn: "0+1x60", scored: "0x55 1x5"})
     yield Case("ShadowStarved", "60m", {drawn: "7x60", scored: "0x60"})  # no traffic
+    dropped = "narrowgate_shadow_dropped_total"
+    refused = {
+        series(dropped, MODEL, reason="private"): "0+2x60",
+        series(dropped, MODEL, reason="unsupported"): "0+1x60",
+        series(dropped, MODEL, reason="busy"): "0x60",
+    }
+    yield Case("ShadowStarved", "60m", {drawn: "0+3x60"} | refused)
+    busy = refused | {series(dropped, MODEL, reason="busy"): "0+1x60"}
+    yield Case("ShadowStarved", "60m", {drawn: "0+4x60"} | busy, MODEL, told, SHADOW)
     is_up = series("narrowgate_shadow_reference_up", MODEL)
     failures = series("narrowgate_shadow_reference_failures_total", MODEL)
     yield Case(
@@ -151,10 +168,12 @@ def answer_cases() -> Iterator[Case]:
     change = series("narrowgate_probe_change_nats", VARIANT)
     told = f"A first token's log-probability of {WHERE} has changed by "
     wrong = "nats on a fixed prompt: weights, kernels or the machine went wrong."
-    yield Case(
-        "ProbeChanged", "10m", {change: "0x3 1.7x9"}, VARIANT, f"{told}1.7 {wrong}", FIDELITY
-    )
-    nan = {change: "0x3 +Inf +Inf +Inf +Inf +Inf +Inf +Inf"}
+    is_up = series("narrowgate_engine_up", VARIANT)
+    up = {is_up: "1x20"}
+    changed = {change: "0x3 1.7x9"}
+    yield Case("ProbeChanged", "10m", up | changed, VARIANT, f"{told}1.7 {wrong}", FIDELITY)
+    yield Case("ProbeChanged", "12m", changed | {is_up: "1x9 0x9"})  # it was stopped
+    nan = up | {change: "0x3 +Inf +Inf +Inf +Inf +Inf +Inf +Inf"}
     yield Case("ProbeChanged", "10m", nan, VARIANT, f"{told}+Inf {wrong}", FIDELITY)
-    yield Case("ProbeChanged", "10m", {change: "0.04x20"})  # noise of other company
-    yield Case("ProbeChanged", "10m", {change: "0x7 0.9 0x9"})  # one probe
+    yield Case("ProbeChanged", "10m", up | {change: "0.04x20"})  # noise of other company
+    yield Case("ProbeChanged", "10m", up | {change: "0x7 0.9 0x9"})  # one probe

@@ -48,11 +48,13 @@ def service_cases() -> Iterator[Case]:
         "20m",
         {failures: "0x5 0+2x15"},
         HERE,
-        "gw:8000 could not use the store 20 times in 10 minutes; with several gateways a key gets "
+        "gw:8000 could not use the store 10 times in 5 minutes; with several gateways a key gets "
         "its limit at each.",
         GATEWAY,
     )
-    yield Case("RateStoreFailing", "20m", {failures: "0x5 1x15"})  # once, minutes ago
+    for at in ("7m", "11m", "12m", "13m", "20m"):  # once, or a short time, before 6 minutes and so
+        yield Case("RateStoreFailing", at, {failures: "0x5 1x15"})
+        yield Case("RateStoreFailing", at, {failures: "0x5 9x15"})
     samples = series("scrape_samples_scraped", HERE)
     yield Case(
         "MetricsCardinality",
@@ -137,11 +139,13 @@ def queue_cases() -> Iterator[Case]:
         "20m",
         {full: "0+2x20", late: "0+1x20"},
         MODEL,
-        "gw:8000 turned 15 requests for chat away in 5 minutes: queue full, waited too long, or "
+        "gw:8000 turned 6 requests for chat away in 2 minutes: queue full, waited too long, or "
         "process full.",
         dashboard,
     )
     yield Case("QueueSaturated", "20m", {full: "0x18 40 40 40"})  # a burst, just now
+    for at in ("13m", "15m", "16m", "17m"):  # a burst of a minute, minutes ago
+        yield Case("QueueSaturated", at, {full: "0x9 20 40x10"})
     yield Case("QueueSaturated", "20m", {series(rejected, MODEL, reason="request_rate"): "0+9x20"})
     waiting = series("narrowgate_requests_waiting", MODEL)
     yield Case(

@@ -17,6 +17,7 @@ from prometheus_client import start_http_server
 
 from gateway.backends.embedded import free_port
 from gateway.registry import Metrics
+from grafana.alerting.files import alerts
 from grafana.alerting.rule import PREFIX
 from tests.gateway.harness import eventually
 from tests.grafana.monitoring import RULES, alertmanager, prometheus
@@ -77,7 +78,7 @@ def say(metrics: Metrics, model: str, place: str, state: int) -> None:
     gauges = metrics.gauges
     gauges["active_variant"].labels(model, "int4").set(1)
     gauges["drift_state"].labels(model, "int4", place).set(state)
-    gauges["drift_mean_lower_nats"].labels(model, "int4", place).set(0.31)
+    gauges["drift_alarm_mean_nats"].labels(model, "int4", place).set(0.31)
     gauges["drift_tolerance_nats"].labels(model, "int4", place).set(0.02)
 
 
@@ -107,14 +108,47 @@ def metrics() -> Iterator[tuple[Metrics, int]]:
 
 
 def states(manager: int) -> dict[tuple[str, str], str]:
-    """Return what Alertmanager does with each alert, by name and model."""
+    """Return what Alertmanager does with each alert, by name and model or else instance."""
     found = httpx.get(f"http://127.0.0.1:{manager}/api/v2/alerts").json()
     return {
-        (each["labels"]["alertname"].removeprefix(PREFIX), each["labels"]["model"]): each["status"][
-            "state"
-        ]
+        (
+            each["labels"]["alertname"].removeprefix(PREFIX),
+            each["labels"].get("model") or each["labels"]["instance"],
+        ): each["status"]["state"]
         for each in found
     }
+
+
+def test_what_is_held_back(tmp_path: Path) -> None:
+    """Warnings of a critical model, or of a gateway that is down; of nothing else."""
+    wanted = {
+        ("GatewayDown", "a"): "active",
+        ("MetricsCardinality", "a"): "suppressed",
+        ("QueueStanding", "code"): "suppressed",  # at a
+        ("ModelDrift", "chat"): "active",
+        ("SliceDrift", "chat"): "suppressed",
+        ("SliceDrift", "code"): "active",
+        ("RateStoreFailing", "b"): "active",  # neither has a model, and it is of another gateway
+        ("LadderStepped", "code"): "active",
+    }
+    subjects = {name: {"model": name} for name in ("chat", "code")}
+    subjects |= {name: {"instance": name} for name in ("a", "b")}
+    severities = {each.name: each.severity for each in alerts()}
+    told = [
+        {
+            "labels": {
+                "instance": "a" if name == "QueueStanding" else "b",
+                "alertname": PREFIX + name,
+                "severity": severities[name],
+                **subjects[subject],
+            }
+        }
+        for name, subject in wanted
+    ]
+    with receiver() as (hook, _), alertmanager(tmp_path, quick_config(hook)) as manager:
+        url = f"http://127.0.0.1:{manager}/api/v2/alerts"
+        httpx.post(url, json=told).raise_for_status()
+        eventually(lambda: states(manager) == wanted, WAIT_S)
 
 
 def test_a_drift_reaches_a_person(metrics: tuple[Metrics, int], tmp_path: Path) -> None:
@@ -139,8 +173,8 @@ def test_a_drift_reaches_a_person(metrics: tuple[Metrics, int], tmp_path: Path) 
         assert alert["labels"] == here | subject | named
         assert alert["annotations"] == {
             "summary": "A served variant answers differently from the full model.",
-            "description": f"chat@int4 at 127.0.0.1:{port} drifts: mean KL divergence at least "
-            "0.31 nats a token, tolerance 0.02.",
+            "description": f"chat@int4 at 127.0.0.1:{port} drifts: when that was shown, the mean "
+            "KL divergence since its tests began was 0.31 nats a token, tolerance 0.02.",
             "dashboard_url": "/d/narrowgate-fidelity?var-model=chat",
             "runbook_url": f"grafana/runbooks/{PREFIX}ModelDrift.md",
         }
