@@ -82,6 +82,9 @@ def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
     if canary is None:
         return None
     name = canary.variant
+    if situation.is_safer(situation.home, than=name):
+        reason = f"{name}: nothing below {situation.home}, the operator's choice, is tried"
+        return Decision(Act.ROLL_BACK, reason, to=name)
     # A rung that comes back brings its old drift along; only what was shown since counts.
     drifting = [
         each

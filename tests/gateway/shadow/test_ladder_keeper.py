@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.registry import Metrics
@@ -196,5 +198,36 @@ def test_what_an_operator_activates_is_the_new_home() -> None:
         assert await bench.look() is Act.STAY
         assert bench.keeper.status()["home"] == "int8"
         await bench.pool.close(0)
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("act", [Act.STEP_UP, Act.PROMOTE])
+def test_an_operators_choice_is_not_undone(act: Act) -> None:
+    """A step that waits behind a swap by hand is dropped, and told as superseded."""
+
+    async def use() -> None:
+        rules: dict[str, Any] = {"return_after_requests": 10, "canary_requests": 50}
+        bench = Bench(["int4", "int8", "full"], return_after_s=600, cool_down_s=5, **rules)
+        pool, keeper = bench.pool, bench.keeper
+        if act is Act.PROMOTE:
+            await bench.look()
+            bench.score("int8", 0.001, 200)
+            bench.now += 600
+            assert await bench.look() is Act.START_CANARY
+            bench.score("int4", 0.001, 200)
+        began = asyncio.create_task(pool.activate("tiny@full"))
+        await asyncio.sleep(0)
+        assert pool.shape("tiny").active != "full"
+        assert await bench.look() is act
+        await began
+        assert pool.shape("tiny").active == "full"
+        last = bench.events[-1]
+        assert (last["act"], last["result"]) == (act, "superseded")
+        after = Act.STAY if act is Act.STEP_UP else Act.ROLL_BACK  # the canary is not tried either
+        assert await bench.look() is after
+        assert (keeper.status()["home"], keeper.status()["cool_down_left_s"]) == ("full", 0)
+        assert pool.shape("tiny").active == "full"
+        await pool.close(0)
 
     asyncio.run(use())
