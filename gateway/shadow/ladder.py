@@ -140,6 +140,8 @@ def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
         missing = _missing(situation, rules, active, num_scored, rules.return_after_requests)
         if missing is not None:
             return Decision(Act.STAY, f"{active}: {missing}")
+    if smaller in situation.failed:
+        return Decision(Act.STAY, f"{smaller} is not tried again yet: it could not be loaded")
     obstacle = (
         _wait(situation, set(Act), _return_after(situation, smaller, rules))
         or _too_many_returns(situation, rules)

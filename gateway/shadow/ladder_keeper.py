@@ -66,6 +66,8 @@ class LadderKeeper:
         self._is_stepping = False
         self._scored_before = 0
         self._paused_until = 0.0
+        self._failed_until: dict[str, float] = {}
+        """By rung that could not be loaded, when it is tried again."""
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
@@ -113,7 +115,7 @@ class LadderKeeper:
         if decision.is_dry:
             if is_news:
                 self._tell(decision, "dry")
-        elif now >= self._paused_until:
+        elif now >= max(self._paused_until, self._failed_until.get(decision.to, 0.0)):
             await self._do(decision, now)
         return decision
 
@@ -147,7 +149,8 @@ class LadderKeeper:
             step.time for step in self._standing.steps if step.act in {Act.STEP_UP, Act.PROMOTE}
         ]
         ends = [max(swaps) + self.rules.cool_down_s] if swaps else []
-        return max(0.0, max([*ends, self._paused_until]) - self._clock())
+        ends += [self._paused_until, *self._failed_until.values()]
+        return max(0.0, max(ends) - self._clock())
 
     async def _look_on(self) -> None:
         while True:
@@ -208,7 +211,17 @@ class LadderKeeper:
             canary=standing.canary,
             free_bytes=room.free,
             needed_bytes=room.needed,
+            failed=self._failed(now),
         )
+
+    def _failed(self, now: float) -> frozenset[str]:
+        """Forget failures after their time, or once the rung is there after all."""
+        self._failed_until = {
+            rung: end
+            for rung, end in self._failed_until.items()
+            if now < end and self._pool.find(f"{self.model}@{rung}").state is not State.READY
+        }
+        return frozenset(self._failed_until)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -273,7 +286,7 @@ class LadderKeeper:
             return "superseded"
         except NarrowgateError as error:
             # The rung that serves goes on; the same again at once would fail the same way.
-            self._paused_until = self._clock() + self.rules.cool_down_s
+            self._failed_until[decision.to or ""] = self._clock() + self.rules.cool_down_s
             logger.error("%s: %s to %s failed: %s", self.model, decision.act, decision.to, error)
             return "failed"
         return None

@@ -47,10 +47,10 @@ class Bench:
         settings = load_settings(None, fields, {})
         self.now = time.time()
         self.events: list[dict[str, Any]] = []
-        metrics = Metrics()
+        metrics, self.launch = Metrics(), FakeLaunch()
         self.pool = Pool(
             make_specs(settings),
-            FakeLaunch(),
+            self.launch,
             metrics=metrics,
             on_progress=lambda progress: None,
             patience=Patience(),
@@ -116,6 +116,57 @@ def test_a_rung_that_cannot_be_loaded() -> None:
         assert bench.keeper.status()["cool_down_left_s"] == 0
         await bench.keeper.look()
         assert [each["result"] for each in bench.events] == ["failed", "failed"]
+
+    asyncio.run(use())
+
+
+def test_a_rung_that_cannot_be_loaded_blocks_no_safer_one() -> None:
+    """The next look steps to the rung above it."""
+
+    async def use() -> None:
+        bench = Bench([*REFUSED, "full"], cool_down_s=60)
+        assert await bench.look() is Act.STEP_UP
+        assert await bench.look() is Act.STEP_UP
+        told = [(each["to"], each["result"]) for each in bench.events]
+        assert told == [("int8", "failed"), ("full", "done")]
+        assert bench.first_choices() == {"full": 100}
+        await bench.pool.close(0)
+
+    asyncio.run(use())
+
+
+def test_rungs_that_all_fail_are_tried_once_a_cool_down() -> None:
+    """Each is tried again after its pause, from the next one up."""
+
+    async def use() -> None:
+        full = {"recipe": "full", "model": "refuse"}
+        bench = Bench([*REFUSED, full], cool_down_s=60)
+        for _ in range(70):
+            await bench.look()
+        assert [each["to"] for each in bench.events] == ["int8", "full"] * 2
+        assert {each["result"] for each in bench.events} == {"failed"}
+        assert bench.pool.shape("tiny").active == "int4"
+
+    asyncio.run(use())
+
+
+def test_a_rung_that_is_repaired_has_failed_no_longer() -> None:
+    """Once an operator has loaded it, it is stepped to at the next look."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], cool_down_s=60)
+        await bench.pool.activate("tiny@int4")
+        bench.launch.nll["int8"] = 9.0
+        await bench.look()
+        assert bench.events[-1]["result"] == "failed"
+        bench.launch.nll["int8"] = 0.5
+        await bench.look()
+        assert len(bench.events) == 1
+        await bench.pool.load("tiny@int8")
+        await bench.look()
+        assert bench.events[-1]["result"] == "done"
+        assert bench.first_choices() == {"int8": 100}
+        await bench.pool.close(0)
 
     asyncio.run(use())
 
