@@ -10,6 +10,7 @@ NarrowgateError
 │   ├── CanaryFailed              a started engine finds a known text unlikely
 │   └── RemoteFailed              a running endpoint is not there, or refuses
 ├── ClientGone                    nobody is left to read a reply
+├── Superseded                    a step that was decided before somebody else changed the model
 └── ApiError                      status, type, code, param, retry_after_s
     ├── InvalidRequest            400 invalid_value
     │   ├── InvalidJson           400 invalid_json
@@ -104,6 +105,10 @@ class CanaryFailed(StartupError):
 
 class ClientGone(NarrowgateError):
     """The client left; nobody is there to read a reply."""
+
+
+class Superseded(NarrowgateError):
+    """Another variant is active by now than the one that the step was to leave."""
 
 
 class ApiError(NarrowgateError):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+from gateway.errors import Superseded
 from gateway.pool.events import EventLog
 from gateway.pool.routes import Routes
 from gateway.pool.share import Share
@@ -79,13 +80,15 @@ class Model:
         for each in self.ladder:
             gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
 
-    async def activate(self, variant: Variant) -> None:
+    async def activate(self, variant: Variant, *, expected: str | None = None) -> None:
         """Load a variant while the old one serves, then swap them.
 
         Raises:
+            Superseded: another one than ``expected`` is active when its turn comes.
             NarrowgateError: it cannot be loaded; the old one stays.
         """
         async with self._swapping:
+            self._check_active(expected)
             old, alias = self.active, self.spec.alias
             if variant is old:
                 await variant.ensure_ready()
@@ -103,13 +106,17 @@ class Model:
                 self._events.publish("swap_ended", {**fields, "result": result})
             await self._release({old, *beside})
 
-    async def start_canary(self, variant: Variant, share: float) -> None:
+    async def start_canary(
+        self, variant: Variant, share: float, *, expected: str | None = None
+    ) -> None:
         """Load a variant, and give it a share of the requests.
 
         Raises:
+            Superseded: another one than ``expected`` is active when its turn comes.
             NarrowgateError: it cannot be loaded.
         """
         async with self._swapping:
+            self._check_active(expected)
             if variant is not self.active:
                 with self._holding(variant):
                     await variant.ensure_ready()
@@ -144,6 +151,11 @@ class Model:
             before = self.routes.variants
             self.routes.end(slices)
             await self._release(before)
+
+    def _check_active(self, expected: str | None) -> None:
+        active = self.active.spec.variant
+        if expected is not None and active != expected:
+            raise Superseded(f"{active} is active by now, and not {expected}")
 
     def _is_beside(self, variant: Variant) -> bool:
         is_canary = self.canary is not None and self.canary.variant is variant

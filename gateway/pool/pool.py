@@ -258,29 +258,31 @@ class Pool:
         await variant.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
         return variant.snapshot()
 
-    async def activate(self, name: str) -> Snapshot:
+    async def activate(self, name: str, *, expected: str | None = None) -> Snapshot:
         """Make a variant the one that serves its model's plain name, without failing a request.
 
         The new one is loaded and tried while the old one serves; then requests go to the new one,
         and the old one is stopped when its last request has ended.
 
         Raises:
+            Superseded: another variant than ``expected`` is active when its turn comes.
             NarrowgateError: unknown name, or the variant cannot be loaded; the old one stays.
         """
         model, variant = self._find(name)
         chosen = variant or model.active
-        await model.activate(chosen)
+        await model.activate(chosen, expected=expected)
         return chosen.snapshot()
 
-    async def start_canary(self, name: str, share: float) -> None:
+    async def start_canary(self, name: str, share: float, *, expected: str | None = None) -> None:
         """Load a variant, and give it a share of the requests for its model's plain name.
 
         Raises:
+            Superseded: another variant than ``expected`` is active when its turn comes.
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
         model, variant = self._find(name)
         if variant is not None:
-            await model.start_canary(variant, share)
+            await model.start_canary(variant, share, expected=expected)
 
     async def end_canary(self, alias: str) -> None:
         """Take its share from a model's canary, and stop it when its last request has ended."""

@@ -82,6 +82,9 @@ def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
     if canary is None:
         return None
     name = canary.variant
+    if situation.is_safer(situation.home, than=name):
+        reason = f"{name}: nothing below {situation.home}, the operator's choice, is tried"
+        return Decision(Act.ROLL_BACK, reason, to=name)
     # A rung that comes back brings its old drift along; only what was shown since counts.
     drifting = [
         each
@@ -137,6 +140,8 @@ def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
         missing = _missing(situation, rules, active, num_scored, rules.return_after_requests)
         if missing is not None:
             return Decision(Act.STAY, f"{active}: {missing}")
+    if smaller in situation.failed:
+        return Decision(Act.STAY, f"{smaller} is not tried again yet: it could not be loaded")
     obstacle = (
         _wait(situation, set(Act), _return_after(situation, smaller, rules))
         or _too_many_returns(situation, rules)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from gateway.errors import NarrowgateError
+from gateway.errors import NarrowgateError, Superseded
 from gateway.pool.pool import Pool
 from gateway.pool.state import Shape, State
 from gateway.registry import Metrics
@@ -66,6 +66,8 @@ class LadderKeeper:
         self._is_stepping = False
         self._scored_before = 0
         self._paused_until = 0.0
+        self._failed_until: dict[str, float] = {}
+        """By rung that could not be loaded, when it is tried again."""
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
@@ -113,7 +115,7 @@ class LadderKeeper:
         if decision.is_dry:
             if is_news:
                 self._tell(decision, "dry")
-        elif now >= self._paused_until:
+        elif now >= max(self._paused_until, self._failed_until.get(decision.to, 0.0)):
             await self._do(decision, now)
         return decision
 
@@ -147,7 +149,8 @@ class LadderKeeper:
             step.time for step in self._standing.steps if step.act in {Act.STEP_UP, Act.PROMOTE}
         ]
         ends = [max(swaps) + self.rules.cool_down_s] if swaps else []
-        return max(0.0, max([*ends, self._paused_until]) - self._clock())
+        ends += [self._paused_until, *self._failed_until.values()]
+        return max(0.0, max(ends) - self._clock())
 
     async def _look_on(self) -> None:
         while True:
@@ -208,7 +211,17 @@ class LadderKeeper:
             canary=standing.canary,
             free_bytes=room.free,
             needed_bytes=room.needed,
+            failed=self._failed(now),
         )
+
+    def _failed(self, now: float) -> frozenset[str]:
+        """Forget failures after their time, or once the rung is there after all."""
+        self._failed_until = {
+            rung: end
+            for rung, end in self._failed_until.items()
+            if now < end and self._pool.find(f"{self.model}@{rung}").state is not State.READY
+        }
+        return frozenset(self._failed_until)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -240,8 +253,8 @@ class LadderKeeper:
         if obstacle:
             self._tell(replace(told, reason=f"{decision.reason}; {obstacle}"), "refused")
             return False
-        if not await self._try(decision):
-            self._tell(told, "failed")
+        if result := await self._try(decision):
+            self._tell(told, result)
             return False
         self._report.done(told, self._standing.active)
         return True
@@ -252,11 +265,11 @@ class LadderKeeper:
         self._is_stepping = True
         await self._judge.keep()
         await self._keep(planned)
-        is_done = await self._try(decision)
+        result = await self._try(decision)
         self._is_stepping = False
-        if not is_done:
+        if result is not None:
             await self._keep(before)
-            self._tell(decision, "failed")
+            self._tell(decision, result)
             return
         self._standing = planned
         if planned.canary is not None and decision.act is Act.START_CANARY:
@@ -265,24 +278,27 @@ class LadderKeeper:
             await self._judge.keep()
         self._report.done(decision, left)
 
-    async def _try(self, decision: Decision) -> bool:
-        """Carry out a decision; return whether that went well."""
+    async def _try(self, decision: Decision) -> str | None:
+        """Carry out a decision; return None, or what became of it instead."""
         try:
             await self._carry_out(decision, f"{self.model}@{decision.to}")
+        except Superseded:
+            return "superseded"
         except NarrowgateError as error:
             # The rung that serves goes on; the same again at once would fail the same way.
-            self._paused_until = self._clock() + self.rules.cool_down_s
+            self._failed_until[decision.to or ""] = self._clock() + self.rules.cool_down_s
             logger.error("%s: %s to %s failed: %s", self.model, decision.act, decision.to, error)
-            return False
-        return True
+            return "failed"
+        return None
 
     async def _carry_out(self, decision: Decision, name: str) -> None:
+        left = self._standing.active  # an operator may choose another one while this waits
         match decision.act:
             case Act.STEP_UP | Act.PROMOTE:
-                await self._pool.activate(name)
+                await self._pool.activate(name, expected=left)
                 await self._pool.end_canary(self.model)
             case Act.START_CANARY:
-                await self._pool.start_canary(name, decision.share)
+                await self._pool.start_canary(name, decision.share, expected=left)
             case Act.ROLL_BACK:
                 await self._pool.end_canary(self.model)
             case Act.ROUTE_SLICES:

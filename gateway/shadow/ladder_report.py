@@ -53,7 +53,10 @@ class LadderReport:
         self.tell(decision, left, "done")
 
     def tell(self, decision: Decision, left: str, result: str) -> None:
-        """Tell of a decision that was ``done``, ``failed``, ``refused``, ``lost`` or ``dry``."""
+        """Tell of a decision and its result.
+
+        It was ``done``, ``failed``, ``superseded``, ``refused``, ``lost`` or ``dry``.
+        """
         logger.warning("%s: %s (%s): %s", self._model, decision.name, result, decision.reason)
         fields = {
             "model": self._model,

@@ -109,6 +109,8 @@ class Situation:
     """Memory for another rung; None: no limit is known."""
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     """By rung, what it would take; a rung that is loaded needs none."""
+    failed: frozenset[str] = frozenset()
+    """Rungs that could not be loaded within the last cool-down."""
 
     def verdict(self, variant: str, name: str) -> Verdict | None:
         """Return what is said of a slice of a rung."""
@@ -120,13 +122,15 @@ class Situation:
         return [each for each in found if each is not None and each.state is State.DRIFT]
 
     def refuge(self, names: frozenset[str]) -> str | None:
-        """Return the next safer rung that is not known to drift there too, else the safest.
+        """Return the next safer rung that neither drifts there too nor failed to load.
 
+        Where all drift, it is the safest that may load, and where all failed, the safest.
         None: the active rung is the safest.
         """
         safer = self.ladder[self.ladder.index(self.active) + 1 :]
-        sound = [each for each in safer if not self.drifting(each, names)]
-        return next(iter(sound or safer[-1:]), None)
+        loadable = [each for each in safer if each not in self.failed]
+        sound = [each for each in loadable if not self.drifting(each, names)]
+        return next(iter(sound or loadable[-1:] or safer[-1:]), None)
 
     def is_safer(self, rung: str, *, than: str) -> bool:
         """Return whether a rung is above another one."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
 from gateway.registry import Metrics
@@ -45,10 +47,10 @@ class Bench:
         settings = load_settings(None, fields, {})
         self.now = time.time()
         self.events: list[dict[str, Any]] = []
-        metrics = Metrics()
+        metrics, self.launch = Metrics(), FakeLaunch()
         self.pool = Pool(
             make_specs(settings),
-            FakeLaunch(),
+            self.launch,
             metrics=metrics,
             on_progress=lambda progress: None,
             patience=Patience(),
@@ -114,6 +116,57 @@ def test_a_rung_that_cannot_be_loaded() -> None:
         assert bench.keeper.status()["cool_down_left_s"] == 0
         await bench.keeper.look()
         assert [each["result"] for each in bench.events] == ["failed", "failed"]
+
+    asyncio.run(use())
+
+
+def test_a_rung_that_cannot_be_loaded_blocks_no_safer_one() -> None:
+    """The next look steps to the rung above it."""
+
+    async def use() -> None:
+        bench = Bench([*REFUSED, "full"], cool_down_s=60)
+        assert await bench.look() is Act.STEP_UP
+        assert await bench.look() is Act.STEP_UP
+        told = [(each["to"], each["result"]) for each in bench.events]
+        assert told == [("int8", "failed"), ("full", "done")]
+        assert bench.first_choices() == {"full": 100}
+        await bench.pool.close(0)
+
+    asyncio.run(use())
+
+
+def test_rungs_that_all_fail_are_tried_once_a_cool_down() -> None:
+    """Each is tried again after its pause, from the next one up."""
+
+    async def use() -> None:
+        full = {"recipe": "full", "model": "refuse"}
+        bench = Bench([*REFUSED, full], cool_down_s=60)
+        for _ in range(70):
+            await bench.look()
+        assert [each["to"] for each in bench.events] == ["int8", "full"] * 2
+        assert {each["result"] for each in bench.events} == {"failed"}
+        assert bench.pool.shape("tiny").active == "int4"
+
+    asyncio.run(use())
+
+
+def test_a_rung_that_is_repaired_has_failed_no_longer() -> None:
+    """Once an operator has loaded it, it is stepped to at the next look."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], cool_down_s=60)
+        await bench.pool.activate("tiny@int4")
+        bench.launch.nll["int8"] = 9.0
+        await bench.look()
+        assert bench.events[-1]["result"] == "failed"
+        bench.launch.nll["int8"] = 0.5
+        await bench.look()
+        assert len(bench.events) == 1
+        await bench.pool.load("tiny@int8")
+        await bench.look()
+        assert bench.events[-1]["result"] == "done"
+        assert bench.first_choices() == {"int8": 100}
+        await bench.pool.close(0)
 
     asyncio.run(use())
 
@@ -196,5 +249,36 @@ def test_what_an_operator_activates_is_the_new_home() -> None:
         assert await bench.look() is Act.STAY
         assert bench.keeper.status()["home"] == "int8"
         await bench.pool.close(0)
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("act", [Act.STEP_UP, Act.PROMOTE])
+def test_an_operators_choice_is_not_undone(act: Act) -> None:
+    """A step that waits behind a swap by hand is dropped, and told as superseded."""
+
+    async def use() -> None:
+        rules: dict[str, Any] = {"return_after_requests": 10, "canary_requests": 50}
+        bench = Bench(["int4", "int8", "full"], return_after_s=600, cool_down_s=5, **rules)
+        pool, keeper = bench.pool, bench.keeper
+        if act is Act.PROMOTE:
+            await bench.look()
+            bench.score("int8", 0.001, 200)
+            bench.now += 600
+            assert await bench.look() is Act.START_CANARY
+            bench.score("int4", 0.001, 200)
+        began = asyncio.create_task(pool.activate("tiny@full"))
+        await asyncio.sleep(0)
+        assert pool.shape("tiny").active != "full"
+        assert await bench.look() is act
+        await began
+        assert pool.shape("tiny").active == "full"
+        last = bench.events[-1]
+        assert (last["act"], last["result"]) == (act, "superseded")
+        after = Act.STAY if act is Act.STEP_UP else Act.ROLL_BACK  # the canary is not tried either
+        assert await bench.look() is after
+        assert (keeper.status()["home"], keeper.status()["cool_down_left_s"]) == ("full", 0)
+        assert pool.shape("tiny").active == "full"
+        await pool.close(0)
 
     asyncio.run(use())

@@ -79,6 +79,20 @@ def test_rungs_known_to_drift_are_passed_over() -> None:
     assert decide(two, RULES).to == "int8"
 
 
+def test_rungs_that_failed_to_load_are_passed_over() -> None:
+    """Drift above is borne rather than a load that fails; the way back waits, too."""
+    seen = replace(situation({"int4": of(all=State.DRIFT)}), failed=frozenset({"int8"}))
+    assert decide(seen, RULES).to == "full"
+    worse = {"int4": of(all=State.DRIFT), "full": of(all=State.DRIFT)}
+    assert decide(replace(seen, verdicts=worse), RULES).to == "full"
+    assert decide(replace(seen, failed=frozenset({"int8", "full"})), RULES).to == "full"
+    rules = replace(RULES, return_after_requests=0)
+    back = situation({"int8": of(all=State.OK)}, active="int8")
+    assert decide(back, rules).act is Act.START_CANARY
+    waits = decide(replace(back, failed=frozenset({"int4"})), rules)
+    assert waits.reason == "int4 is not tried again yet: it could not be loaded"
+
+
 def test_the_safest_rung_stays() -> None:
     """Drift on the last rung is told, and nothing is done."""
     decision = decide(situation({"full": of(all=State.DRIFT)}, active="full"), RULES)
