@@ -18,8 +18,8 @@ def is_drawn(request_id: str, rate: float, secret: bytes) -> bool:
 
 
 def is_private(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
-    """Return whether the client said that nobody shall look."""
-    is_off = headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
+    """Return whether the client said that nobody shall look; any word but ``on`` says so."""
+    is_off = headers.get(OPT_OUT_HEADER, "on").strip().lower() != "on"
     return is_off or fields.get("store") is False
 
 

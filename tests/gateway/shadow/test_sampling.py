@@ -30,11 +30,12 @@ def test_the_draw_is_a_share_that_nobody_can_choose() -> None:
         ({"store": True}, {"x-narrowgate-shadow": "on"}, False),
         ({"store": False}, {}, True),
         ({"store": None}, {}, False),
-        ({}, {"x-narrowgate-shadow": " OFF "}, True),
+        ({}, {"x-narrowgate-shadow": " On "}, False),
+        *(({}, {"x-narrowgate-shadow": word}, True) for word in (" OFF ", "false", "0", "no", "")),
     ],
 )
 def test_who_said_no(fields: dict[str, Any], headers: dict[str, str], expected: bool) -> None:
-    """The header and `store: false` each keep a request to itself."""
+    """`store: false` and the header with any word but `on` each keep a request to itself."""
     assert is_private(fields, headers) is expected
 
 
