@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from gateway.pool.state import Snapshot, State
 from gateway.registry import Metrics
 
-
 _OF_A_LIVE_ENGINE = (
     "model_info",
     "weights_bytes",
