@@ -34,7 +34,10 @@ def is_scorable(fields: Mapping[str, Any]) -> bool:
 
 
 class TokenBucket:
-    """Tokens that may be spent, refilled over time; the caller brings the clock."""
+    """Tokens that may be spent, refilled over time; the caller brings the clock.
+
+    A level below 0 is owed.
+    """
 
     def __init__(self, burst: float) -> None:
         self.level = burst
@@ -79,6 +82,11 @@ class Budget:
         for bucket in (self._all, *buckets):
             bucket.spend(count)
         return True
+
+    def charge(self, count: int, now: float) -> None:
+        """Take tokens for what is read beside; what is not there is owed, and nothing admitted."""
+        self._all.refill(self._rate, now)
+        self._all.level -= count
 
     def _bucket(self, name: str, now: float) -> list[TokenBucket]:
         """Return a slice's bucket, refilled; none where its dimension has no other value yet."""

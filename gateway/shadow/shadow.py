@@ -94,6 +94,7 @@ class Shadow:
                 meanwhile=self._queue.age_out,
             ),
             sinks=(self._fidelity, *sinks),
+            charge=lambda count: self._budget.charge(count, time.monotonic()),
         )
         self._collecting: set[asyncio.Task[None]] = set()
         self._is_closed = False
