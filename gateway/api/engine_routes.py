@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -110,8 +111,10 @@ async def _answer(request: Request, route: _Route) -> Response:
             )
         candidate = None
         if isinstance(body, (ChatRequest, CompletionRequest)):
-            drawing = service.shadow.draw
-            candidate = drawing(REQUEST_ID.get(), spec.alias, fields, request.headers)
+            drawing = partial(
+                service.shadow.draw, REQUEST_ID.get(), spec.alias, fields, request.headers
+            )
+            candidate = service.aside.within("the draw", drawing, None)
         if candidate is not None:
             stack.callback(_finish, candidate, trace)
         question = Question(
@@ -130,7 +133,8 @@ async def _answer(request: Request, route: _Route) -> Response:
         answer = await until_disconnect(request.receive, in_time)
         spec = answer.lease.spec
         if isinstance(body, (ChatRequest, CompletionRequest)):
-            service.judge.served(spec.alias, spec.variant)
+            noting = partial(service.judge.served, spec.alias, spec.variant)
+            service.aside.within("the judge", noting, None)
         headers |= {"x-narrowgate-model": spec.alias, "x-narrowgate-variant": spec.variant}
         if not question.is_stream:
             content = answer.head.result()
@@ -157,8 +161,12 @@ def _slices(
     is_told = isinstance(body, (ChatRequest, CompletionRequest))
     if not is_told or not service.pool.has_routes(body.model):
         return ()
-    own, num_tokens = service.judge.rules.own_slices, demand.prompt_tokens
-    return slices_of(fields, num_prompt_tokens=num_tokens, own=own)
+
+    def told() -> tuple[str, ...]:
+        own, num_tokens = service.judge.rules.own_slices, demand.prompt_tokens
+        return slices_of(fields, num_prompt_tokens=num_tokens, own=own)
+
+    return service.aside.within("the slices", told, ())
 
 
 def _finish(candidate: Candidate, trace: RequestTrace) -> None:

@@ -1,7 +1,7 @@
 """The parts that handlers use, hung on the application by its composition root."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -14,6 +14,7 @@ from gateway.pool.pool import Pool
 from gateway.record import Tracing
 from gateway.registry import Metrics
 from gateway.settings import Settings
+from gateway.shadow.aside import Aside
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper
 from gateway.shadow.shadow import Shadow
@@ -34,6 +35,8 @@ class Service:
     assets: Mapping[str, Asset]
     """The files of the page."""
     comparisons: Comparisons
+    aside: Aside = field(default_factory=Aside)
+    """Looks at requests on their way, at its own risk."""
     keepers: tuple[LadderKeeper, ...] = ()
     tracing: Tracing | None = None
 

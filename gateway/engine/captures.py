@@ -1,5 +1,6 @@
 """What was noted of answers while they were generated, kept until it is asked for, once."""
 
+import asyncio
 import time
 from array import array
 from collections import OrderedDict
@@ -14,6 +15,9 @@ MAX_BYTES = 64 * 1024 * 1024
 """Of all recordings together, each counted as long as it may become."""
 MAX_AGE_S = 60.0
 """Since the last token: who wants a recording asks right after the answer."""
+MAX_WAIT_S = 300.0
+"""For the first token: one that comes later is not noted."""
+TEND_EVERY_S = 5.0
 
 _NUMBER_BYTES = 4
 
@@ -30,8 +34,8 @@ class Recording:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_top = num_top
-        self.last_at: float | None = None
-        """When the last token was noted, on the monotonic clock; None before the first."""
+        self.keep_until = clock() + MAX_WAIT_S
+        """On the monotonic clock."""
         self.is_dropped = False
         self._clock = clock
         self._prompt_ids = array("i", prompt_ids)
@@ -50,7 +54,7 @@ class Recording:
         self._logprobs.append(entry.logprob)
         self._top_ids.extend(token_id for token_id, _ in entry.top)
         self._top_logprobs.extend(logprob for _, logprob in entry.top)
-        self.last_at = self._clock()
+        self.keep_until = self._clock() + MAX_AGE_S
 
     def columns(self) -> dict[str, Any]:
         """Return what was noted as plain data; a position has an entry in each column."""
@@ -80,7 +84,7 @@ class Captures:
         recording = Recording(
             prompt_ids, num_top=wish.num_top, max_tokens=max_tokens, clock=self._clock
         )
-        self._forget_old()
+        self.forget_old()
         self._kept[wish.capture_id] = recording
         self._kept.move_to_end(wish.capture_id)
         while len(self._kept) > MAX_KEPT or (len(self._kept) > 1 and self.num_bytes > MAX_BYTES):
@@ -89,19 +93,26 @@ class Captures:
 
     def pop(self, capture_id: str) -> Recording | None:
         """Return a recording and forget it; None if there is none."""
-        self._forget_old()
+        self.forget_old()
         return self._kept.pop(capture_id, None)
+
+    def forget_old(self) -> None:
+        """Forget what nobody asked for in time."""
+        now = self._clock()
+        for capture_id, each in list(self._kept.items()):
+            if now > each.keep_until:
+                self._drop(capture_id)
+
+    async def tend(self, every_s: float = TEND_EVERY_S) -> None:
+        """Forget what is old, for ever, also while no request comes."""
+        while True:
+            await asyncio.sleep(every_s)
+            self.forget_old()
 
     @property
     def num_bytes(self) -> int:
         """Return what all recordings may come to hold."""
         return sum(each.max_bytes for each in self._kept.values())
-
-    def _forget_old(self) -> None:
-        now = self._clock()
-        for capture_id, each in list(self._kept.items()):
-            if each.last_at is not None and now - each.last_at > MAX_AGE_S:
-                self._drop(capture_id)
 
     def _drop(self, capture_id: str) -> None:
         # What is still being generated is noted no longer.

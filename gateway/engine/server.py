@@ -231,7 +231,9 @@ async def serve(service: EngineService, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         events.add_signal_handler(number, on_signal)
     service.loop.start(events)
+    tending = events.create_task(service.captures.tend())
     try:
         await server.serve(sockets=[listener])
     finally:
+        tending.cancel()
         service.close()

@@ -2,9 +2,35 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from gateway.registry import Metrics
+from gateway.shadow.divergence import Divergence
 from gateway.shadow.scored import ScoredRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Some positions of an answer together; ``kl``, ``cost`` and ``delta`` in nats."""
+
+    count: int
+    kl: float
+    cost: float
+    delta: float
+    agreed: int
+
+    @classmethod
+    def of(cls, found: Divergence, places: range) -> Self:
+        """Return the sums over some positions."""
+        part = slice(places.start, places.stop, places.step)
+        return cls(
+            count=len(places),
+            kl=math.fsum(found.kl[part]),
+            cost=math.fsum(found.nll[part]),
+            delta=math.fsum(found.nll_delta[part]),
+            agreed=sum(found.agrees[part]),
+        )
 
 
 class FidelityMetrics:
@@ -26,9 +52,12 @@ class FidelityMetrics:
         histograms["fidelity_nll_delta_nats"].labels(*names).observe(delta)
         if (first := found.first_divergence) is not None:
             histograms["fidelity_first_divergence_tokens"].labels(*names).observe(first + 1)
+        sums: dict[range, _Sums] = {}  # most slices have all of the answer
         for name, places in record.slices.items():
             if places:
-                self._count_slice(record, name, places)
+                if places not in sums:
+                    sums[places] = _Sums.of(found, places)
+                self._count_slice(record, name, sums[places])
 
     def count_checks(self, model: str, variant: str, results: Mapping[str, bool]) -> None:
         """Count the checks of one answer."""
@@ -36,21 +65,17 @@ class FidelityMetrics:
         for name, is_passed in results.items():
             checks.labels(model, variant, name, "ok" if is_passed else "failed").inc()
 
-    def _count_slice(self, record: ScoredRequest, name: str, places: range) -> None:
+    def _count_slice(self, record: ScoredRequest, name: str, sums: _Sums) -> None:
         labels = (record.model, record.variant, name)
         counters = self._metrics.counters
-        kl = math.fsum(record.divergence.kl[place] for place in places) / len(places)
-        agreed = sum(record.divergence.agrees[place] for place in places)
+        kl = sums.kl / sums.count
         counters["fidelity_requests_total"].labels(*labels).inc()
         counters["fidelity_kl_nats_total"].labels(*labels, record.estimator).inc(kl)
         squared = counters["fidelity_kl_nats_squared_total"]
         squared.labels(*labels, record.estimator).inc(kl * kl)
-        nll, delta = record.divergence.nll, record.divergence.nll_delta
-        cost = math.fsum(nll[place] for place in places)
-        full = cost + math.fsum(delta[place] for place in places)
         costs = counters["fidelity_nll_nats_total"]
-        costs.labels(*labels, "variant").inc(cost)
-        costs.labels(*labels, "full").inc(max(0.0, full))
+        costs.labels(*labels, "variant").inc(sums.cost)
+        costs.labels(*labels, "full").inc(max(0.0, sums.cost + sums.delta))
         tokens = counters["fidelity_tokens_total"]
-        tokens.labels(*labels, "true").inc(agreed)
-        tokens.labels(*labels, "false").inc(len(places) - agreed)
+        tokens.labels(*labels, "true").inc(sums.agreed)
+        tokens.labels(*labels, "false").inc(sums.count - sums.agreed)

@@ -18,8 +18,8 @@ def is_drawn(request_id: str, rate: float, secret: bytes) -> bool:
 
 
 def is_private(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
-    """Return whether the client said that nobody shall look."""
-    is_off = headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
+    """Return whether the client said that nobody shall look; any word but ``on`` says so."""
+    is_off = headers.get(OPT_OUT_HEADER, "on").strip().lower() != "on"
     return is_off or fields.get("store") is False
 
 
@@ -34,7 +34,10 @@ def is_scorable(fields: Mapping[str, Any]) -> bool:
 
 
 class TokenBucket:
-    """Tokens that may be spent, refilled over time; the caller brings the clock."""
+    """Tokens that may be spent, refilled over time; the caller brings the clock.
+
+    A level below 0 is owed.
+    """
 
     def __init__(self, burst: float) -> None:
         self.level = burst
@@ -79,6 +82,11 @@ class Budget:
         for bucket in (self._all, *buckets):
             bucket.spend(count)
         return True
+
+    def charge(self, count: int, now: float) -> None:
+        """Take tokens for what is read beside; what is not there is owed, and nothing admitted."""
+        self._all.refill(self._rate, now)
+        self._all.level -= count
 
     def _bucket(self, name: str, now: float) -> list[TokenBucket]:
         """Return a slice's bucket, refilled; none where its dimension has no other value yet."""

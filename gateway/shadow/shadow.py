@@ -94,6 +94,7 @@ class Shadow:
                 meanwhile=self._queue.age_out,
             ),
             sinks=(self._fidelity, *sinks),
+            charge=lambda count: self._budget.charge(count, time.monotonic()),
         )
         self._collecting: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -111,6 +112,8 @@ class Shadow:
         if not rate or self._is_closed or not is_drawn(request_id, rate, self._secret):
             return None
         record = RECORD.get()
+        # What may fail comes before what is counted.
+        is_kept_out, is_fit = is_private(fields, headers), is_scorable(fields)
         candidate = Candidate(
             request_id,
             model,
@@ -120,9 +123,9 @@ class Shadow:
             on_reply=self._on_reply,
             trace_id=record.trace_id if record is not None else None,
         )
-        if is_private(fields, headers):
+        if is_kept_out:
             candidate.drop("private")
-        elif not is_scorable(fields):
+        elif not is_fit:
             candidate.drop("unsupported")
         return None if candidate.is_over else candidate
 

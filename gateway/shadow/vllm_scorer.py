@@ -11,13 +11,12 @@ is passed over for such prompts, or the positions found there would have no numb
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 from uuid import uuid4
 
 from gateway.errors import ContextLengthExceeded, EngineFault, EngineRefused, InvalidRequest
 from gateway.shadow.records import ScoredPosition
+from gateway.shadow.vllm_rows import PromptPosition, read_rows
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_TOP_LOGPROBS
 
@@ -27,14 +26,7 @@ STEP_TOKENS = 256
 MAX_TEXT_TOKENS = 8192
 """A longer text is not scored; its reply would be 12 MB at 20 tokens a position."""
 
-
-@dataclass(frozen=True, slots=True)
-class PromptPosition:
-    """What vLLM tells of one token of a prompt; log-probabilities are natural."""
-
-    logprobs: Mapping[int, float]
-    """Of the likeliest tokens, and of the one that really stands there."""
-    top_token_id: int
+_PATH = "/v1/completions"
 
 
 class VllmScorer:
@@ -80,20 +72,15 @@ class VllmScorer:
                 param="token_ids",
             )
         async with self._turn:
-            read = await read_prompt(self._client, token_ids[:stop], top=self._top)
-        return [
-            ScoredPosition(
-                {each: position.logprobs[each] for each in wanted if each in position.logprobs},
-                position.top_token_id,
-            )
-            for position, wanted in zip(read[start - 1 :], candidates, strict=True)
-        ]
+            read = await read_prompt(self._client, token_ids[:stop], top=self._top, first=start)
+        # Requests share this thread.
+        return await asyncio.to_thread(_for_candidates, read, candidates)
 
 
 async def read_prompt(
-    client: EngineClient, token_ids: Sequence[int], *, top: int
+    client: EngineClient, token_ids: Sequence[int], *, top: int, first: int = 1
 ) -> list[PromptPosition]:
-    """Return what vLLM says of every token of a prompt but the first, which nothing precedes.
+    """Return what vLLM says of a prompt's tokens from ``first`` on; nothing precedes number 0.
 
     ``top`` is at most the server's ``--max-logprobs``.
 
@@ -109,7 +96,8 @@ async def read_prompt(
         "add_special_tokens": False,
     }
     try:
-        reply = await client.complete(fields, f"score-{uuid4().hex[:16]}")
+        async with client.generate(_PATH, fields, f"score-{uuid4().hex[:16]}") as reply:
+            raw = await reply.body()
     except EngineRefused as error:
         if error.param == "max_tokens":
             raise ContextLengthExceeded(
@@ -118,24 +106,21 @@ async def read_prompt(
             ) from None
         raise
     try:
-        told = reply["choices"][0]["prompt_logprobs"]
-        positions = [_position(entry) for entry in told[1:]]
-        is_whole = len(told) == len(token_ids) and all(
-            token_id in position.logprobs
-            for token_id, position in zip(token_ids[1:], positions, strict=True)
-        )
+        return await asyncio.to_thread(read_rows, raw, token_ids, first)
     except (LookupError, TypeError, ValueError, AttributeError):
-        is_whole = False
-    if not is_whole:
         raise EngineFault(
             f"{client.base_url} told no 'prompt_logprobs' of {len(token_ids)} tokens: a reference "
             "must be a vLLM server of this model"
+        ) from None
+
+
+def _for_candidates(
+    read: Sequence[PromptPosition], candidates: Sequence[Sequence[int]]
+) -> list[ScoredPosition]:
+    return [
+        ScoredPosition(
+            {each: position.logprobs[each] for each in wanted if each in position.logprobs},
+            position.top_token_id,
         )
-    return positions
-
-
-def _position(entry: Mapping[str, Any]) -> PromptPosition:
-    logprobs = {int(token_id): float(told["logprob"]) for token_id, told in entry.items()}
-    # Of equals the one that vLLM itself ranks first.
-    top = min(entry, key=lambda token_id: (entry[token_id]["rank"], -logprobs[int(token_id)]))
-    return PromptPosition(logprobs, int(top))
+        for position, wanted in zip(read, candidates, strict=True)
+    ]

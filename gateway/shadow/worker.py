@@ -4,8 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from gateway.errors import (
@@ -38,6 +38,9 @@ _T = TypeVar("_T")
 
 FULL = "full"
 
+_MAX_ATTEMPTS = 3
+"""A score that was broken off is begun anew; on a busy machine it would never end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -47,6 +50,7 @@ class Waiting:
     captured: Captured
     variant: str
     slices: Mapping[str, range]
+    num_broken_off: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -61,7 +65,10 @@ class Waiting:
 
 
 class Worker:
-    """Takes replies from the queue, asks the reference, and hands the numbers to the sinks."""
+    """Takes replies from the queue, asks the reference, and hands the numbers to the sinks.
+
+    ``charge`` is told of tokens that are read beyond the one reading that a reply was admitted for.
+    """
 
     def __init__(
         self,
@@ -73,6 +80,7 @@ class Worker:
         yielding: Yielding,
         free_runner: FreeRunner,
         sinks: Sequence[Sink],
+        charge: Callable[[int], None],
     ) -> None:
         self._queue = queue
         self._references = references
@@ -81,22 +89,27 @@ class Worker:
         self._yielding = yielding
         self._free_runner = free_runner
         self._sinks = sinks
+        self._charge = charge
         self._num_scored = 0
 
     async def run(self) -> None:
         """Score, for ever."""
         while True:
-            since, item = await self._queue.get()
-            self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
-            try:
-                await self._score(since, item)
-            except asyncio.CancelledError:
-                item.give_up("stopped")
-                raise
-            except Exception:
-                # The border of the shadow: a defect costs this score alone.
-                logger.exception("the shadow of request %s failed", item.candidate.request_id)
-                item.give_up("error")
+            # In a frame of its own: nothing of the last request stays while none comes.
+            await self._score_next()
+
+    async def _score_next(self) -> None:
+        since, item = await self._queue.get()
+        self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
+        try:
+            await self._score(since, item)
+        except asyncio.CancelledError:
+            item.give_up("stopped")
+            raise
+        except Exception:
+            # The border of the shadow: a defect costs this score alone.
+            logger.exception("the shadow of request %s failed", item.candidate.request_id)
+            item.give_up("error")
 
     async def _score(self, since: float, item: Waiting) -> None:
         candidate = item.candidate
@@ -116,7 +129,7 @@ class Worker:
             divergence = await piecewise(item.captured.positions, scored, compare)
         except Yielded:
             self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
-            self._queue.put_back(since, item)
+            self._put_back(since, item)
             return
         except TimeoutError:
             candidate.drop("timeout")
@@ -147,9 +160,18 @@ class Worker:
         self, reference: Reference, scorer: Scorer, item: Waiting
     ) -> list[ScoredPosition]:
         text = text_of(item.captured)
-        found = await self._unless_busy(item, scorer.score(*text))
+        # What is broken off has cost something, too.
         self._count_tokens(reference, len(text.token_ids))
-        return found
+        if item.num_broken_off:
+            self._charge(len(text.token_ids))
+        return await self._unless_busy(item, scorer.score(*text))
+
+    def _put_back(self, since: float, item: Waiting) -> None:
+        again = replace(item, num_broken_off=item.num_broken_off + 1)
+        if again.num_broken_off < _MAX_ATTEMPTS:
+            self._queue.put_back(since, again)
+        else:
+            item.candidate.drop("busy")
 
     async def _unless_busy(self, item: Waiting, work: Awaitable[_T]) -> _T:
         timeout_s = self._settings.score_timeout_s
@@ -164,11 +186,13 @@ class Worker:
         cut = len(ids) // 2
         if not cut:
             return
+        self._charge(2 * len(token_ids))
         try:
+            self._count_tokens(reference, len(token_ids))
             second = await self._unless_busy(item, scorer.score(token_ids, start, asked[:cut]))
+            self._count_tokens(reference, len(token_ids))
             rest = scorer.score(token_ids, start + cut, asked[cut:])
             second += await self._unless_busy(item, rest)
-            self._count_tokens(reference, 2 * len(token_ids))
             pairs = list(zip(first, second, strict=True))
             floor = await piecewise(ids, pairs, _floor)
             self._hand_on(item, floor, FULL, reference)

@@ -1,5 +1,6 @@
 """Tests of the capture: what an engine notes of an answer while it decodes it."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,27 @@ def test_the_store_is_bounded() -> None:
     last.take(TokenLogprob(5, -1.0, ((5, -1.0), (6, -2.0))))
     now[0] += captures.MAX_AGE_S + 1
     assert store.pop("c") is None
+
+
+def test_recordings_grow_old_on_a_quiet_engine_too() -> None:
+    """Nobody comes or asks any more: all are forgotten, also one without a first token."""
+    now = [0.0]
+    store = Captures(clock=lambda: now[0])
+    begun = store.open(Wish("begun", 2), [1, 2], max_tokens=3)
+    begun.take(TokenLogprob(5, -1.0, ((5, -1.0), (6, -2.0))))
+    unbegun = store.open(Wish("unbegun", 2), [1, 2], max_tokens=3)
+
+    async def wait() -> None:
+        tending = asyncio.create_task(store.tend(0.001))
+        for after_s, old in ((captures.MAX_AGE_S, begun), (captures.MAX_WAIT_S, unbegun)):
+            now[0] = after_s
+            await asyncio.sleep(0.01)
+            assert not old.is_dropped
+            now[0] += 1
+            async with asyncio.timeout(5):
+                while not old.is_dropped:
+                    await asyncio.sleep(0.001)
+        tending.cancel()
+
+    asyncio.run(wait())
+    assert store.num_bytes == 0

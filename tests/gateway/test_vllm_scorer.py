@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 
 from gateway.errors import ApiError, ContextLengthExceeded, EngineDown, EngineFault, InvalidRequest
+from gateway.shadow import vllm_rows
+from gateway.shadow.vllm_rows import read_rows
 from gateway.shadow.vllm_scorer import VllmScorer, read_prompt
 from gateway.upstream import EngineClient
 from tests.gateway.test_upstream import Serve, server
@@ -191,3 +196,39 @@ def test_a_reference_that_is_gone_is_an_error() -> None:
 
     with pytest.raises((EngineDown, EngineFault)):
         against(hang_up, lambda client: VllmScorer(client).score(TEXT, 1, [[1]]))
+
+
+@pytest.mark.parametrize("text", ["}},{", '}},{"4":{"logprob":0', "}}]", '\\"}},{\\"4":', "é"])
+def test_the_text_of_a_token_is_no_border_between_rows(text: str) -> None:
+    """What looks like the form of the reply stands in a token's text without harm."""
+    row = {"7": {"logprob": -1.0, "rank": 1, "decoded_token": text}}
+    for separators in ((",", ":"), (", ", ": ")):
+        choice = {"text": text, "prompt_logprobs": [None, row, row, row], "index": 0}
+        raw = json.dumps({"id": text, "choices": [choice]}, separators=separators).encode()
+        assert [each.top_token_id for each in read_rows(raw, [7] * 4, 1)] == [7, 7, 7]
+
+
+def test_only_rows_that_are_asked_for_are_parsed_and_not_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Behind a long prompt the answer alone is read, by another thread, row by row."""
+    parsed: list[int] = []
+    threads: set[threading.Thread] = set()
+    loads = orjson.loads
+
+    def watched(raw: bytes) -> Any:
+        parsed.append(len(raw))
+        threads.add(threading.current_thread())
+        return loads(raw)
+
+    row = {str(each): {"logprob": -float(each), "rank": each} for each in range(1, 21)}
+    told = [None, *(row for _ in range(499))]
+    monkeypatch.setattr(vllm_rows, "orjson", SimpleNamespace(loads=watched))
+    scored = against(
+        telling(Asked(), told=told),
+        lambda client: VllmScorer(client).score([1] * 500, 490, [[2, 99]] * 10),
+    )
+    assert [each.logprobs for each in scored] == [{2: -2.0}] * 10
+    assert len(parsed) == 9  # the last one ends where the reply goes on
+    assert max(parsed) < 1000
+    assert threading.main_thread() not in threads

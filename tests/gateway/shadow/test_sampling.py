@@ -30,11 +30,12 @@ def test_the_draw_is_a_share_that_nobody_can_choose() -> None:
         ({"store": True}, {"x-narrowgate-shadow": "on"}, False),
         ({"store": False}, {}, True),
         ({"store": None}, {}, False),
-        ({}, {"x-narrowgate-shadow": " OFF "}, True),
+        ({}, {"x-narrowgate-shadow": " On "}, False),
+        *(({}, {"x-narrowgate-shadow": word}, True) for word in (" OFF ", "false", "0", "no", "")),
     ],
 )
 def test_who_said_no(fields: dict[str, Any], headers: dict[str, str], expected: bool) -> None:
-    """The header and `store: false` each keep a request to itself."""
+    """`store: false` and the header with any word but `on` each keep a request to itself."""
     assert is_private(fields, headers) is expected
 
 
@@ -95,3 +96,13 @@ def test_a_request_as_large_as_the_burst_passes_once() -> None:
     assert budget.admits(("script:a",), 600, 0)
     assert not budget.admits(("script:b",), 600, 30)
     assert budget.admits(("script:b",), 600, 60)
+
+
+def test_what_is_owed_is_paid_before_more_is_admitted() -> None:
+    """Readings beside count although nothing is left, so the rate holds in the long run."""
+    budget = Budget(10, 100)
+    assert budget.admits((), 100, 0.0)
+    budget.charge(50, 0.0)
+    assert not budget.admits((), 1, 5.0)
+    assert not budget.admits((), 100, 14.9)
+    assert budget.admits((), 100, 15.0)

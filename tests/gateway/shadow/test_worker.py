@@ -1,0 +1,165 @@
+"""The worker over a scorer that is told when to answer: what it keeps, and what it costs."""
+
+import asyncio
+import gc
+from collections.abc import Sequence
+
+from gateway.registry import Metrics
+from gateway.shadow.candidate import Candidate
+from gateway.shadow.free_runner import FreeRunner
+from gateway.shadow.free_runs import FreeRuns
+from gateway.shadow.queue import ShadowQueue
+from gateway.shadow.records import Captured, Position, ScoredPosition
+from gateway.shadow.references import References
+from gateway.shadow.tally import Tally
+from gateway.shadow.worker import Waiting, Worker
+from gateway.shadow.yielding import Yielding
+from gateway.shadow_settings import ShadowSettings
+from tests.gateway.shadow.test_references import MODEL, Launch
+
+SERVED = Position(5, -0.5, {5: -0.5, 6: -1.5})
+
+
+class Scorer:
+    """Says of each position what was served there, once it may."""
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.num_asked = 0
+
+    async def score(
+        self, token_ids: Sequence[int], start: int, candidates: Sequence[Sequence[int]]
+    ) -> list[ScoredPosition]:
+        """Return one position for each that is asked for."""
+        self.num_asked += 1
+        await self.may_answer.wait()
+        return [ScoredPosition(dict(SERVED.top), 5) for _ in candidates]
+
+
+class Bench:
+    """A worker, its queue, and the number of requests that are in its way."""
+
+    def __init__(self, **settings: object) -> None:
+        found = ShadowSettings.model_validate({"rate": 1, **settings})
+        self.metrics = Metrics()
+        self.scorer = Scorer()
+        self.num_busy = 0
+        self.charged: list[int] = []
+        self.tally = Tally(self.metrics)
+        self.references = References(
+            {"tiny": MODEL},
+            found.reference,
+            Launch(),
+            metrics=self.metrics,
+            is_wanted=lambda alias: True,
+            make_scorer=lambda client, info, backend: self.scorer,
+        )
+        self.yielding = Yielding(self.references, lambda: self.num_busy, max_running=None)
+        self.queue: ShadowQueue[Waiting] = ShadowQueue(
+            9, 60, on_old=lambda item: None, clock=asyncio.get_running_loop().time
+        )
+        self.worker = Worker(
+            self.queue,
+            self.references,
+            found,
+            metrics=self.metrics,
+            yielding=self.yielding,
+            free_runner=FreeRunner(
+                FreeRuns(found.free_run, self.metrics),
+                self.yielding,
+                found,
+                metrics=self.metrics,
+                meanwhile=self.queue.age_out,
+            ),
+            sinks=(),
+            charge=self.charged.append,
+        )
+
+    def put(self) -> Candidate:
+        """Queue a reply of four tokens behind a prompt of three; return whose it is."""
+        candidate = Candidate(
+            "id",
+            "tiny",
+            {},
+            tally=self.tally,
+            make_capture=lambda info, engine: None,
+            on_reply=lambda candidate: None,
+        )
+        captured = Captured((1, 2, 3), (SERVED,) * 4)
+        assert self.queue.put_nowait(Waiting(candidate, captured, "int4", {"all": range(4)}))
+        return candidate
+
+    @property
+    def num_tokens(self) -> float:
+        """Return how many tokens the reference was given."""
+        counter = self.metrics.counters["shadow_reference_tokens_total"].labels("tiny")
+        return float(counter._value.get())
+
+
+async def until_over(candidate: Candidate) -> None:
+    """Wait until it is scored or dropped."""
+    async with asyncio.timeout(5):
+        while not candidate.is_over:
+            await asyncio.sleep(0.001)
+
+
+def test_nothing_of_a_request_is_kept_while_none_comes() -> None:
+    """Once it is scored nobody holds its token ids any more."""
+
+    async def use() -> None:
+        bench = Bench()
+        working = asyncio.create_task(bench.worker.run())
+        await until_over(bench.put())
+        await asyncio.sleep(0.01)
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, (Waiting, Captured))]
+        working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+def test_a_score_that_is_broken_off_again_and_again_is_given_up() -> None:
+    """After three attempts; each is counted, and the budget pays for those after the first."""
+
+    async def use() -> None:
+        bench = Bench()
+        bench.scorer.may_answer.clear()
+        working = asyncio.create_task(bench.worker.run())
+        candidate = bench.put()
+        for attempt in (1, 2, 3):
+            async with asyncio.timeout(5):
+                while bench.scorer.num_asked < attempt:
+                    await asyncio.sleep(0.001)
+            bench.num_busy = 1
+            yields = bench.metrics.counters["shadow_yields_total"].labels("tiny")
+            async with asyncio.timeout(5):
+                while yields._value.get() < attempt:
+                    await asyncio.sleep(0.001)
+            bench.num_busy = 0
+        await until_over(candidate)
+        assert bench.tally.of("tiny")["dropped"] == {"busy": 1}
+        assert (bench.num_tokens, bench.charged) == (3 * 7, [7, 7])
+        working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+def test_the_noise_floor_is_paid_for() -> None:
+    """Its two readings are charged when they begin."""
+
+    async def use() -> None:
+        bench = Bench(floor_every=1)
+        working = asyncio.create_task(bench.worker.run())
+        await until_over(bench.put())
+        async with asyncio.timeout(5):
+            while bench.scorer.num_asked < 3:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert (bench.num_tokens, bench.charged) == (3 * 7, [14])
+        working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
