@@ -37,8 +37,9 @@ def _silence() -> str:
     """Return how long engines that run sequences have chosen no token."""
     last, running = series("engine_last_token_timestamp_seconds"), "engine_sequences_running"
     on = f"on (instance, {_MVR})"
-    # An engine that has just chosen one may have done so after the time of the scrape.
-    ago = f"clamp_min(time() - ({last} > 0), 0)"
+    # Until the scrape, not until now: that a sample grows old is no silence. An engine that has
+    # just chosen a token may have done so after the time of the scrape.
+    ago = f"clamp_min(timestamp({last}) - ({last} > 0), 0)"
     return f"max by ({_MVR}) ({ago} and {on} ({series(running)} > 0))"
 
 

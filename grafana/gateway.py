@@ -7,6 +7,7 @@ from grafana.panel import Panel, Query
 from grafana.query import gateways_own, quantile, rate, recent, total
 
 NO_TRAFFIC = "No traffic"
+NO_KEYS = "No keys are set, or no traffic"
 _MV = "model, variant"
 
 
@@ -14,8 +15,9 @@ def _requests() -> tuple[Panel, ...]:
     return (
         lines(
             "Requests",
-            "Requests that ended each second, by what became of them (narrowgate_requests_total). "
-            "shed and rejected are answers to too much; error and timeout are faults.",
+            "Requests that ended each second, by what became of them (narrowgate_requests_total); "
+            "the very first one of a kind is no rise yet, so not drawn. shed and rejected are "
+            "answers to too much; error and timeout are faults.",
             units.REQUESTS_PER_SECOND,
             NO_TRAFFIC,
             Query(rate("requests_total", "outcome"), "{{outcome}}"),
@@ -23,12 +25,12 @@ def _requests() -> tuple[Panel, ...]:
         ),
         lines(
             "Errors by code",
-            "Errors each second, by the code that clients see (narrowgate_request_errors_total). "
+            "Errors lately, by the code that clients see (narrowgate_request_errors_total). "
             "The README's table of errors says what each means and who can mend it.",
-            units.REQUESTS_PER_SECOND,
+            units.COUNT,
             "No errors",
             Query(
-                rate("request_errors_total", "error_type, status_class"),
+                recent("request_errors_total", "error_type, status_class"),
                 "{{error_type}} {{status_class}}",
             ),
             stacked=True,
@@ -114,7 +116,7 @@ def _admission() -> tuple[Panel, ...]:
             "Requests let in each second, by the name of their key (narrowgate_key_requests_total"
             "). One key far above the others: give it a rate in the key file.",
             units.REQUESTS_PER_SECOND,
-            NO_TRAFFIC,
+            NO_KEYS,
             Query(rate("key_requests_total", "key"), "{{key}}"),
             width=6,
             stacked=True,
@@ -124,7 +126,7 @@ def _admission() -> tuple[Panel, ...]:
             "Tokens of prompts and answers each second, by the name of their key "
             "(narrowgate_key_tokens_total). This is what a key's token rate bounds.",
             units.TOKENS_PER_SECOND,
-            NO_TRAFFIC,
+            NO_KEYS,
             Query(rate("key_tokens_total", "key"), "{{key}}"),
             width=6,
             stacked=True,

@@ -7,7 +7,7 @@ from grafana.compression import memory_saved
 from grafana.dashboard import Dashboard, Row
 from grafana.judgement import worst_active_slice, worst_verdict
 from grafana.panel import Panel, Query
-from grafana.query import gained, highest, quantile, rate, ratio, total
+from grafana.query import gained, happened, highest, quantile, rate, ratio, total
 from grafana.variable import first_token_limit, inter_token_limit
 
 NO_TRAFFIC = "No traffic"
@@ -58,9 +58,9 @@ def _service() -> tuple[Panel, ...]:
             NO_TRAFFIC,
             Query(
                 ratio(
-                    f"({gained('requests_total', 'model', FAILED)} or "
-                    f"0 * {gained('requests_total', 'model', ANSWERED)})",
-                    gained("requests_total", "model", ANSWERED),
+                    f"({happened('requests_total', 'model', FAILED)} or "
+                    f"0 * {happened('requests_total', 'model', ANSWERED)})",
+                    happened("requests_total", "model", ANSWERED),
                 ),
                 "{{model}}",
             ),
@@ -119,7 +119,8 @@ def _course() -> tuple[Panel, ...]:
         lines(
             "Requests",
             "Requests that ended each second, by what became of them "
-            "(narrowgate_requests_total). Errors that grow: see the dashboard Gateway.",
+            "(narrowgate_requests_total); the very first one of a kind is no rise yet, so not "
+            "drawn. Errors that grow: see the dashboard Gateway.",
             units.REQUESTS_PER_SECOND,
             NO_TRAFFIC,
             Query(rate("requests_total", "outcome"), "{{outcome}}"),

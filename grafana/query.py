@@ -99,8 +99,10 @@ def _risen(counter: str, window: str) -> str:
     """Return the gain of a counter whose series may begin with its first count.
 
     Such a series has no earlier value to rise from, so ``increase`` alone misses the first event.
+    After a restart it is ``increase`` that knows more, so the larger one counts.
     """
-    return f"({counter} unless {counter} offset {window}) or increase({counter}[{window}])"
+    new, gain = f"({counter} unless {counter} offset {window})", f"increase({counter}[{window}])"
+    return f"({new} > {gain}) or {gain} or {new}"
 
 
 def gained(name: str, by: str, *matchers: str) -> str:

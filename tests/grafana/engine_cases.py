@@ -42,8 +42,8 @@ def engine_cases() -> Iterator[Case]:
     }
     yield Case("NoEngineReady", "13m", again, VARIANT, gone + "fallback.", OF_CHAT, every="10s")
     # It failed once, and its second load takes long.
-    state = {series("narrowgate_model_state", VARIANT, state="failed"): "0 0 1 1 0x30"}
-    yield Case("NoEngineReady", "10m", variant("1x30", "0x30", "loading") | state)
+    once = {series("narrowgate_model_state", VARIANT, state="failed"): "0 0 1 1 0x30"}
+    yield Case("NoEngineReady", "10m", variant("1x30", "0x30", "loading") | once)
     yield Case("NoEngineReady", "10m", variant("1x30", "0x30", "stopped"))  # idle, on purpose
     yield Case("NoEngineReady", "10m", variant("0x30", "0x30", "failed"))  # serves nobody
     yield from stall_cases()

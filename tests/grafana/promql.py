@@ -143,6 +143,8 @@ def _called(node: promql.Call) -> Value:
         gained = value.dimension
         each = gained if name == "increase" else gained.times(SECONDS, -1)
         return Value(each, value.labels)
+    if name == "timestamp":
+        return Value(SECONDS, _value(node.args[0]).labels)
     if name == "histogram_quantile":
         return _quantile(node.args[1])
     if name in {"clamp_min", "clamp_max"}:

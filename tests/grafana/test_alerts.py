@@ -11,6 +11,7 @@ import yaml
 
 from grafana.alerting.files import alerts, rule_files
 from grafana.alerting.rule import PREFIX
+from grafana.queries import all_queries, substituted
 from tests.grafana.alert_case import HERE, MODEL, REPLICA, VARIANT, Case, series
 from tests.grafana.engine_cases import engine_cases
 from tests.grafana.fidelity_cases import fidelity_cases, verdict
@@ -114,6 +115,33 @@ def test_the_files_are_made_of_the_table() -> None:
     """Nobody wrote into them by hand, and no other rule file lies there."""
     found = {path.name: path.read_text(encoding="utf-8") for path in RULES.iterdir()}
     assert found == rule_files(), "run python -m grafana"
+
+
+def test_a_first_failure_is_seen_in_its_panel(tmp_path: Path) -> None:
+    """One failure whose series begins with it, and failures before and after a restart."""
+    (query,) = (each for each in all_queries() if each.panel == "Failed requests")
+    for failed, share in (("_x20 1x10", 1 / 21), ("_x10 0 20 _ _ _ 2x15", 22 / 42)):
+        inputs = [
+            {"series": name, "values": values}
+            for name, values in requests("0x10 10x20", failed).items()
+        ]
+        expr = substituted(query.expr, range="25m")
+        promtool(
+            tmp_path,
+            [
+                {
+                    "interval": "1m",
+                    "input_series": inputs,
+                    "promql_expr_test": [
+                        {
+                            "expr": f"abs({expr} - {share}) < bool 0.02",
+                            "eval_time": "30m",
+                            "exp_samples": [{"labels": '{model="chat"}', "value": 1}],
+                        }
+                    ],
+                }
+            ],
+        )
 
 
 def test_long_windows_are_read_seldom() -> None:
