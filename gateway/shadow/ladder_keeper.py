@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -214,14 +214,19 @@ class LadderKeeper:
             failed=self._failed(now),
         )
 
-    def _failed(self, now: float) -> frozenset[str]:
-        """Forget failures after their time, or once the rung is there after all."""
+    def _failed(self, now: float) -> Set[str]:
+        """Return who cannot be loaded now; a rung that is there has failed no longer."""
+        states = {
+            rung: self._pool.find(f"{self.model}@{rung}").state
+            for rung in self._pool.shape(self.model).ladder
+        }
         self._failed_until = {
             rung: end
             for rung, end in self._failed_until.items()
-            if now < end and self._pool.find(f"{self.model}@{rung}").state is not State.READY
+            if now < end and states.get(rung) is not State.READY
         }
-        return frozenset(self._failed_until)
+        stopping = {rung for rung, state in states.items() if state is State.STOPPING}
+        return stopping.union(self._failed_until)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -295,7 +300,7 @@ class LadderKeeper:
         left = self._standing.active  # an operator may choose another one while this waits
         match decision.act:
             case Act.STEP_UP | Act.PROMOTE:
-                await self._pool.activate(name, expected=left)
+                await self._pool.activate(name, expected=left, waits=False)
                 await self._pool.end_canary(self.model)
             case Act.START_CANARY:
                 await self._pool.start_canary(name, decision.share, expected=left)
