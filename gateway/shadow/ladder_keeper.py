@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from gateway.pool.state import Shape, State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import decide, no_room
+from gateway.shadow.ladder_failures import Failures
 from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
 from gateway.shadow.ladder_standing import Standing
@@ -66,8 +67,7 @@ class LadderKeeper:
         self._is_stepping = False
         self._scored_before = 0
         self._paused_until = 0.0
-        self._failed_until: dict[str, float] = {}
-        """By rung that could not be loaded, when it is tried again."""
+        self._failures = Failures(model, pool)
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
@@ -115,7 +115,7 @@ class LadderKeeper:
         if decision.is_dry:
             if is_news:
                 self._tell(decision, "dry")
-        elif now >= max(self._paused_until, self._failed_until.get(decision.to, 0.0)):
+        elif now >= max(self._paused_until, self._failures.until(decision.to)):
             await self._do(decision, now)
         return decision
 
@@ -149,7 +149,7 @@ class LadderKeeper:
             step.time for step in self._standing.steps if step.act in {Act.STEP_UP, Act.PROMOTE}
         ]
         ends = [max(swaps) + self.rules.cool_down_s] if swaps else []
-        ends += [self._paused_until, *self._failed_until.values()]
+        ends += [self._paused_until, self._failures.last_until]
         return max(0.0, max(ends) - self._clock())
 
     async def _look_on(self) -> None:
@@ -211,22 +211,8 @@ class LadderKeeper:
             canary=standing.canary,
             free_bytes=room.free,
             needed_bytes=room.needed,
-            failed=self._failed(now),
+            failed=self._failures.look(now),
         )
-
-    def _failed(self, now: float) -> Set[str]:
-        """Return who cannot be loaded now; a rung that is there has failed no longer."""
-        states = {
-            rung: self._pool.find(f"{self.model}@{rung}").state
-            for rung in self._pool.shape(self.model).ladder
-        }
-        self._failed_until = {
-            rung: end
-            for rung, end in self._failed_until.items()
-            if now < end and states.get(rung) is not State.READY
-        }
-        stopping = {rung for rung, state in states.items() if state is State.STOPPING}
-        return stopping.union(self._failed_until)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -291,7 +277,7 @@ class LadderKeeper:
             return "superseded"
         except NarrowgateError as error:
             # The rung that serves goes on; the same again at once would fail the same way.
-            self._failed_until[decision.to or ""] = self._clock() + self.rules.cool_down_s
+            self._failures.add(decision.to or "", until=self._clock() + self.rules.cool_down_s)
             logger.error("%s: %s to %s failed: %s", self.model, decision.act, decision.to, error)
             return "failed"
         return None
