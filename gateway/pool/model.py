@@ -1,7 +1,7 @@
 """One model: its variants, who serves its name, and how that changes without a failed request."""
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gateway.errors import Superseded
@@ -12,6 +12,9 @@ from gateway.pool.state import Patience, Shape
 from gateway.pool.variant import Variant
 from gateway.registry import Metrics
 from gateway.specs import ModelSpec
+
+_Stops = Sequence[asyncio.Task[None]]
+"""What goes on after a change: a variant's last answers, and its end."""
 
 
 class Model:
@@ -80,8 +83,8 @@ class Model:
         for each in self.ladder:
             gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
 
-    async def activate(self, variant: Variant, *, expected: str | None = None) -> None:
-        """Load a variant while the old one serves, then swap them.
+    async def activate(self, variant: Variant, *, expected: str | None = None) -> _Stops:
+        """Load a variant while the old one serves, then swap them; return who is being stopped.
 
         Raises:
             Superseded: another one than ``expected`` is active when its turn comes.
@@ -92,7 +95,7 @@ class Model:
             old, alias = self.active, self.spec.alias
             if variant is old:
                 await variant.ensure_ready()
-                return
+                return []
             fields = {"model": alias, "from": old.spec.variant, "to": variant.spec.variant}
             self._events.publish("swap_started", fields)
             result, beside = "failed", self.routes.variants
@@ -104,7 +107,7 @@ class Model:
             finally:
                 self._metrics.counters["variant_swaps_total"].labels(alias, result).inc()
                 self._events.publish("swap_ended", {**fields, "result": result})
-            await self._release({old, *beside})
+            return await self._release({old, *beside})
 
     async def start_canary(
         self, variant: Variant, share: float, *, expected: str | None = None
@@ -123,7 +126,7 @@ class Model:
                     self.canary = Share(variant, share)
 
     async def end_canary(self) -> None:
-        """Take the canary's share away."""
+        """Take the canary's share away; it is stopped after its last answer."""
         async with self._swapping:
             canary, self.canary = self.canary, None
             if canary is not None:
@@ -172,10 +175,15 @@ class Model:
             for each in variants:
                 each.is_held = self._is_beside(each)
 
-    async def _release(self, variants: Collection[Variant]) -> None:
-        """Stop those that nothing leads to any longer, each when its last request has ended."""
+    async def _release(self, variants: Collection[Variant]) -> _Stops:
+        """Stop those that nothing leads to any longer, each when its last request has ended.
+
+        That may take hours, and nobody waits for it here.
+        """
         for each in variants:
             each.is_held = self._is_beside(each)
         unused = [each for each in variants if not each.is_held and each is not self.active]
         grace_s = self._patience.stop_grace_s
-        await asyncio.gather(*(each.stop(grace_s, drain_s=None) for each in unused))
+        stops = [each.begin_stop(grace_s, drain_s=None) for each in unused]
+        await asyncio.sleep(0)  # they have begun: who wants one again waits for its end
+        return stops

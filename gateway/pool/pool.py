@@ -258,11 +258,13 @@ class Pool:
         await variant.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
         return variant.snapshot()
 
-    async def activate(self, name: str, *, expected: str | None = None) -> Snapshot:
+    async def activate(
+        self, name: str, *, expected: str | None = None, waits: bool = True
+    ) -> Snapshot:
         """Make a variant the one that serves its model's plain name, without failing a request.
 
         The new one is loaded and tried while the old one serves; then requests go to the new one,
-        and the old one is stopped when its last request has ended.
+        and the old one is stopped when its last request has ended, which may be waited for.
 
         Raises:
             Superseded: another variant than ``expected`` is active when its turn comes.
@@ -270,7 +272,9 @@ class Pool:
         """
         model, variant = self._find(name)
         chosen = variant or model.active
-        await model.activate(chosen, expected=expected)
+        for stop in await model.activate(chosen, expected=expected):
+            if waits:
+                await asyncio.shield(stop)
         return chosen.snapshot()
 
     async def start_canary(self, name: str, share: float, *, expected: str | None = None) -> None:

@@ -197,17 +197,21 @@ class Variant:
         New requests wait from now on, running ones may finish for ``drain_s`` seconds (None: for as
         long as they take). Once begun it goes on to its end, also if the caller is cancelled.
         """
-        await self._in_full(self._stop(grace_s, drain_s, only_idle=False))
+        await asyncio.shield(self.begin_stop(grace_s, drain_s=drain_s))
+
+    def begin_stop(self, grace_s: float, *, drain_s: float | None) -> asyncio.Task[None]:
+        """Do as ``stop`` does in a task of its own, and return that."""
+        return self._begin(self._stop(grace_s, drain_s, only_idle=False))
 
     async def stop_if_idle(self, grace_s: float) -> None:
         """Stop its engines unless somebody has begun to use it meanwhile."""
-        await self._in_full(self._stop(grace_s, 0, only_idle=True))
+        await asyncio.shield(self._begin(self._stop(grace_s, 0, only_idle=True)))
 
-    async def _in_full(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._stops.add(task)
         task.add_done_callback(self._stops.discard)
-        await asyncio.shield(task)
+        return task
 
     async def _stop(self, grace_s: float, drain_s: float | None, *, only_idle: bool) -> None:
         async with self._stopping:

@@ -141,7 +141,7 @@ def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
         if missing is not None:
             return Decision(Act.STAY, f"{active}: {missing}")
     if smaller in situation.failed:
-        return Decision(Act.STAY, f"{smaller} is not tried again yet: it could not be loaded")
+        return Decision(Act.STAY, f"{smaller} is not tried again yet: it cannot be loaded now")
     obstacle = (
         _wait(situation, set(Act), _return_after(situation, smaller, rules))
         or _too_many_returns(situation, rules)

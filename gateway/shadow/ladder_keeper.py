@@ -13,6 +13,7 @@ from gateway.pool.state import Shape, State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import decide, no_room
+from gateway.shadow.ladder_failures import Failures
 from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
 from gateway.shadow.ladder_standing import Standing
@@ -66,8 +67,7 @@ class LadderKeeper:
         self._is_stepping = False
         self._scored_before = 0
         self._paused_until = 0.0
-        self._failed_until: dict[str, float] = {}
-        """By rung that could not be loaded, when it is tried again."""
+        self._failures = Failures(model, pool)
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
@@ -115,7 +115,7 @@ class LadderKeeper:
         if decision.is_dry:
             if is_news:
                 self._tell(decision, "dry")
-        elif now >= max(self._paused_until, self._failed_until.get(decision.to, 0.0)):
+        elif now >= max(self._paused_until, self._failures.until(decision.to)):
             await self._do(decision, now)
         return decision
 
@@ -149,7 +149,7 @@ class LadderKeeper:
             step.time for step in self._standing.steps if step.act in {Act.STEP_UP, Act.PROMOTE}
         ]
         ends = [max(swaps) + self.rules.cool_down_s] if swaps else []
-        ends += [self._paused_until, *self._failed_until.values()]
+        ends += [self._paused_until, self._failures.last_until]
         return max(0.0, max(ends) - self._clock())
 
     async def _look_on(self) -> None:
@@ -211,17 +211,8 @@ class LadderKeeper:
             canary=standing.canary,
             free_bytes=room.free,
             needed_bytes=room.needed,
-            failed=self._failed(now),
+            failed=self._failures.look(now),
         )
-
-    def _failed(self, now: float) -> frozenset[str]:
-        """Forget failures after their time, or once the rung is there after all."""
-        self._failed_until = {
-            rung: end
-            for rung, end in self._failed_until.items()
-            if now < end and self._pool.find(f"{self.model}@{rung}").state is not State.READY
-        }
-        return frozenset(self._failed_until)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -286,7 +277,7 @@ class LadderKeeper:
             return "superseded"
         except NarrowgateError as error:
             # The rung that serves goes on; the same again at once would fail the same way.
-            self._failed_until[decision.to or ""] = self._clock() + self.rules.cool_down_s
+            self._failures.add(decision.to or "", until=self._clock() + self.rules.cool_down_s)
             logger.error("%s: %s to %s failed: %s", self.model, decision.act, decision.to, error)
             return "failed"
         return None
@@ -295,7 +286,7 @@ class LadderKeeper:
         left = self._standing.active  # an operator may choose another one while this waits
         match decision.act:
             case Act.STEP_UP | Act.PROMOTE:
-                await self._pool.activate(name, expected=left)
+                await self._pool.activate(name, expected=left, waits=False)
                 await self._pool.end_canary(self.model)
             case Act.START_CANARY:
                 await self._pool.start_canary(name, decision.share, expected=left)

@@ -1,6 +1,6 @@
 """What a decision about a model's ladder is made of: the rules, the situation, the decision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -109,8 +109,8 @@ class Situation:
     """Memory for another rung; None: no limit is known."""
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     """By rung, what it would take; a rung that is loaded needs none."""
-    failed: frozenset[str] = frozenset()
-    """Rungs that could not be loaded within the last cool-down."""
+    failed: Set[str] = frozenset()
+    """Rungs that cannot be loaded now: that failed within a cool-down, or still end requests."""
 
     def verdict(self, variant: str, name: str) -> Verdict | None:
         """Return what is said of a slice of a rung."""

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.pool.pool import Pool
 from gateway.pool.state import Patience
+from gateway.pool.state import State as PoolState
 from gateway.registry import Metrics
 from gateway.settings import load_settings
 from gateway.shadow.judge import Judge
@@ -146,6 +147,26 @@ def test_rungs_that_all_fail_are_tried_once_a_cool_down() -> None:
         assert [each["to"] for each in bench.events] == ["int8", "full"] * 2
         assert {each["result"] for each in bench.events} == {"failed"}
         assert bench.pool.shape("tiny").active == "int4"
+
+    asyncio.run(use())
+
+
+def test_a_step_is_told_while_the_old_rung_ends_its_requests() -> None:
+    """An open stream holds neither the event nor the next step, and gets its end."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8", "full"], cool_down_s=60)
+        await bench.pool.activate("tiny@int4")
+        async with bench.pool.lease("tiny"), asyncio.timeout(20):
+            await bench.look()
+            assert [each["result"] for each in bench.events] == ["done"]
+            assert bench.first_choices() == {"int8": 100}
+            bench.score("int8", 0.3, 50)
+            bench.now += 60
+            await bench.look()
+            assert bench.first_choices() == {"full": 100}
+            assert bench.pool.find("tiny@int4").state is PoolState.STOPPING
+        await bench.pool.close(0)
 
     asyncio.run(use())
 

@@ -215,7 +215,7 @@ def test_a_kill_in_the_middle_of_a_step(tmp_path: Path) -> None:
             bench.score("int4", 0.3, 50)
             loading = asyncio.Event()
 
-            async def never(name: str, *, expected: str) -> None:
+            async def never(name: str, *, expected: str, waits: bool) -> None:
                 loading.set()
                 await asyncio.Event().wait()
 

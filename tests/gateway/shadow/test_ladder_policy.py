@@ -90,7 +90,7 @@ def test_rungs_that_failed_to_load_are_passed_over() -> None:
     back = situation({"int8": of(all=State.OK)}, active="int8")
     assert decide(back, rules).act is Act.START_CANARY
     waits = decide(replace(back, failed=frozenset({"int4"})), rules)
-    assert waits.reason == "int4 is not tried again yet: it could not be loaded"
+    assert waits.reason == "int4 is not tried again yet: it cannot be loaded now"
 
 
 def test_the_safest_rung_stays() -> None:

@@ -13,6 +13,7 @@ from gateway.pool.routes import Routes
 from gateway.pool.state import State
 from gateway.shadow.ladder_rules import Act
 from gateway.shadow.slices import slices_of
+from tests.gateway.harness import until
 from tests.gateway.shadow.test_ladder_keeper import Bench
 
 CODE, CHAT = "domain:code", "domain:prose"
@@ -93,7 +94,7 @@ def test_a_slice_goes_and_comes_back() -> None:
         bench.now += 60
         assert await bench.look() is Act.GIVE_BACK_SLICES
         assert bench.first_choices(CODE) == {"int4": 100}
-        assert bench.pool.find("tiny@int8").state is State.STOPPED
+        await until(lambda: bench.pool.find("tiny@int8").state is State.STOPPED)
         told = [(each["act"], each["from"], each["to"], each["slices"]) for each in bench.events]
         assert told == [
             ("route_slices", "int4", "int8", [CODE]),
@@ -114,7 +115,7 @@ def test_a_refuge_that_drifts_too_is_left_for_the_next() -> None:
         assert await bench.look() is Act.ROUTE_SLICES
         assert set(bench.first_choices(CODE)) == {"int4", "full"}
         assert (bench.events[1]["from"], bench.events[1]["to"]) == ("int8", "full")
-        assert bench.pool.find("tiny@int8").state is State.STOPPED
+        await until(lambda: bench.pool.find("tiny@int8").state is State.STOPPED)
 
     run(use)
 
@@ -127,7 +128,7 @@ def test_a_route_keeps_its_rung_in_memory() -> None:
         await bench.look()
         assert bench.pool.room("tiny").free == 50
         await bench.pool.end_routes("tiny", [CODE])
-        assert bench.pool.room("tiny").free == 150
+        await until(lambda: bench.pool.room("tiny").free == 150)
 
     run(use, budget=250)
 
