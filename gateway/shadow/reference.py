@@ -75,7 +75,7 @@ class Reference:
         """What is set aside for it while it runs."""
         self.last_used = clock()
         self.num_users = 0
-        """Who asks it for more than a score now."""
+        """Who asks it now."""
         self._launch = launch
         self._metrics = metrics
         self._make_room = make_room
@@ -151,7 +151,7 @@ class Reference:
 
     @contextmanager
     def using(self) -> Iterator[EngineClient]:
-        """Hand out its client; while the block is open it is not ended as idle.
+        """Hand out its client; while the block is open it is not ended for idleness or room.
 
         Raises:
             EngineDown: it does not run.

@@ -103,5 +103,12 @@ class References:
         for other in others:
             if used + num_bytes <= self._memory:
                 return
-            used -= other.num_bytes
-            await other.stop(0)
+            if not other.num_users:
+                used -= other.num_bytes
+                await other.stop(0)
+        if used + num_bytes > self._memory:
+            raise StartupError(
+                f"the reference of {claimant.spec.alias} needs {num_bytes} bytes, and there is no "
+                f"room for it now: those in use hold {used} of {self._memory} bytes, which is "
+                "'shadow.reference.memory': wait, or raise it"
+            )

@@ -14,7 +14,9 @@ class State(StrEnum):
     LEARNING = "learning"
     """Not enough evidence yet for either of the next two."""
     OK = "ok"
-    """The mean divergence was shown to be below the tolerance, and nothing disproved it since."""
+    """The mean of divergences, each cut at the monitor's largest value (ten tolerances unless set),
+    was shown to be below the tolerance, and nothing disproved it since: rare huge ones weigh little.
+    """
     DRIFT = "drift"
     """The mean divergence was shown to be above the tolerance; left by new evidence only."""
     STALE = "stale"

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -118,12 +119,24 @@ class Worker:
         if not await self._yielding.wait_idle(candidate.model, until, self._queue.age_out):
             candidate.drop("busy")
             return
-        try:
-            scorer = await reference.scorer()
-        except NarrowgateError as error:
-            logger.debug("no reference: %s", error)
-            candidate.drop("reference")
-            return
+        with ExitStack() as stack:
+            try:
+                scorer = await reference.scorer()
+                # A score may take longer than idleness is borne.
+                stack.enter_context(reference.using())
+            except NarrowgateError as error:
+                logger.debug("no reference: %s", error)
+                candidate.drop("reference")
+                return
+            await self._score_with(reference, scorer, since, item)
+        # Not behind a score that was put back.
+        if candidate.is_over and candidate.free_run is not None:
+            await self._free_runner.run(candidate.free_run, reference)
+
+    async def _score_with(
+        self, reference: Reference, scorer: Scorer, since: float, item: Waiting
+    ) -> None:
+        candidate = item.candidate
         try:
             scored = await self._ask(reference, scorer, item)
             divergence = await piecewise(item.captured.positions, scored, compare)
@@ -153,8 +166,6 @@ class Worker:
         # The full model's own replies are such a comparison already.
         if every and self._num_scored % every == 0 and item.variant != FULL:
             await self._measure_floor(reference, scorer, item, scored)
-        if candidate.free_run is not None:
-            await self._free_runner.run(candidate.free_run, reference)
 
     async def _ask(
         self, reference: Reference, scorer: Scorer, item: Waiting

@@ -122,6 +122,29 @@ def test_references_share_their_memory(memory: int | None, num_running: int) -> 
     asyncio.run(use())
 
 
+def test_who_is_asked_makes_no_room() -> None:
+    """A reference in use stays and the other one has no room; once it is free it is ended."""
+
+    async def use() -> None:
+        references = References(
+            {name: MODEL for name in "abc"},
+            ReferenceSettings.model_validate({"memory": 199}),
+            Launch(),
+            metrics=Metrics(),
+            is_wanted=lambda alias: True,
+        )
+        await references.of("a").scorer()
+        with references.of("a").using():
+            with pytest.raises(StartupError, match=r"no room .* those in use hold 100 of 199"):
+                await references.of("b").scorer()
+            assert references.of("a").is_running
+        await references.of("c").scorer()
+        assert not references.of("a").is_running
+        await references.stop()
+
+    asyncio.run(use())
+
+
 def test_a_reference_that_is_too_large_is_refused() -> None:
     """The line names both sizes and the setting."""
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import pytest
 
 from gateway.registry import Metrics
 from gateway.shadow.candidate import Candidate
@@ -97,11 +99,18 @@ class Bench:
         return float(counter._value.get())
 
 
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    for _ in range(5000):
+        if is_so():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it never came to be")
+
+
 async def until_over(candidate: Candidate) -> None:
     """Wait until it is scored or dropped."""
-    async with asyncio.timeout(5):
-        while not candidate.is_over:
-            await asyncio.sleep(0.001)
+    await until(lambda: candidate.is_over)
 
 
 def test_nothing_of_a_request_is_kept_while_none_comes() -> None:
@@ -128,15 +137,11 @@ def test_a_score_that_is_broken_off_again_and_again_is_given_up() -> None:
         bench.scorer.may_answer.clear()
         working = asyncio.create_task(bench.worker.run())
         candidate = bench.put()
+        yields = bench.metrics.counters["shadow_yields_total"].labels("tiny")
         for attempt in (1, 2, 3):
-            async with asyncio.timeout(5):
-                while bench.scorer.num_asked < attempt:
-                    await asyncio.sleep(0.001)
+            await until(lambda: bench.scorer.num_asked == attempt)  # noqa: B023 (at once)
             bench.num_busy = 1
-            yields = bench.metrics.counters["shadow_yields_total"].labels("tiny")
-            async with asyncio.timeout(5):
-                while yields._value.get() < attempt:
-                    await asyncio.sleep(0.001)
+            await until(lambda: yields._value.get() == attempt)  # noqa: B023 (at once)
             bench.num_busy = 0
         await until_over(candidate)
         assert bench.tally.of("tiny")["dropped"] == {"busy": 1}
@@ -154,11 +159,31 @@ def test_the_noise_floor_is_paid_for() -> None:
         bench = Bench(floor_every=1)
         working = asyncio.create_task(bench.worker.run())
         await until_over(bench.put())
-        async with asyncio.timeout(5):
-            while bench.scorer.num_asked < 3:
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        await until(lambda: bench.scorer.num_asked == 3)
         assert (bench.num_tokens, bench.charged) == (3 * 7, [14])
+        working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+def test_a_reference_is_not_ended_in_the_middle_of_a_score() -> None:
+    """A score that takes longer than idleness is borne is finished."""
+
+    async def use() -> None:
+        bench = Bench(reference={"idle_s": 0.01})
+        bench.scorer.may_answer.clear()
+        working = asyncio.create_task(bench.worker.run())
+        candidate = bench.put()
+        await until(lambda: bench.scorer.num_asked == 1)
+        reference = bench.references.of("tiny")
+        reference.last_used = -1000.0
+        await bench.references._tend_running("tiny", reference)
+        assert reference.is_running
+        bench.scorer.may_answer.set()
+        await until_over(candidate)
+        await until(lambda: not reference.num_users)
+        assert bench.tally.of("tiny")["scored"] == 1
         working.cancel()
         await bench.references.stop()
 
