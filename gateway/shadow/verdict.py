@@ -14,8 +14,8 @@ class State(StrEnum):
     LEARNING = "learning"
     """Not enough evidence yet for either of the next two."""
     OK = "ok"
-    """The mean of divergences, each cut at the monitor's largest value (ten tolerances unless set),
-    was shown to be below the tolerance, and nothing disproved it since: rare huge ones weigh little.
+    """The mean of divergences, each cut at the monitor's largest value (ten tolerances),
+    was shown below the tolerance, and nothing disproved it since. Rare huge ones weigh little.
     """
     DRIFT = "drift"
     """The mean divergence was shown to be above the tolerance; left by new evidence only."""
