@@ -200,7 +200,14 @@ def test_make_passes_its_variables_on() -> None:
     """`make stack` honours PORT, RECIPE, MODEL and the other ports; CONFIG replaces models."""
 
     def words(*variables: str) -> str:
-        command = ["make", "--dry-run", "--always-make", "stack", *variables]
+        command = [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            "--always-make",
+            "stack",
+            *variables,
+        ]
         return (
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             .stdout.splitlines()[-1]
