@@ -199,11 +199,14 @@ def test_the_shadow_accounts_for_all(seen: Scene) -> None:
 
 
 def test_rules_are_evaluated_without_error(seen: Scene) -> None:
-    """All of them, by the Prometheus itself."""
+    """By the Prometheus itself; those of long windows may not have had their turn yet."""
     groups = seen.prometheus.get("/api/v1/rules")["groups"]
-    rules = [rule for group in groups for rule in group["rules"]]
+    rules = [(rule, group["interval"]) for group in groups for rule in group["rules"]]
     assert len(rules) == len(alerts()) + len(list(recordings()))
-    assert [rule for rule in rules if rule["health"] != "ok" or rule.get("lastError")] == []
+    for rule, every_s in rules:
+        expected = {"ok", "unknown"} if every_s > seen.ended_at - seen.began_at else {"ok"}
+        assert rule["health"] in expected, rule
+        assert not rule.get("lastError"), rule
 
 
 def test_the_truth_alarms(seen: Scene) -> None:

@@ -118,7 +118,8 @@ def test_nothing_of_a_request_is_kept_while_none_comes() -> None:
 
     def kept() -> set[int]:
         gc.collect()
-        return {id(each) for each in gc.get_objects() if isinstance(each, (Waiting, Captured))}
+        # Some objects of torch complain when asked for their class.
+        return {id(each) for each in gc.get_objects() if type(each) in (Waiting, Captured)}
 
     async def use() -> None:
         bench = Bench()
