@@ -102,6 +102,7 @@ class Terminal:
         header = shlex.quote("content-type: application/json")
         url = f"{base_url}/v1/chat/completions"
         self._say(f"\nTry it:\n  curl {url} -H {header} -d {shlex.quote(body)}\n")
+        self._say(f"  Page      {base_url}/dashboard")
         self._say(f"  Chat      narrowgate chat --url {base_url}")
         self._say(f"  API base  {base_url}/v1")
         self._say(f"  Models    {base_url}/v1/models")
