@@ -50,10 +50,13 @@ vllm-demo: install vllm-env
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --engine vllm --vllm-options enforce-eager --port $(PORT)
 
 # First what cares for no clock, two files at a time; then what serves, measures and scrapes; then vLLM.
+# A part that fails does not keep the next ones from being seen.
 test: install vllm-env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(TWO_AT_A_TIME)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" $(addprefix --ignore=,$(TWO_AT_A_TIME))
-	$(BIN)/python -m pytest -m alone
+	@failed=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(TWO_AT_A_TIME) || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" $(addprefix --ignore=,$(TWO_AT_A_TIME)) || failed=1; \
+	$(BIN)/python -m pytest -m alone || failed=1; \
+	exit $$failed
 
 # Without these servers the tests of dashboards-check would be skipped, and it would pass.
 dashboards-tools:

@@ -263,7 +263,9 @@ def test_a_client_that_leaves_stops_every_choice(engine: RunningEngine) -> None:
     body = {"model": MODEL, "prompt": [PROMPT] * 2, "n": 2, "max_tokens": 200, "stream": True}
     body |= {"ignore_eos": True}
     with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=30) as reply:
-        next(reply.iter_lines())
+        # Kept until the block ends: an iterator that is let go closes the connection.
+        lines = reply.iter_lines()
+        next(lines)
         assert engine.service.loop.num_unfinished == 4
     for _ in range(500):
         if engine.service.is_idle:
