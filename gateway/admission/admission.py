@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +29,8 @@ from gateway.streaming import until_disconnect
 from gateway.trace import RequestTrace
 
 MayUse = Callable[[str], bool]
+Visit = Callable[[str], AbstractContextManager[None]]
+"""Takes a place at another model while its block is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Entry:
     deadline: Deadline
     may_use: MayUse
     """Whether the key opens a model, for the fallbacks of the one that was asked for."""
+    visit: Visit
+    """Counts the request at one of those fallbacks as well."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +90,7 @@ class Admission:
             self._counted(key, demand, alias, trace) as headers,
             self._turn(key, alias, request, deadline),
         ):
-            yield Entry(deadline, partial(_may_use, key), headers)
+            yield Entry(deadline, partial(_may_use, key), partial(self._visit, key), headers)
 
     @property
     def num_waiting(self) -> int:
@@ -151,6 +155,25 @@ class Admission:
                 with self._waiting(alias):
                     turn = deadline.until_reply(self._wait(gate, ticket, alias))
                     await until_disconnect(request.receive, turn)
+            yield
+        finally:
+            ticket.give_back()
+
+    @contextmanager
+    def _visit(self, key: ApiKey | None, alias: str) -> Iterator[None]:
+        """Hold a place at a model that answers for another.
+
+        It is there or it is not: whoever waited with a place at one model for a place at another
+        could wait for somebody who waits the other way round.
+        """
+        gate = self._gates.get(alias)
+        if gate is None:
+            yield
+            return
+        if not gate.has_room:
+            raise Overloaded(f"{alias!r} is busy: try again", retry_after_s=gate.retry_after_s)
+        ticket = gate.join(key.name if key is not None else "")
+        try:
             yield
         finally:
             ticket.give_back()

@@ -55,9 +55,14 @@ class Gate:
         return sum(map(len, self._queues.values()))
 
     @property
+    def has_room(self) -> bool:
+        """Return whether a request would run at once."""
+        return self._num_running < self._max_running
+
+    @property
     def is_full(self) -> bool:
         """Return whether a request could neither run nor wait."""
-        return self._num_running >= self._max_running and self.num_waiting >= self._max_queued
+        return not self.has_room and self.num_waiting >= self._max_queued
 
     @property
     def retry_after_s(self) -> float:
@@ -68,7 +73,7 @@ class Gate:
     def join(self, key: str) -> Ticket:
         """Return a ticket; it runs at once if there is room."""
         ticket = Ticket(self, key)
-        if self._num_running < self._max_running:
+        if self.has_room:
             self._num_running += 1
             ticket.admit()
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from gateway.admission.admission import MayUse
+from gateway.admission.admission import MayUse, Visit
 from gateway.demand import Demand
 from gateway.errors import (
     ApiError,
@@ -61,6 +61,7 @@ class Question:
     request_id: str
     is_stream: bool
     may_use: MayUse
+    visit: Visit
     candidate: Observer | None = None
     """Takes note of it, if it is to be scored."""
     slices: Collection[str] = ()
@@ -122,10 +123,16 @@ class Dispatch:
                     variant, question.demand, excluding=failed, may_wait=may_wait
                 )
                 try:
+                    if variant.spec.alias != first.spec.alias:
+                        attempt.enter_context(question.visit(variant.spec.alias))
                     lease = await attempt.enter_async_context(using)
                 except Unavailable as error:
+                    await attempt.aclose()
                     errors.append(error)
                     break
+                except BaseException:
+                    await attempt.aclose()
+                    raise
                 try:
                     trace.route(variant.spec.alias, variant.spec.variant, question.is_stream)
                     answer = await self._ask(question, lease, attempt)

@@ -125,6 +125,7 @@ async def _answer(request: Request, route: _Route) -> Response:
             request_id=REQUEST_ID.get(),
             is_stream=route.streams and _asks_for_a_stream(body),
             may_use=entry.may_use,
+            visit=entry.visit,
             candidate=candidate,
             slices=slices,
         )

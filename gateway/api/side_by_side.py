@@ -204,6 +204,7 @@ class _Pair:
             request_id=self._request_id,
             is_stream=False,
             may_use=self._entry.may_use,
+            visit=self._entry.visit,
             candidate=note,
         )
         return await self._service.dispatch.ask(question, stack=stack, trace=trace)

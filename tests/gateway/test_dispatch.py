@@ -301,6 +301,27 @@ def test_a_fallback_is_bound_by_the_key(start_gateway: StartGateway) -> None:
     assert found == {"k-one": (502, 0), "k-all": (502, 1)}
 
 
+def test_a_fallback_needs_a_place_at_the_other_model(start_gateway: StartGateway) -> None:
+    """Requests sent over from a failing model keep to the limit of the one they are sent to."""
+    models = {
+        "tiny": {"model": "fake", "recipe": "int4", "fallback": ["other"]},
+        "other": {"model": "fake", "recipe": "int8", "max_running": 1},
+    }
+    gateway = start_gateway(models=models)
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    failing = body(fake={"status": 500, "body": "{}"})
+    with gateway.stream({"tokens": 400, "pace_s": 0.02}, model="other") as stream:
+        events = stream.iter_raw()  # kept: without it the stream is closed
+        next(events)
+        assert gateway.http.post(CHAT, json=failing).status_code == 502
+        assert gateway.metric("requests_total", model="other") == 0
+    eventually(lambda: gateway.metric("requests_total", model="other") == 1)
+    # The place is free again, and is given back each time.
+    for count in (2, 3):
+        gateway.http.post(CHAT, json=failing)
+        assert gateway.metric("requests_total", model="other") == count
+
+
 def test_fallbacks_follow_however_many_replicas_fail(start_gateway: StartGateway) -> None:
     """Each target has its own attempts: two failing replicas do not use up those of a fallback."""
     models = {
