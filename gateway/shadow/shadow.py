@@ -22,21 +22,19 @@ from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.embedded_capture import EmbeddedCapture
 from gateway.shadow.fidelity_metrics import FidelityMetrics
-from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
-from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
-from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
+from gateway.shadow.sampling import is_drawn, is_private, is_scorable
 from gateway.shadow.scored import Sink
+from gateway.shadow.scoring import Scoring
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import Tally
 from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
-from gateway.shadow.worker import Waiting, Worker
-from gateway.shadow.yielding import Yielding
+from gateway.shadow.worker import Waiting
 from gateway.shadow_settings import ShadowSettings
 from gateway.wire import MAX_TOP_LOGPROBS
 
@@ -73,28 +71,16 @@ class Shadow:
         self._make_capture = make_capture or self.capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
-        self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
-        self._queue: ShadowQueue[Waiting] = ShadowQueue(
-            settings.queue_size, settings.queue_s, on_old=self._on_old, clock=time.monotonic
-        )
         self._fidelity = FidelityMetrics(metrics)
-        self._yielding = Yielding(references, num_busy, max_running=settings.max_running)
         self.free_runs = FreeRuns(settings.free_run, metrics)
-        self._worker = Worker(
-            self._queue,
-            references,
+        self._scoring = Scoring(
+            rates,
             settings,
             metrics=metrics,
-            yielding=self._yielding,
-            free_runner=FreeRunner(
-                self.free_runs,
-                self._yielding,
-                settings,
-                metrics=metrics,
-                meanwhile=self._queue.age_out,
-            ),
+            references=references,
+            num_busy=num_busy,
+            free_runs=self.free_runs,
             sinks=(self._fidelity, *sinks),
-            charge=lambda count: self._budget.charge(count, time.monotonic()),
         )
         self._collecting: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -147,7 +133,7 @@ class Shadow:
     def status(self) -> dict[str, Any]:
         """Return counts, queue and references as plain data."""
         return {
-            "queue_length": len(self._queue),
+            "queue_length": self._scoring.num_waiting,
             "tokens_per_second": self._settings.tokens_per_second,
             "models": {
                 model: {
@@ -164,7 +150,7 @@ class Shadow:
     async def run(self) -> None:
         """Score, tend references and probe engines, for ever."""
         await asyncio.gather(
-            again_and_again(self._worker.run),
+            self._scoring.run(),
             again_and_again(self._references.tend),
             again_and_again(self._probe_now_and_then),
         )
@@ -179,8 +165,7 @@ class Shadow:
         for task in self._collecting:
             task.cancel()
         await self.settle()
-        for item in self._queue.clear():
-            item.candidate.drop("stopped")
+        self._scoring.close()
         await self._references.stop()
 
     # -- inside -----------------------------------------------------------------------------
@@ -249,23 +234,9 @@ class Shadow:
             own=self._own_slices,
         )
         slices = places_of(names, num_answer)
-        free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
-        candidate.free_run = free_run
+        candidate.free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
         candidate.forget_text()
-        now = time.monotonic()
-        if not self._budget.admits(slices, num_prompt + num_answer, now):
-            candidate.drop("budget")
-        elif not self._queue.put_nowait(Waiting(candidate, captured, spec.variant, slices)):
-            candidate.drop("queue_full")
-        elif free_run is not None and not self._budget.admits(
-            slices, num_prompt + free_run.limit, now
-        ):
-            free_run.end("budget")
-        self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
-
-    def _on_old(self, item: Waiting) -> None:
-        is_idle = self._yielding.is_idle(item.candidate.model)
-        item.candidate.drop("timeout" if is_idle else "busy")
+        self._scoring.take(Waiting(candidate, captured, spec.variant, slices))
 
     def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
         """Return what takes note of one reply of an engine; None where it cannot be captured."""

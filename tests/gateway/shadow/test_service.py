@@ -123,18 +123,21 @@ def test_budget_queue_and_end() -> None:
     """A minute's tokens, the queue's places, and what waits at the end."""
 
     async def use() -> None:
-        shadow = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=2)
+        small = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=2)
+        shadow = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=4)
         for _ in range(4):
+            await answer(small, columns())
             await answer(shadow, columns())
-        assert dropped(shadow) == {"queue_full": 1, "budget": 1}
-        assert shadow.status()["queue_length"] == 2
+        assert dropped(small) == {"queue_full": 2}
+        assert dropped(shadow) == {"budget": 1}
+        assert shadow.status()["queue_length"] == 3
         late = shadow.draw("id", "tiny", {}, {})
         assert late is not None
         late.ask({}, VariantSpec("tiny", "int4", MODEL), Engine(columns()), INFO)
         late.finish(is_complete=True)  # its task has not begun when all is given up
         await shadow.close()
         assert shadow.draw("id", "tiny", {}, {}) is None
-        assert dropped(shadow) == {"queue_full": 1, "budget": 1, "stopped": 3}
+        assert dropped(shadow) == {"budget": 1, "stopped": 4}
         assert shadow.status()["models"]["tiny"]["in_flight"] == 0
 
     asyncio.run(use())
