@@ -19,6 +19,7 @@ from gateway.protocol import EngineInfo
 from gateway.record import RECORD
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
+from gateway.shadow.aside import Aside
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.embedded_capture import EmbeddedCapture
 from gateway.shadow.fidelity_metrics import FidelityMetrics
@@ -28,10 +29,10 @@ from gateway.shadow.records import Capture, Captured
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import is_drawn, is_private, is_scorable
-from gateway.shadow.scored import Sink
+from gateway.shadow.scored import NoteSlices, Sink
 from gateway.shadow.scoring import Scoring
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
-from gateway.shadow.tally import Tally
+from gateway.shadow.tally import DropReason, Tally
 from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting
@@ -59,6 +60,7 @@ class Shadow:
         probe: Probe,
         num_busy: Callable[[], int],
         sinks: Sequence[Sink] = (),
+        note_slices: NoteSlices = lambda model, variant, slices: None,
         own_slices: Sequence[OwnSlices] = (),
         make_capture: MakeCapture | None = None,
     ) -> None:
@@ -68,6 +70,8 @@ class Shadow:
         self._references = references
         self._probe = probe
         self._own_slices = own_slices
+        self._note_slices = note_slices
+        self._aside = Aside()
         self._make_capture = make_capture or self.capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
@@ -107,6 +111,7 @@ class Shadow:
             tally=self._tally,
             make_capture=self._make_capture,
             on_reply=self._on_reply,
+            on_drop=self._on_drop,
             trace_id=record.trace_id if record is not None else None,
         )
         if is_kept_out:
@@ -221,12 +226,6 @@ class Shadow:
             checks = output_checks.check(answer, candidate.fields)
             self._fidelity.count_checks(spec.alias, spec.variant, checks)
         num_prompt, num_answer = len(captured.prompt_token_ids), len(captured.positions)
-        if not num_prompt or not num_answer:
-            candidate.drop("empty")
-            return
-        if num_prompt + num_answer > self._settings.max_tokens:
-            candidate.drop("too_long")
-            return
         names = slices_of(
             candidate.fields,
             num_prompt_tokens=num_prompt,
@@ -234,9 +233,32 @@ class Shadow:
             own=self._own_slices,
         )
         slices = places_of(names, num_answer)
+        candidate.has_told_slices = True
+        self._note_slices(spec.alias, spec.variant, slices)
+        if not num_prompt or not num_answer:
+            candidate.drop("empty")
+            return
+        if num_prompt + num_answer > self._settings.max_tokens:
+            candidate.drop("too_long")
+            return
         candidate.free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
         candidate.forget_text()
         self._scoring.take(Waiting(candidate, captured, spec.variant, slices))
+
+    def _on_drop(self, candidate: Candidate, reason: DropReason) -> None:
+        """Tell the slices of one that never came to a capture, as far as its request shows them."""
+        spec = candidate.spec
+        if spec is None or candidate.has_told_slices or reason == "private":
+            return
+        candidate.has_told_slices = True
+
+        def tell() -> None:
+            names = slices_of(candidate.fields, num_prompt_tokens=0, own=self._own_slices)
+            # Nobody has counted the tokens of its prompt.
+            known = [name for name in names if not name.startswith("length:")]
+            self._note_slices(spec.alias, spec.variant, known)
+
+        self._aside.within("the slices of a dropped request", tell, None)
 
     def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
         """Return what takes note of one reply of an engine; None where it cannot be captured."""

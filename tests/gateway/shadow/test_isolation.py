@@ -99,6 +99,39 @@ def test_a_reference_that_hangs_holds_up_no_other_one(start_gateway: StartGatewa
     assert held["in_flight"] <= 4 + 1
 
 
+def test_a_slice_without_scores_is_stale_alone(start_gateway: StartGateway) -> None:
+    """Requests of one slice that are too long to be scored leave that slice stale, no other one."""
+    verdict = {"stale_after_s": 0.3, "stale_after_requests": 5}
+    slices = {"app": ["long", "short"]}
+    gateway = start_gateway(
+        shadow={"rate": 1, "max_tokens": 9, "slices": slices, "verdict": verdict}
+    )
+
+    def ask(app: str, num_tokens: int) -> None:
+        fields = body(fake={"tokens": num_tokens}) | {"metadata": {"app": app}}
+        assert gateway.http.post(CHAT, json=fields).status_code == 200
+
+    def state(name: str) -> float:
+        labels = {"model": "tiny", "variant": "int4", "slice": name}
+        return gateway.metric("drift_state", **labels)
+
+    ask("long", 3)
+    ask("short", 3)
+    eventually(lambda: counts(gateway)["scored"] == 2, 20)
+    eventually(lambda: state("metadata.app:long") == 0)
+
+    def is_stale() -> bool:
+        ask("long", 7)
+        ask("short", 3)
+        return state("metadata.app:long") == 3
+
+    eventually(is_stale, 20)
+    assert (state("all"), state("metadata.app:short")) == (0, 0)
+    eventually(lambda: not counts(gateway)["in_flight"], 20)
+    ask("long", 3)
+    eventually(lambda: state("metadata.app:long") == 0, 20)
+
+
 def test_without_scores_the_verdict_is_stale(start_gateway: StartGateway) -> None:
     """A reference that never starts leaves no verdict looking sound, and fails no request."""
     verdict = {"stale_after_s": 0.3, "stale_after_requests": 20}

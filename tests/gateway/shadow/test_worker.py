@@ -91,6 +91,7 @@ class Bench:
             tally=self.tally,
             make_capture=lambda info, engine: None,
             on_reply=lambda candidate: None,
+            on_drop=lambda candidate, reason: None,
         )
         captured = Captured((1, 2, 3), (SERVED,) * 4)
         self.queue.put(Waiting(candidate, captured, "int4", {"all": range(4)}))
