@@ -104,6 +104,7 @@ def create_service(
         probe=Probe(metrics, pool.ready_engines),
         num_busy=lambda: pool.num_running + admission.num_waiting,
         sinks=(judge,),
+        note_slices=judge.drawn,
         own_slices=rules.own_slices,
     )
     keepers = _create_keepers(specs, settings, rules, pool, judge, metrics)

@@ -51,8 +51,13 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
         StartupError: the port is taken, or a model cannot be loaded.
     """
     # 1. What can be refused at once is refused before anything long starts.
-    service = create_service(settings, launch=launch, on_progress=audience.on_progress)
+    # The port first: who starts a service twice has its ledger in use, too.
     listener = listen(settings.host, settings.port)
+    try:
+        service = create_service(settings, launch=launch, on_progress=audience.on_progress)
+    except BaseException:
+        listener.close()
+        raise
     warn_if_open(listener.getsockname()[0], has_keys=service.admission.door.has_keys)
     await _restore(service)
     on_hangup = service.admission.ring.reload if settings.api_keys_file is not None else None

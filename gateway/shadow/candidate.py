@@ -38,6 +38,7 @@ class Candidate:
         tally: Tally,
         make_capture: MakeCapture,
         on_reply: Callable[["Candidate"], None],
+        on_drop: Callable[["Candidate", DropReason], None],
         trace_id: str | None = None,
     ) -> None:
         self.request_id = request_id
@@ -52,9 +53,11 @@ class Candidate:
         self.free_run: FreeRun | None = None
         """What the reference is to answer itself after the score."""
         self.is_over = False
+        self.has_told_slices = False
         self._tally = tally
         self._make_capture = make_capture
         self._on_reply = on_reply
+        self._on_drop = on_drop
         tally.begin(model)
 
     # -- in the request's own way -----------------------------------------------------------
@@ -131,6 +134,7 @@ class Candidate:
     def drop(self, reason: DropReason) -> None:
         """End it without a score; safe to repeat."""
         if not self.is_over:
+            self._on_drop(self, reason)
             self._end()
             self._tally.drop(self.model, reason)
             if self.free_run is not None:

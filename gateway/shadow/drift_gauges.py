@@ -48,7 +48,8 @@ def record_verdicts(
         else:
             with suppress(KeyError):  # older client libraries mind what is not there
                 gauges["drift_alarm_mean_nats"].remove(*labels)
-        if verdict.slice != ALL and verdict.last_scored is None:
+        is_seen = verdict.last_scored is not None or verdict.state is State.STALE
+        if verdict.slice != ALL and not is_seen:
             continue
         gauges["drift_state"].labels(*labels).set(STATE_VALUES[verdict.state])
         gauges["drift_e_value_log10"].labels(*labels).set(verdict.log10_e)

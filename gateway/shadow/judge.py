@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +11,10 @@ from compression.recipe import FULL
 from gateway.registry import Metrics
 from gateway.shadow.drift_gauges import forget_verdicts, record_verdicts
 from gateway.shadow.ledger import Ledger
-from gateway.shadow.ledger_entry import LedgerEntry
 from gateway.shadow.monitor import Monitor
 from gateway.shadow.rules import Rules
-from gateway.shadow.scored import ScoredRequest
-from gateway.shadow.slices import by_slice
+from gateway.shadow.scored import ScoredRequest, entry_of
+from gateway.shadow.slices import ALL
 from gateway.shadow.subject import Subject
 from gateway.shadow.tolerance import Tolerances
 from gateway.shadow.verdict import Change, State, Summary, Verdict, summarize
@@ -95,7 +94,7 @@ class Judge:
 
     def take(self, record: ScoredRequest) -> None:
         """Take in one scored request; never blocks."""
-        entry = _entry(record)
+        entry = entry_of(record)
         if self.ledger is not None:
             self.ledger.add(entry)
         if record.variant == FULL:
@@ -120,6 +119,17 @@ class Judge:
             watched = self._find(model, variant)
         if watched is not None:
             watched.monitor.served(self._clock())
+
+    def drawn(self, model: str, variant: str, slices: Iterable[str]) -> None:
+        """Note the slices of a request that was drawn and answered, before it is scored.
+
+        That it was served at all is told apart: see :meth:`served`.
+        """
+        watched = self._watched.get((model, variant))
+        rate = self._rate_of(model)
+        if watched is not None and rate:
+            names = [name for name in slices if name != ALL]
+            watched.monitor.served(self._clock(), names, count=1 / rate)
 
     def try_again(self, model: str, variant: str) -> None:
         """Let what comes from now on decide alone whether a drift is over."""
@@ -174,6 +184,8 @@ class Judge:
             watched = self._find(model, variant)
             if watched is None:
                 continue
+            patience = self.rules.monitor_at(self._rate_of(model)).stale_after_requests
+            watched.monitor.stale_after_requests = patience
             changes = watched.monitor.watch(now)
             self._tell(model, variant, changes)
             if watched.is_touched or changes:
@@ -265,24 +277,3 @@ _BAD = frozenset({State.DRIFT, State.STALE})
 
 def _name(model: str, variant: str) -> str:
     return f"{model}@{variant}"
-
-
-def _entry(record: ScoredRequest) -> LedgerEntry:
-    found = record.divergence
-    return LedgerEntry(
-        time=record.time,
-        request_id=record.request_id,
-        model=record.model,
-        variant=record.variant,
-        recipe_digest=record.recipe_digest or "",
-        reference_digest=record.reference,
-        estimator=record.estimator,
-        slices=by_slice(
-            record.slices,
-            divergences=found.kl,
-            agreeing=found.agrees,
-            delta_nlls=found.nll_delta,
-        ),
-        max_divergence=max(found.kl),
-        first_divergence=found.first_divergence,
-    )

@@ -10,24 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from gateway.errors import SettingsError
 from gateway.shadow.ledger_entry import LedgerEntry, SliceAggregate
-from gateway.shadow.ledger_file import LedgerFile, Window
+from gateway.shadow.ledger_file import LedgerFile, NewerFormat, Window
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_BATCHES_BETWEEN_CLEANINGS = 60
-
 
 @dataclass(frozen=True, slots=True)
 class LedgerRules:
-    """How much is kept, and how often it is written; times are in seconds."""
+    """How much is kept, and how often it is written and cleaned; times are in seconds."""
 
     max_rows: int = 200_000
     max_age_s: float = 30 * 86_400.0
     batch_s: float = 1.0
+    clean_s: float = 60.0
+    """How often what is too old or too much is dropped, also while nothing comes in."""
     max_waiting: int = 10_000
     """Entries that wait to be written; what comes beyond is lost."""
 
@@ -38,13 +40,13 @@ class LedgerRules:
 
 
 class Ledger:
-    """One file with all scored requests, and what the monitors know; the service owns one.
+    """One file with all scored requests, and what the monitors know; one service owns it.
 
     Nothing here ever fails a caller: what cannot be written is lost and counted, a damaged file is
     set aside for a new one.
 
     Raises:
-        SettingsError: the file cannot be made.
+        SettingsError: the file cannot be made, another service has it, or a newer program wrote it.
     """
 
     def __init__(self, path: Path, rules: LedgerRules | None = None) -> None:
@@ -54,14 +56,28 @@ class Ledger:
         self._rules = rules or LedgerRules()
         self._waiting: list[LedgerEntry] = []
         self._news = asyncio.Event()
-        self._num_batches = 0
         self._is_failing = False
         self._file: LedgerFile | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        # The kernel lets go of it, however the process ends.
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
             self._file = self._open()
+        except Timeout:
+            raise SettingsError(
+                f"the ledger {str(path)!r} is written by another service: stop that one, or name "
+                "another file in 'shadow.ledger.path'"
+            ) from None
+        except NewerFormat as error:
+            self._lock.release()
+            raise SettingsError(
+                f"the ledger {str(path)!r} cannot be used: {error}; or name another file in "
+                "'shadow.ledger.path'"
+            ) from None
         except (OSError, sqlite3.Error) as error:
+            self._lock.release()
             raise SettingsError(
                 f"the ledger {str(path)!r} cannot be written ({error}): name another file"
             ) from None
@@ -75,19 +91,18 @@ class Ledger:
         self._news.set()
 
     async def run(self) -> None:
-        """Write what comes in, batch by batch, for ever."""
-        while True:
-            await self._news.wait()
-            await asyncio.sleep(self._rules.batch_s)
-            await self.flush()
+        """Write what comes in, batch by batch, and drop what is too old, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write_batches())
+            group.create_task(self._clean_now_and_then())
 
     async def flush(self) -> None:
         """Write what waits."""
         self._news.clear()
         batch, self._waiting = self._waiting, []
         if batch:
-            lost = await self._in_thread(lambda file: self._write(file, batch))
-            self.num_lost += len(batch) if lost is None else 0
+            written = await self._in_thread(lambda file: file.write(batch))
+            self.num_lost += len(batch) - (written or 0)
 
     async def aggregates(self, window: Window) -> list[SliceAggregate]:
         """Return the figures of each slice within a window; nothing of a damaged file."""
@@ -120,6 +135,18 @@ class Ledger:
         await self._in_thread(lambda file: file.close())
         self._file = None
         self._thread.shutdown()
+        self._lock.release()
+
+    async def _write_batches(self) -> None:
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(self._rules.batch_s)
+            await self.flush()
+
+    async def _clean_now_and_then(self) -> None:
+        while True:
+            await self._in_thread(self._clean)
+            await asyncio.sleep(self._rules.clean_s)
 
     async def _in_thread(self, work: Callable[[LedgerFile], _T]) -> _T | None:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._try, work)
@@ -140,13 +167,9 @@ class Ledger:
                 return done
         return None
 
-    def _write(self, file: LedgerFile, batch: list[LedgerEntry]) -> int:
-        file.write(batch)
-        self._num_batches += 1
-        if self._num_batches % _BATCHES_BETWEEN_CLEANINGS == 1:
-            before = time.time() - self._rules.max_age_s
-            file.forget(before=before, max_rows=self._rules.max_rows)
-        return len(batch)
+    def _clean(self, file: LedgerFile) -> None:
+        before = time.time() - self._rules.max_age_s
+        file.forget(before=before, max_rows=self._rules.max_rows)
 
     def _open(self) -> LedgerFile:
         try:

@@ -3,7 +3,7 @@
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,10 @@ ORDER BY model, variant, estimator, source, mean DESC
 """
 
 
+class NewerFormat(sqlite3.OperationalError):
+    """A program newer than this one wrote the file; it is sound, and is left alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What to aggregate: times in seconds since the epoch, and all models unless one is named."""
@@ -103,7 +107,7 @@ class LedgerFile:
 
     Raises:
         sqlite3.DatabaseError: any method, if the file is damaged; OperationalError, if it is
-            locked or cannot grow.
+            locked or cannot grow, belongs to another program, or is of a newer one (NewerFormat).
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
@@ -118,11 +122,12 @@ class LedgerFile:
             self._connection.close()
             raise
 
-    def write(self, entries: Iterable[LedgerEntry]) -> None:
-        """Add entries, all or none."""
+    def write(self, entries: Sequence[LedgerEntry]) -> int:
+        """Add entries, all or none; return how many."""
         with self._transaction() as cursor:
             for entry in entries:
                 _insert(cursor, entry)
+        return len(entries)
 
     def forget(self, *, before: float, max_rows: int) -> None:
         """Drop requests older than a time, and the oldest beyond a number of them."""
@@ -211,6 +216,11 @@ class LedgerFile:
         if application != _APPLICATION:
             raise sqlite3.OperationalError("it is the database of another program")
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise NewerFormat(
+                f"it has format {version}, and this program knows formats up to {_VERSION}: "
+                "use the program that wrote it, or a newer one"
+            )
         if version != _VERSION:
             raise sqlite3.DatabaseError(f"it has format {version}, this program {_VERSION}")
 

@@ -1,7 +1,7 @@
 """The monitor of one variant: divergences of scored requests in, verdicts of its slices out."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,8 @@ class Monitor:
         require_slices(tolerances.rules.by_hand, slices, setting="tolerance")
         self.digest = digest
         self.rules = rules or MonitorRules()
+        self.stale_after_requests = self.rules.stale_after_requests
+        """As the rules say, until another share of the requests is scored."""
         self.tolerances = tolerances
         strictness = Strictness(
             error=(1 - self.rules.confidence) / len(slices),
@@ -87,10 +89,13 @@ class Monitor:
             changes += self._tracks[name].add(divergence, now)
         return changes
 
-    def served(self, now: float, slices: Sequence[str] = (ALL,)) -> None:
-        """Note a served request, scored or not, in the slices that are known of it."""
+    def served(self, now: float, slices: Iterable[str] = (ALL,), count: float = 1.0) -> None:
+        """Note a served request, scored or not, in the slices that are known of it.
+
+        ``count`` is of how many served ones it was drawn.
+        """
         for name in slices:
-            self._tracks[name].served(now)
+            self._tracks[name].served(now, count)
 
     def watch(self, now: float) -> list[Change]:
         """Return which verdicts have become stale, or fresh again, since the last look."""
@@ -142,5 +147,5 @@ class Monitor:
         return track.is_unscored(
             now,
             seconds=self.rules.stale_after_s,
-            requests=self.rules.stale_after_requests,
+            requests=self.stale_after_requests,
         )

@@ -1,10 +1,12 @@
 """What the shadow hands on: the numbers of one scored request, and who takes them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from gateway.shadow.divergence import Divergence
+from gateway.shadow.ledger_entry import LedgerEntry
+from gateway.shadow.slices import by_slice
 
 Estimator = Literal["topk", "exact"]
 
@@ -36,8 +38,34 @@ class ScoredRequest:
         return len(self.divergence.kl)
 
 
+NoteSlices = Callable[[str, str, Iterable[str]], None]
+"""Is told of a model, its variant, and the slices of a request that was drawn and answered."""
+
+
 class Sink(Protocol):
     """Takes scored requests."""
 
     def take(self, record: ScoredRequest) -> None:
         """Take one; must not block."""
+
+
+def entry_of(record: ScoredRequest) -> LedgerEntry:
+    """Return what the ledger keeps of a scored request."""
+    found = record.divergence
+    return LedgerEntry(
+        time=record.time,
+        request_id=record.request_id,
+        model=record.model,
+        variant=record.variant,
+        recipe_digest=record.recipe_digest or "",
+        reference_digest=record.reference,
+        estimator=record.estimator,
+        slices=by_slice(
+            record.slices,
+            divergences=found.kl,
+            agreeing=found.agrees,
+            delta_nlls=found.nll_delta,
+        ),
+        max_divergence=max(found.kl),
+        first_divergence=found.first_divergence,
+    )

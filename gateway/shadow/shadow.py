@@ -19,24 +19,23 @@ from gateway.protocol import EngineInfo
 from gateway.record import RECORD
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
+from gateway.shadow.aside import Aside
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.embedded_capture import EmbeddedCapture
 from gateway.shadow.fidelity_metrics import FidelityMetrics
-from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
-from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Capture, Captured
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
-from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
-from gateway.shadow.scored import Sink
+from gateway.shadow.sampling import is_drawn, is_private, is_scorable
+from gateway.shadow.scored import NoteSlices, Sink
+from gateway.shadow.scoring import Scoring
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
-from gateway.shadow.tally import Tally
+from gateway.shadow.tally import DropReason, Tally
 from gateway.shadow.upkeep import again_and_again
 from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
-from gateway.shadow.worker import Waiting, Worker
-from gateway.shadow.yielding import Yielding
+from gateway.shadow.worker import Waiting
 from gateway.shadow_settings import ShadowSettings
 from gateway.wire import MAX_TOP_LOGPROBS
 
@@ -61,6 +60,7 @@ class Shadow:
         probe: Probe,
         num_busy: Callable[[], int],
         sinks: Sequence[Sink] = (),
+        note_slices: NoteSlices = lambda model, variant, slices: None,
         own_slices: Sequence[OwnSlices] = (),
         make_capture: MakeCapture | None = None,
     ) -> None:
@@ -70,31 +70,21 @@ class Shadow:
         self._references = references
         self._probe = probe
         self._own_slices = own_slices
+        self._note_slices = note_slices
+        self._aside = Aside()
         self._make_capture = make_capture or self.capture_for
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
-        self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
-        self._queue: ShadowQueue[Waiting] = ShadowQueue(
-            settings.queue_size, settings.queue_s, on_old=self._on_old, clock=time.monotonic
-        )
         self._fidelity = FidelityMetrics(metrics)
-        self._yielding = Yielding(references, num_busy, max_running=settings.max_running)
         self.free_runs = FreeRuns(settings.free_run, metrics)
-        self._worker = Worker(
-            self._queue,
-            references,
+        self._scoring = Scoring(
+            rates,
             settings,
             metrics=metrics,
-            yielding=self._yielding,
-            free_runner=FreeRunner(
-                self.free_runs,
-                self._yielding,
-                settings,
-                metrics=metrics,
-                meanwhile=self._queue.age_out,
-            ),
+            references=references,
+            num_busy=num_busy,
+            free_runs=self.free_runs,
             sinks=(self._fidelity, *sinks),
-            charge=lambda count: self._budget.charge(count, time.monotonic()),
         )
         self._collecting: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -121,6 +111,7 @@ class Shadow:
             tally=self._tally,
             make_capture=self._make_capture,
             on_reply=self._on_reply,
+            on_drop=self._on_drop,
             trace_id=record.trace_id if record is not None else None,
         )
         if is_kept_out:
@@ -147,7 +138,7 @@ class Shadow:
     def status(self) -> dict[str, Any]:
         """Return counts, queue and references as plain data."""
         return {
-            "queue_length": len(self._queue),
+            "queue_length": self._scoring.num_waiting,
             "tokens_per_second": self._settings.tokens_per_second,
             "models": {
                 model: {
@@ -164,7 +155,7 @@ class Shadow:
     async def run(self) -> None:
         """Score, tend references and probe engines, for ever."""
         await asyncio.gather(
-            again_and_again(self._worker.run),
+            self._scoring.run(),
             again_and_again(self._references.tend),
             again_and_again(self._probe_now_and_then),
         )
@@ -179,8 +170,7 @@ class Shadow:
         for task in self._collecting:
             task.cancel()
         await self.settle()
-        for item in self._queue.clear():
-            item.candidate.drop("stopped")
+        self._scoring.close()
         await self._references.stop()
 
     # -- inside -----------------------------------------------------------------------------
@@ -236,12 +226,6 @@ class Shadow:
             checks = output_checks.check(answer, candidate.fields)
             self._fidelity.count_checks(spec.alias, spec.variant, checks)
         num_prompt, num_answer = len(captured.prompt_token_ids), len(captured.positions)
-        if not num_prompt or not num_answer:
-            candidate.drop("empty")
-            return
-        if num_prompt + num_answer > self._settings.max_tokens:
-            candidate.drop("too_long")
-            return
         names = slices_of(
             candidate.fields,
             num_prompt_tokens=num_prompt,
@@ -249,23 +233,32 @@ class Shadow:
             own=self._own_slices,
         )
         slices = places_of(names, num_answer)
-        free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
-        candidate.free_run = free_run
+        candidate.has_told_slices = True
+        self._note_slices(spec.alias, spec.variant, slices)
+        if not num_prompt or not num_answer:
+            candidate.drop("empty")
+            return
+        if num_prompt + num_answer > self._settings.max_tokens:
+            candidate.drop("too_long")
+            return
+        candidate.free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
         candidate.forget_text()
-        now = time.monotonic()
-        if not self._budget.admits(slices, num_prompt + num_answer, now):
-            candidate.drop("budget")
-        elif not self._queue.put_nowait(Waiting(candidate, captured, spec.variant, slices)):
-            candidate.drop("queue_full")
-        elif free_run is not None and not self._budget.admits(
-            slices, num_prompt + free_run.limit, now
-        ):
-            free_run.end("budget")
-        self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
+        self._scoring.take(Waiting(candidate, captured, spec.variant, slices))
 
-    def _on_old(self, item: Waiting) -> None:
-        is_idle = self._yielding.is_idle(item.candidate.model)
-        item.candidate.drop("timeout" if is_idle else "busy")
+    def _on_drop(self, candidate: Candidate, reason: DropReason) -> None:
+        """Tell the slices of one that never came to a capture, as far as its request shows them."""
+        spec = candidate.spec
+        if spec is None or candidate.has_told_slices or reason == "private":
+            return
+        candidate.has_told_slices = True
+
+        def tell() -> None:
+            names = slices_of(candidate.fields, num_prompt_tokens=0, own=self._own_slices)
+            # Nobody has counted the tokens of its prompt.
+            known = [name for name in names if not name.startswith("length:")]
+            self._note_slices(spec.alias, spec.variant, known)
+
+        self._aside.within("the slices of a dropped request", tell, None)
 
     def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
         """Return what takes note of one reply of an engine; None where it cannot be captured."""

@@ -30,13 +30,13 @@ class Track:
         self._last_scored: float | None = None
         self._confirmed: float | None = None
         self._stale_since: float | None = None
-        self._num_unscored = 0
+        self._num_unscored = 0.0
         self._unscored_since = 0.0
         self._try_against(tolerances.of(name))
 
     def add(self, divergence: float, now: float) -> list[Change]:
         """Take in the mean divergence of a request in this slice; return what changed."""
-        self._num_unscored = 0
+        self._num_unscored = 0.0
         changes = self.cover(False, now)
         self._last_scored = now
         if self._trial is None:
@@ -58,11 +58,11 @@ class Track:
         if self._trial is not None:
             self._trial.try_again()
 
-    def served(self, now: float) -> None:
-        """Note a request that was served, scored or not."""
+    def served(self, now: float, count: float = 1.0) -> None:
+        """Note a request that was served, scored or not, and that stands for so many."""
         if not self._num_unscored:
             self._unscored_since = now
-        self._num_unscored += 1
+        self._num_unscored += count
 
     def is_unscored(self, now: float, *, seconds: float, requests: int) -> bool:
         """Return whether so many requests in so long a time were served without a score."""

@@ -1,4 +1,4 @@
-"""Scores what was captured, one reply after another, while requests leave room for it."""
+"""Scores what was captured for one reference, one reply after another, while there is room."""
 
 import asyncio
 import logging
@@ -27,7 +27,6 @@ from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
-from gateway.shadow.references import References
 from gateway.shadow.scored import ScoredRequest, Sink
 from gateway.shadow.teacher_forcing import piecewise, text_of
 from gateway.shadow.yielding import Yielded, Yielding
@@ -58,6 +57,11 @@ class Waiting:
         """Return what the reference has to read."""
         return len(self.captured.prompt_token_ids) + len(self.captured.positions)
 
+    @property
+    def num_unread(self) -> int:
+        """Return what it was admitted for and the reference was never given."""
+        return 0 if self.num_broken_off else self.num_tokens
+
     def give_up(self, reason: Literal["stopped", "error"]) -> None:
         """End whatever of it has not ended: the score, or the free run behind it."""
         self.candidate.drop(reason)
@@ -66,15 +70,17 @@ class Waiting:
 
 
 class Worker:
-    """Takes replies from the queue, asks the reference, and hands the numbers to the sinks.
+    """Takes replies from a queue, asks their reference, and hands the numbers to the sinks.
 
-    ``charge`` is told of tokens that are read beyond the one reading that a reply was admitted for.
+    Each reference has a worker of its own, so that none waits for another one. ``charge`` is told
+    of tokens that are read beyond the one reading that a reply was admitted for, and, below 0, of
+    those that it was admitted for and that were never read.
     """
 
     def __init__(
         self,
         queue: ShadowQueue[Waiting],
-        references: References,
+        reference: Reference,
         settings: ShadowSettings,
         *,
         metrics: Metrics,
@@ -84,7 +90,7 @@ class Worker:
         charge: Callable[[int], None],
     ) -> None:
         self._queue = queue
-        self._references = references
+        self._reference = reference
         self._settings = settings
         self._metrics = metrics
         self._yielding = yielding
@@ -101,7 +107,6 @@ class Worker:
 
     async def _score_next(self) -> None:
         since, item = await self._queue.get()
-        self._metrics.gauges["shadow_queue_length"].set(len(self._queue))
         try:
             await self._score(since, item)
         except asyncio.CancelledError:
@@ -113,11 +118,10 @@ class Worker:
             item.give_up("error")
 
     async def _score(self, since: float, item: Waiting) -> None:
-        candidate = item.candidate
-        reference = self._references.of(candidate.model)
+        candidate, reference = item.candidate, self._reference
         until = since + self._settings.queue_s
         if not await self._yielding.wait_idle(candidate.model, until, self._queue.age_out):
-            candidate.drop("busy")
+            self._drop_unread(item, "busy")
             return
         with ExitStack() as stack:
             try:
@@ -126,19 +130,22 @@ class Worker:
                 stack.enter_context(reference.using())
             except NarrowgateError as error:
                 logger.debug("no reference: %s", error)
-                candidate.drop("reference")
+                self._drop_unread(item, "reference")
                 return
-            await self._score_with(reference, scorer, since, item)
+            await self._score_with(scorer, since, item)
         # Not behind a score that was put back.
         if candidate.is_over and candidate.free_run is not None:
             await self._free_runner.run(candidate.free_run, reference)
 
-    async def _score_with(
-        self, reference: Reference, scorer: Scorer, since: float, item: Waiting
-    ) -> None:
-        candidate = item.candidate
+    def _drop_unread(self, item: Waiting, reason: Literal["busy", "reference"]) -> None:
+        item.candidate.drop(reason)
+        if item.num_unread:
+            self._charge(-item.num_unread)
+
+    async def _score_with(self, scorer: Scorer, since: float, item: Waiting) -> None:
+        candidate, reference = item.candidate, self._reference
         try:
-            scored = await self._ask(reference, scorer, item)
+            scored = await self._ask(scorer, item)
             divergence = await piecewise(item.captured.positions, scored, compare)
         except Yielded:
             self._metrics.counters["shadow_yields_total"].labels(candidate.model).inc()
@@ -159,20 +166,18 @@ class Worker:
         reference.succeed()
         lag = self._metrics.histograms["shadow_lag_seconds"].labels(candidate.model)
         lag.observe(time.monotonic() - since)
-        self._hand_on(item, divergence, item.variant, reference)
+        self._hand_on(item, divergence, item.variant)
         candidate.score()
         self._num_scored += 1
         every = self._settings.floor_every
         # The full model's own replies are such a comparison already.
         if every and self._num_scored % every == 0 and item.variant != FULL:
-            await self._measure_floor(reference, scorer, item, scored)
+            await self._measure_floor(scorer, item, scored)
 
-    async def _ask(
-        self, reference: Reference, scorer: Scorer, item: Waiting
-    ) -> list[ScoredPosition]:
+    async def _ask(self, scorer: Scorer, item: Waiting) -> list[ScoredPosition]:
         text = text_of(item.captured)
         # What is broken off has cost something, too.
-        self._count_tokens(reference, len(text.token_ids))
+        self._count_tokens(len(text.token_ids))
         if item.num_broken_off:
             self._charge(len(text.token_ids))
         return await self._unless_busy(item, scorer.score(*text))
@@ -189,7 +194,7 @@ class Worker:
         return await self._yielding.unless_busy(item.candidate.model, work, timeout_s=timeout_s)
 
     async def _measure_floor(
-        self, reference: Reference, scorer: Scorer, item: Waiting, first: list[ScoredPosition]
+        self, scorer: Scorer, item: Waiting, first: list[ScoredPosition]
     ) -> None:
         """Let the reference read the same text in other pieces; the difference is noise."""
         token_ids, start, asked = text_of(item.captured)
@@ -199,24 +204,22 @@ class Worker:
             return
         self._charge(2 * len(token_ids))
         try:
-            self._count_tokens(reference, len(token_ids))
+            self._count_tokens(len(token_ids))
             second = await self._unless_busy(item, scorer.score(token_ids, start, asked[:cut]))
-            self._count_tokens(reference, len(token_ids))
+            self._count_tokens(len(token_ids))
             rest = scorer.score(token_ids, start + cut, asked[cut:])
             second += await self._unless_busy(item, rest)
             pairs = list(zip(first, second, strict=True))
             floor = await piecewise(ids, pairs, _floor)
-            self._hand_on(item, floor, FULL, reference)
+            self._hand_on(item, floor, FULL)
         except (Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
 
-    def _count_tokens(self, reference: Reference, count: int) -> None:
+    def _count_tokens(self, count: int) -> None:
         counter = self._metrics.counters["shadow_reference_tokens_total"]
-        counter.labels(reference.spec.alias).inc(count)
+        counter.labels(self._reference.spec.alias).inc(count)
 
-    def _hand_on(
-        self, item: Waiting, divergence: Divergence, variant: str, reference: Reference
-    ) -> None:
+    def _hand_on(self, item: Waiting, divergence: Divergence, variant: str) -> None:
         candidate = item.candidate
         if not math.isfinite(divergence.mean_kl):
             raise NotANumber("the divergence is no number")
@@ -225,7 +228,7 @@ class Worker:
             model=candidate.model,
             variant=variant,
             recipe_digest=candidate.recipe_digest if variant == item.variant else None,
-            reference=reference.identity,
+            reference=self._reference.identity,
             slices=item.slices,
             num_prompt_tokens=len(item.captured.prompt_token_ids),
             divergence=divergence,

@@ -71,7 +71,13 @@ def start(where: str) -> tuple[Candidate, Defect, Tally, list[Candidate]]:
             raise ZeroDivisionError
 
     candidate = Candidate(
-        "id", "tiny", {"a": 1}, tally=tally, make_capture=make_capture, on_reply=hand_over
+        "id",
+        "tiny",
+        {"a": 1},
+        tally=tally,
+        make_capture=make_capture,
+        on_reply=hand_over,
+        on_drop=lambda candidate, reason: None,
     )
     return candidate, capture, tally, handed
 

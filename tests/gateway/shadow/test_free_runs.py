@@ -165,7 +165,7 @@ def test_few_texts_are_kept() -> None:
         for _ in range(MAX_WAITING + 1):
             await answer(shadow, columns())
         assert drawn(shadow) == {"too_many": 1}
-        waiting = [item.candidate.free_run for _, item in shadow._queue._items]
+        waiting = [item.candidate.free_run for _, item in shadow._scoring._queues.of("tiny")._items]
         runs = [run for run in waiting if run is not None]
         assert len(runs) == MAX_WAITING
         assert all("messages" in run.fields and "secret" not in str(run.served) for run in runs)
@@ -227,9 +227,10 @@ def test_what_goes_wrong_between_score_and_free_run(
                 raise ZeroDivisionError
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(shadow._worker, "_score", score)
+        (worker,) = shadow._scoring._workers
+        monkeypatch.setattr(worker, "_score", score)
         await answer(shadow, columns())
-        work = asyncio.create_task(shadow._worker.run())
+        work = asyncio.create_task(worker.run())
         await begun.wait()
         await asyncio.sleep(0)
         work.cancel()

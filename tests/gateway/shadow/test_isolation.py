@@ -75,6 +75,63 @@ def test_a_stopped_reference_is_ended_and_comes_back(start_gateway: StartGateway
     eventually(lambda: not is_alive(successor))
 
 
+def test_a_reference_that_hangs_holds_up_no_other_one(start_gateway: StartGateway) -> None:
+    """While one text waits for its full model, replies of other models are scored, and counted."""
+    gateway = start_gateway(
+        models={name: {"model": "fake"} for name in ("hang", "sound")},
+        # No score of the one that hangs ends while this test runs.
+        shadow=SHADOW | {"score_timeout_s": 120, "queue_size": 4, "tokens_per_second": 1000},
+        launch={"score_faults": {"hang": "hang"}},
+    )
+    serve(gateway, NUM_REQUESTS, "hang")
+    eventually(lambda: counts(gateway, "hang")["reference"]["state"] == "ready", 20)
+    serve(gateway, NUM_REQUESTS, "sound")
+    eventually(lambda: counts(gateway, "sound")["in_flight"] == 0, 20)
+    found = counts(gateway, "sound")
+    assert found["scored"] >= 2
+    assert found["dropped"].keys() <= {"queue_full"}
+    serve(gateway, 1, "sound")
+    scored = found["scored"]
+    eventually(lambda: counts(gateway, "sound")["scored"] > scored, 20)
+    held = counts(gateway, "hang")
+    assert (held["scored"], held["dropped"].keys() - {"queue_full", "busy"}) == (0, set())
+    assert held["candidates"] == sum(held["dropped"].values()) + held["in_flight"]
+    assert held["in_flight"] <= 4 + 1
+
+
+def test_a_slice_without_scores_is_stale_alone(start_gateway: StartGateway) -> None:
+    """Requests of one slice that are too long to be scored leave that slice stale, no other one."""
+    verdict = {"stale_after_s": 0.3, "stale_after_requests": 5}
+    slices = {"app": ["long", "short"]}
+    gateway = start_gateway(
+        shadow={"rate": 1, "max_tokens": 9, "slices": slices, "verdict": verdict}
+    )
+
+    def ask(app: str, num_tokens: int) -> None:
+        fields = body(fake={"tokens": num_tokens}) | {"metadata": {"app": app}}
+        assert gateway.http.post(CHAT, json=fields).status_code == 200
+
+    def state(name: str) -> float:
+        labels = {"model": "tiny", "variant": "int4", "slice": name}
+        return gateway.metric("drift_state", **labels)
+
+    ask("long", 3)
+    ask("short", 3)
+    eventually(lambda: counts(gateway)["scored"] == 2, 20)
+    eventually(lambda: state("metadata.app:long") == 0)
+
+    def is_stale() -> bool:
+        ask("long", 7)
+        ask("short", 3)
+        return state("metadata.app:long") == 3
+
+    eventually(is_stale, 20)
+    assert (state("all"), state("metadata.app:short")) == (0, 0)
+    eventually(lambda: not counts(gateway)["in_flight"], 20)
+    ask("long", 3)
+    eventually(lambda: state("metadata.app:long") == 0, 20)
+
+
 def test_without_scores_the_verdict_is_stale(start_gateway: StartGateway) -> None:
     """A reference that never starts leaves no verdict looking sound, and fails no request."""
     verdict = {"stale_after_s": 0.3, "stale_after_requests": 20}

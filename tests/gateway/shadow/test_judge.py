@@ -193,6 +193,73 @@ def test_silence_is_stale_from_the_first_request_on() -> None:
     assert rare.state() is State.STALE
 
 
+def test_a_slice_is_stale_alone() -> None:
+    """Drawn and not scored any more, it is stale, while others and the whole model stay."""
+    bench = Bench(rules(tolerance={ALL: 0.02}, stale_after_s=60))
+    bench.score(0.001, 300)
+    assert {bench.state(), bench.state("domain:code")} == {State.OK}
+    names = [ALL, "domain:code", "position:0-63"]
+    for _ in range(100):
+        assert bench.state("domain:code") is State.OK
+        bench.judge.served("tiny", "int4")
+        bench.judge.drawn("tiny", "int4", names)
+        bench.now += 1
+        bench.judge.take(replace(record(0.001), slices=places_of([ALL, "domain:prose"], 4)))
+        bench.judge.look()
+    assert bench.state("domain:code") is State.STALE
+    assert {bench.state(), bench.state("position:0-63")} == {State.OK}
+    told = [(each["slice"], each["to"]) for each in bench.events]
+    assert told[-1] == ("domain:code", State.STALE)
+    assert bench.gauge("drift_state", slice="domain:code") == [3]
+    bench.now += 1e6
+    bench.score(0.001, 1)
+    assert bench.state("domain:code") is State.OK
+
+
+def test_a_slice_that_nobody_asks_on_is_not_stale() -> None:
+    """Its verdict stays, however long and however much others are asked for."""
+    bench = Bench(rules(tolerance={ALL: 0.02}, stale_after_s=60))
+    bench.score(0.001, 300)
+    for _ in range(200):
+        bench.judge.served("tiny", "int4")
+        bench.judge.drawn("tiny", "int4", [ALL, "domain:prose"])
+        bench.now += 10
+        bench.judge.take(replace(record(0.001), slices=places_of([ALL, "domain:prose"], 4)))
+        bench.judge.look()
+    assert {bench.state(), bench.state("domain:code")} == {State.OK}
+
+
+def test_a_drawn_request_stands_for_those_that_were_not() -> None:
+    """At a rate of 1 % ten drawn ones without a score make a slice stale, as 1,000 served do."""
+    bench = Bench(rules(stale_after_s=60), rate=0.01)
+    bench.judge.served("tiny", "int4")
+    for _ in range(9):
+        bench.judge.drawn("tiny", "int4", ["domain:code"])
+    bench.now += 61
+    bench.judge.look()
+    assert bench.state("domain:code") is State.LEARNING
+    bench.judge.drawn("tiny", "int4", ["domain:code"])
+    bench.judge.look()
+    assert (bench.state("domain:code"), bench.state()) == (State.STALE, State.LEARNING)
+    assert bench.gauge("drift_state", slice="domain:code") == [3]
+
+
+def test_a_new_rate_is_a_new_patience() -> None:
+    """What silence means follows the share that is scored now, not the one at the first request."""
+    bench = Bench(rules(stale_after_s=60), rate=0.01)
+    for _ in range(500):
+        bench.judge.served("tiny", "int4")
+    bench.now += 61
+    bench.judge.look()
+    assert bench.state() is State.LEARNING
+    bench.rate = 1.0
+    bench.judge.look()
+    assert bench.state() is State.STALE
+    bench.rate = 0.01
+    bench.judge.look()
+    assert bench.state() is State.LEARNING
+
+
 def test_nothing_is_watched_that_is_not_scored() -> None:
     """A model whose rate is 0, or a variant that is not loaded, has no verdict."""
     bench = Bench(rules(), rate=0)

@@ -156,21 +156,68 @@ def test_states_survive(tmp_path: Path) -> None:
 
 
 def test_retention_works_by_itself(tmp_path: Path) -> None:
-    """A service that never looks keeps its file within bounds."""
+    """A service that never looks, and is never asked, keeps its file within bounds."""
 
     async def main() -> None:
-        ledger = Ledger(tmp_path / "ledger.sqlite", LedgerRules(max_rows=10))
-        for _ in range(121):
+        ledger = Ledger(tmp_path / "ledger.sqlite", LedgerRules(max_rows=10, clean_s=0.01))
+        for _ in range(30):
             ledger.add(entry([0.1]))
-            await ledger.flush()
-        (found, *_) = await ledger.aggregates(Window())
+        assert (await ledger.aggregates(Window()))[0].num_requests == 30
+        running = asyncio.create_task(ledger.run())
+        async with asyncio.timeout(5):
+            while (await ledger.aggregates(Window()))[0].num_requests > 10:  # noqa: ASYNC110 - a timer tells nobody
+                await asyncio.sleep(0.005)
+            # What is kept becomes too old while nothing comes in.
+            ledger._rules = LedgerRules(max_age_s=1e-9, clean_s=0.01)
+            while await ledger.aggregates(Window()):  # noqa: ASYNC110 - a timer tells nobody
+                await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         await ledger.close()
-        assert found.num_requests <= 10 + 60
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("damage", ["from the start", "another format"])
+def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """What a newer program wrote is not damage: one line names file, formats and remedy."""
+    path = tmp_path / "ledger.sqlite"
+    LedgerFile(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    before = path.read_bytes()
+    words = "it has format 9, and this program knows formats up to 1: use the program that wrote"
+    with pytest.raises(SettingsError) as refused:
+        Ledger(path)
+    line = str(refused.value)
+    assert str(path) in line
+    assert words in line
+    assert "'shadow.ledger.path'" in line
+    assert "\n" not in line
+    with pytest.raises(StartupError, match=words):
+        read_aggregates(path, Window())
+    assert not list(tmp_path.glob("*.damaged-*"))
+    assert path.read_bytes() == before
+
+
+def test_two_services_do_not_share_a_file(tmp_path: Path) -> None:
+    """The second one is refused at its start; the file is free once the first has closed it."""
+
+    async def main() -> None:
+        path = tmp_path / "ledger.sqlite"
+        first = Ledger(path)
+        with pytest.raises(SettingsError, match=r"ledger\.sqlite' is written by another service"):
+            Ledger(path)
+        first.add(entry([0.1]))
+        assert (await first.aggregates(Window()))[0].num_requests == 1
+        assert read_aggregates(path, Window())[0].num_requests == 1
+        await first.close()
+        await Ledger(path).close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("damage", ["from the start", "an older format"])
 def test_a_damaged_file_is_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -182,7 +229,7 @@ def test_a_damaged_file_is_set_aside(
     else:
         LedgerFile(path).close()
         connection = sqlite3.connect(path)
-        connection.execute("PRAGMA user_version = 9")
+        connection.execute("PRAGMA user_version = 0")
         connection.close()
     before = path.read_bytes()
 
@@ -263,7 +310,8 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(SettingsError, match="the database of another program"):
         Ledger(tmp_path / "theirs.sqlite")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "theirs.sqlite"]
+    left = sorted(each.name for each in tmp_path.iterdir() if each.suffix != ".lock")
+    assert left == ["file", "theirs.sqlite"]
     with pytest.raises(StartupError, match="no ledger"):
         read_aggregates(tmp_path / "nothing", Window())
     with pytest.raises(StartupError, match="cannot be read"):

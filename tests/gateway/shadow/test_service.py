@@ -22,6 +22,8 @@ from gateway.upstream import EngineClient
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.shadow.test_references import MODEL, Launch
 
+Told = tuple[str, str, set[str]]
+
 INFO = EngineInfo(served_model_name="x", max_capture=8)
 
 
@@ -51,8 +53,8 @@ class Engine(EngineClient):
         return self.told
 
 
-def make_shadow(**settings: Any) -> Shadow:
-    """Return a shadow of one model, whose worker is not started."""
+def make_shadow(told: list[Told] | None = None, **settings: Any) -> Shadow:
+    """Return a shadow of one model, whose worker is not started; it tells slices to ``told``."""
     metrics, found = Metrics(), ShadowSettings.model_validate(settings)
     references = References(
         {"tiny": MODEL},
@@ -68,6 +70,9 @@ def make_shadow(**settings: Any) -> Shadow:
         references=references,
         probe=Probe(metrics, list),
         num_busy=lambda: 0,
+        note_slices=lambda model, variant, names: (
+            None if told is None else told.append((model, variant, set(names)))
+        ),
     )
 
 
@@ -119,22 +124,68 @@ def test_what_is_not_queued(
     asyncio.run(use())
 
 
+@pytest.mark.parametrize(
+    ("captured", "options", "slices"),
+    [
+        (columns(), {}, {"length:0-127", "position:0-63", "sampling:sampled"}),
+        (columns(num_prompt=128), {}, {"length:128-511", "position:0-63", "sampling:sampled"}),
+        (columns(num_answer=0), {}, {"length:0-127", "sampling:sampled"}),
+        (None, {}, {"sampling:sampled"}),
+        (columns(), {"info": None}, {"sampling:sampled"}),
+        (EngineDown("gone"), {}, {"sampling:sampled"}),
+    ],
+)
+def test_slices_are_told_of_scored_and_dropped(
+    captured: bytes | Exception | None, options: dict[str, Any], slices: set[str]
+) -> None:
+    """Once for each drawn request that was answered, as far as they are known; queued or not."""
+
+    async def use() -> None:
+        told: list[Told] = []
+        shadow = make_shadow(told, max_tokens=100)
+        await answer(shadow, captured, **options)
+        await shadow.close()
+        ((model, variant, names),) = told
+        assert (model, variant) == ("tiny", "int4")
+        kinds = ("length", "position", "sampling")
+        assert {each for each in names if each.startswith(kinds)} == slices
+
+    asyncio.run(use())
+
+
+def test_nobody_looks_at_private_requests() -> None:
+    """Not even at their slices; nor does one count that no engine was asked for."""
+
+    async def use() -> None:
+        told: list[Told] = []
+        shadow = make_shadow(told)
+        assert shadow.draw("id", "tiny", {"messages": [], "store": False}, {}) is None
+        assert shadow.draw("id", "tiny", {"prompt": "a", "echo": True}, {}) is None
+        await shadow.close()
+        assert told == []
+
+    asyncio.run(use())
+
+
 def test_budget_queue_and_end() -> None:
     """A minute's tokens, the queue's places, and what waits at the end."""
 
     async def use() -> None:
-        shadow = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=2)
+        small = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=2)
+        shadow = make_shadow(max_tokens=10, tokens_per_second=0.2, queue_size=4)
         for _ in range(4):
+            await answer(small, columns())
             await answer(shadow, columns())
-        assert dropped(shadow) == {"queue_full": 1, "budget": 1}
-        assert shadow.status()["queue_length"] == 2
+        assert dropped(small) == {"queue_full": 2}
+        assert dropped(shadow) == {"budget": 1}
+        assert shadow.status()["queue_length"] == 3
         late = shadow.draw("id", "tiny", {}, {})
         assert late is not None
         late.ask({}, VariantSpec("tiny", "int4", MODEL), Engine(columns()), INFO)
         late.finish(is_complete=True)  # its task has not begun when all is given up
         await shadow.close()
         assert shadow.draw("id", "tiny", {}, {}) is None
-        assert dropped(shadow) == {"queue_full": 1, "budget": 1, "stopped": 3}
+        assert dropped(shadow) == {"budget": 1, "stopped": 4}
         assert shadow.status()["models"]["tiny"]["in_flight"] == 0
 
     asyncio.run(use())

@@ -49,21 +49,25 @@ class Bench:
         self.num_busy = 0
         self.charged: list[int] = []
         self.tally = Tally(self.metrics)
+        self.launch = Launch()
         self.references = References(
             {"tiny": MODEL},
             found.reference,
-            Launch(),
+            self.launch,
             metrics=self.metrics,
             is_wanted=lambda alias: True,
             make_scorer=lambda client, info, backend: self.scorer,
         )
         self.yielding = Yielding(self.references, lambda: self.num_busy, max_running=None)
         self.queue: ShadowQueue[Waiting] = ShadowQueue(
-            9, 60, on_old=lambda item: None, clock=asyncio.get_running_loop().time
+            60,
+            on_old=lambda item: None,
+            on_change=lambda: None,
+            clock=asyncio.get_running_loop().time,
         )
         self.worker = Worker(
             self.queue,
-            self.references,
+            self.references.of("tiny"),
             found,
             metrics=self.metrics,
             yielding=self.yielding,
@@ -87,9 +91,10 @@ class Bench:
             tally=self.tally,
             make_capture=lambda info, engine: None,
             on_reply=lambda candidate: None,
+            on_drop=lambda candidate, reason: None,
         )
         captured = Captured((1, 2, 3), (SERVED,) * 4)
-        assert self.queue.put_nowait(Waiting(candidate, captured, "int4", {"all": range(4)}))
+        self.queue.put(Waiting(candidate, captured, "int4", {"all": range(4)}))
         return candidate
 
     @property
@@ -151,6 +156,24 @@ def test_a_score_that_is_broken_off_again_and_again_is_given_up() -> None:
         await until_over(candidate)
         assert bench.tally.of("tiny")["dropped"] == {"busy": 1}
         assert (bench.num_tokens, bench.charged) == (3 * 7, [7, 7])
+        working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+def test_what_was_never_read_is_not_paid_for() -> None:
+    """A reference that cannot be started, or requests that leave no room, spend no tokens."""
+
+    async def use() -> None:
+        bench = Bench(queue_s=0.05)
+        bench.launch.is_broken = True
+        working = asyncio.create_task(bench.worker.run())
+        await until_over(bench.put())
+        bench.num_busy = 1
+        await until_over(bench.put())
+        assert bench.tally.of("tiny")["dropped"] == {"reference": 1, "busy": 1}
+        assert (bench.num_tokens, bench.charged) == (0, [-7, -7])
         working.cancel()
         await bench.references.stop()
 
