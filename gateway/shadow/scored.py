@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from gateway.shadow.divergence import Divergence
-
-Estimator = Literal["topk", "exact"]
+from gateway.shadow_settings import Estimator
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,19 +14,17 @@ from functools import partial
 from typing import Any
 
 from gateway.errors import ApiError
-from gateway.model_settings import EngineKind
-from gateway.protocol import EngineInfo
 from gateway.record import RECORD
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.candidate import Candidate, MakeCapture
-from gateway.shadow.embedded_capture import EmbeddedCapture
+from gateway.shadow.capturing import Capturing
 from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
 from gateway.shadow.queue import ShadowQueue
-from gateway.shadow.records import Capture, Captured
+from gateway.shadow.records import Captured
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import Budget, is_drawn, is_private, is_scorable
@@ -34,11 +32,9 @@ from gateway.shadow.scored import Sink
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import Tally
 from gateway.shadow.upkeep import again_and_again
-from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow.yielding import Yielding
 from gateway.shadow_settings import ShadowSettings
-from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +66,8 @@ class Shadow:
         self._references = references
         self._probe = probe
         self._own_slices = own_slices
-        self._make_capture = make_capture or self.capture_for
+        self.capturing = Capturing(settings)
+        self._make_capture = make_capture or self.capturing.for_score
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
         self._budget = Budget(settings.tokens_per_second, settings.burst_tokens)
@@ -181,6 +178,7 @@ class Shadow:
         await self.settle()
         for item in self._queue.clear():
             item.candidate.drop("stopped")
+        await self.capturing.releases.close()
         await self._references.stop()
 
     # -- inside -----------------------------------------------------------------------------
@@ -239,8 +237,14 @@ class Shadow:
         if not num_prompt or not num_answer:
             candidate.drop("empty")
             return
-        if num_prompt + num_answer > self._settings.max_tokens:
+        is_exact, longest = self.capturing.is_exact(spec), self._settings.exact_tokens
+        if num_prompt + num_answer > self._settings.max_tokens or (
+            is_exact and num_answer > longest
+        ):
             candidate.drop("too_long")
+            return
+        if is_exact and captured.rows is None:
+            candidate.drop("rows")
             return
         names = slices_of(
             candidate.fields,
@@ -266,14 +270,6 @@ class Shadow:
     def _on_old(self, item: Waiting) -> None:
         is_idle = self._yielding.is_idle(item.candidate.model)
         item.candidate.drop("timeout" if is_idle else "busy")
-
-    def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
-        """Return what takes note of one reply of an engine; None where it cannot be captured."""
-        if info is not None and info.max_capture is not None:
-            return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
-        if engine == "vllm":
-            return VllmCapture(top=max(MIN_TOP, min(self._settings.top_k, MAX_TOP_LOGPROBS)))
-        return None
 
     async def _probe_now_and_then(self) -> None:
         every_s = self._settings.probe_every_s
