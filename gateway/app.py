@@ -22,7 +22,7 @@ from gateway.launch import Launch, Launcher
 from gateway.live.sampler import Live
 from gateway.page.assets import load_assets
 from gateway.pool.pool import Pool
-from gateway.pool.state import Patience
+from gateway.pool.state import Patience, Snapshot
 from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.shadow.judge import Judge
@@ -91,7 +91,7 @@ def create_service(
         rules,
         rate_of=lambda alias: rates.get(alias, 0.0),
         reference_of=lambda alias: references.of(alias).identity,
-        look=lambda alias, variant: Subject.of(pool.find(f"{alias}@{variant}")),
+        look=lambda alias, variant: _subject(pool.find(f"{alias}@{variant}"), settings),
         metrics=metrics,
         publish=pool.events.publish,
         ledger=_open_ledger(settings, is_scored=any(rates.values())),
@@ -123,6 +123,11 @@ def create_service(
         keepers=keepers,
         tracing=tracing,
     )
+
+
+def _subject(shot: Snapshot, settings: Settings) -> Subject | None:
+    """Return what a verdict of a variant would be about now."""
+    return Subject.of(shot, settings.shadow.estimator_of(shot.spec.alias, shot.spec.settings))
 
 
 def _create_keepers(

@@ -101,6 +101,8 @@ class Launcher:
             settings=spec.settings,
             kv_cache_memory_bytes=self.kv_cache_bytes(spec),
         )
+        if row_bytes := self.row_memory_bytes(spec):
+            command += [f"--row-memory-bytes={row_bytes}"]
         if self._settings.otlp_endpoint is not None:
             command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(
@@ -122,6 +124,7 @@ class Launcher:
             held += vllm.OVERHEAD_BYTES
         else:
             held = (self.kv_cache_bytes(spec) or 0) + embedded.OVERHEAD_BYTES
+            held += self.row_memory_bytes(spec)
         return spec.num_replicas * (prepared.weights_bytes + held)
 
     def kv_cache_bytes(self, spec: VariantSpec) -> int | None:
@@ -132,6 +135,12 @@ class Launcher:
         if spec.settings.kv_cache_memory_bytes is None and self._settings.memory_budget:
             return embedded.BUDGETED_KV_BYTES
         return spec.settings.kv_cache_memory_bytes
+
+    def row_memory_bytes(self, spec: VariantSpec) -> int:
+        """Return what an embedded engine may hold of answers that wait for an exact score."""
+        shadow = self._settings.shadow
+        is_exact = shadow.estimator_of(spec.alias, spec.settings) == "exact"
+        return int(shadow.exact_memory) if is_exact else 0
 
     def _needs_fidelity(self, spec: VariantSpec) -> bool:
         """Return whether verdicts must know what is usual of a variant."""

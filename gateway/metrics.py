@@ -119,7 +119,7 @@ _EVICTION = Label("reason", ("memory", "idle"))
 _RESTART = Label("reason", ("exit", "stall"))
 _RESULT = Label("result", ("ok", "failed"))
 _DROP = Label("reason", ("private", "unsupported", "unfinished", "no_capture", "empty", "too_long",
-                         "budget", "queue_full", "busy", "timeout", "reference", "error",
+                         "rows", "budget", "queue_full", "busy", "timeout", "reference", "error",
                          "stopped"))
 _ESTIMATOR = Label("estimator", ("topk", "exact"))
 _AGREE = Label("agree", ("true", "false"))
@@ -260,6 +260,8 @@ FAMILIES: tuple[Family, ...] = (
            "Scored requests with tokens in the slice."),
     Family("counter", "nats", "fidelity_kl_nats_total", (*_MVS, _ESTIMATOR),
            "Sum of the requests' mean KL divergences."),
+    Family("counter", "nats", "fidelity_kl_bound_nats_total", _MVS,
+           "Sum of the same over the likeliest tokens and a rest, where scores are exact."),
     Family("counter", "nats squared", "fidelity_kl_nats_squared_total", (*_MVS, _ESTIMATOR),
            "Sum of their squares, for intervals."),
     Family("counter", "nats", "fidelity_nll_nats_total", (*_MVS, _SIDE),

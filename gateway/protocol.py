@@ -176,6 +176,8 @@ class EngineInfo(BaseModel):
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
     max_capture: int | None = None
+    row_memory_bytes: int = 0
+    """For whole distributions that wait to be compared."""
     threads: int | None = None
     pid: int | None = None
     version: str | None = None

@@ -1,16 +1,34 @@
-"""The wire of an engine's scoring route: a text, and candidates for some of its positions."""
+"""The wire of an engine's scoring route: a text, and candidates for some of its positions.
+
+With the whole distributions that another engine keeps, it also tells the divergence from those.
+"""
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from gateway.capture import CAPTURE_ID
 from gateway.errors import ContextLengthExceeded, InvalidRequest
 from gateway.wire import TokenId, Wire, validated
 
 MAX_CANDIDATES = 256
 """Of one position."""
 
+LOOPBACK = "127.0.0.1"
+"""The only place from which an engine fetches distributions."""
+ROWS_GONE = "rows_gone"
+"""The code of the error where they are not there any more."""
+
 Candidates = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_CANDIDATES)]
+
+
+class RowsAt(Wire):
+    """Where the distributions of an answer are: kept by an engine on this machine."""
+
+    port: int = Field(ge=1, le=65535)
+    capture_id: str = Field(pattern=CAPTURE_ID)
+    first: int = Field(default=0, ge=0)
+    """The one of the first position that is scored."""
 
 
 class ScoreRequest(Wire):
@@ -24,6 +42,7 @@ class ScoreRequest(Wire):
     token_ids: list[TokenId] = Field(min_length=1)
     start: int = Field(ge=1)
     candidates: list[Candidates] = Field(min_length=1)
+    rows: RowsAt | None = None
 
 
 def parse_score(fields: dict[str, Any], *, max_model_len: int, vocab_size: int) -> ScoreRequest:

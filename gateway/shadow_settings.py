@@ -5,8 +5,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from gateway.capture import MAX_TOP
-from gateway.model_settings import EngineKind, Frozen, VllmOption, check_address
+from compression.recipe import FULL
+from gateway.capture import MAX_ROWS, MAX_TOP
+from gateway.model_settings import (
+    EngineKind,
+    Frozen,
+    VariantSettings,
+    VllmOption,
+    check_address,
+)
+
+Estimator = Literal["topk", "exact"]
+"""How a divergence is found: over the likeliest tokens and a rest, or over the vocabulary."""
 
 
 class ReferenceSettings(Frozen):
@@ -111,6 +121,11 @@ class ShadowSettings(Frozen):
     max_tokens: int = Field(default=4096, ge=2)
     """Of one request, prompt and answer."""
     top_k: int = Field(default=20, ge=1, le=MAX_TOP)
+    estimator: Estimator = "topk"
+    exact_tokens: int = Field(default=512, ge=1, le=MAX_ROWS)
+    """Of one answer whose whole distributions are kept for an exact score."""
+    exact_memory: ByteSize = Field(default=ByteSize(256 * 1024 * 1024), ge=1)
+    """For them, in each engine that is scored exactly."""
     queue_size: int = Field(default=256, ge=1)
     queue_s: float = Field(default=300.0, gt=0)
     """How long a request may wait for its score."""
@@ -140,6 +155,17 @@ class ShadowSettings(Frozen):
                 f"{self.burst_tokens:.0f} in a minute: lower the one or raise the other"
             )
         return self
+
+    def estimator_of(self, alias: str, variant: VariantSettings) -> Estimator:
+        """Return how a variant's divergences are found: one way as long as the settings hold.
+
+        Exactly where both engines are embedded ones of ours, beside each other. The full model has
+        no verdict, so nothing is kept for it.
+        """
+        there = alias in self.reference.urls or variant.urls
+        engines = {variant.engine, self.reference.engine}
+        is_exact = self.estimator == "exact" and engines == {"embedded"} and not there
+        return "exact" if is_exact and variant.recipe != FULL else "topk"
 
     @property
     def burst_tokens(self) -> float:

@@ -241,6 +241,36 @@ class EngineClient:
             raise refusal(reply.status_code, reply.headers, reply.content)
         return reply.content
 
+    async def read_rows(self, capture_id: str, start: int, stop: int) -> bytes | None:
+        """Return some whole distributions that the engine keeps of an answer, as float32 logits.
+
+        None: they are not there.
+
+        Raises:
+            ApiError: the engine does not answer, or with an error.
+        """
+        path = f"/engine/capture/{capture_id}/rows?start={start}&stop={stop}"
+        try:
+            reply = await self._client.get(path)
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        if reply.status_code == 404:
+            return None
+        if reply.status_code != 200:
+            raise refusal(reply.status_code, reply.headers, reply.content)
+        return reply.content
+
+    async def forget_capture(self, capture_id: str) -> None:
+        """Have the engine forget what it keeps of an answer.
+
+        Raises:
+            ApiError: the engine does not answer.
+        """
+        try:
+            await self._client.delete(f"/engine/capture/{capture_id}")
+        except httpx.TransportError as error:
+            raise translate(error) from error
+
     async def is_healthy(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Return whether the engine answers in time that it is well."""
         try:

@@ -51,6 +51,7 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
     spec = shot.spec
     verdicts = service.judge.verdicts(spec.alias, spec.variant)
     summary = service.judge.summary(spec.alias, spec.variant)
+    gap = service.judge.gap(spec.alias, spec.variant)
     worst = summary.worst if summary is not None else None
     seen = [each for each in verdicts.values() if each.slice == ALL or each.last_scored]
     return {
@@ -59,6 +60,9 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
         "id": spec.served_name,
         "active": shot.is_active,
         "verdict": None if summary is None else summary.state,
+        "estimator": service.judge.estimator(spec.alias, spec.variant),
+        # Of requests with an exact score, what top-k would have said of them.
+        "topk_gap": None if gap is None else asdict(gap),
         "scored": service.judge.num_scored(spec.alias, spec.variant),
         "worst_slice": None if worst is None else worst.slice,
         "slices": [asdict(each) for each in seen],

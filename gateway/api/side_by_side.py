@@ -137,7 +137,7 @@ class _Pair:
 
     async def _noted(self, spec: VariantSpec, trace: RequestTrace, tracing: ExitStack) -> Noted:
         async with AsyncExitStack() as stack:
-            note = Note(self._service.shadow.capture_for)
+            note = Note(self._service.shadow.capturing.by_top)
             started = await self._ready(spec)
             answer = await self._dispatch(spec, stack, trace, note)
             seconds = time.perf_counter() - started

@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "--max-num-batched-tokens", type=_positive, help="of all sequences in one step"
     )
     parser.add_argument("--kv-cache-memory-bytes", type=_positive, help="of keys and values")
+    parser.add_argument(
+        "--row-memory-bytes", type=_positive, help="of whole distributions that wait for a score"
+    )
     parser.add_argument("--otlp-endpoint", metavar="URL", help="of a collector of traces")
     parser.add_argument(
         "--no-enable-prefix-caching",
@@ -109,11 +112,14 @@ def _serve(options: argparse.Namespace) -> int:
     spans = _open_spans(options.otlp_endpoint, model=options.served_model_name)
     metrics = EngineMetrics(scheduler, model=options.served_model_name, spans=spans)
     description = describe(runner, served_model_name=options.served_model_name)
+    row_bytes = options.row_memory_bytes or 0
     service = EngineService(
-        description=description | {"kv_tokens": sizes.total * PAGE_TOKENS},
+        description=description
+        | {"kv_tokens": sizes.total * PAGE_TOKENS, "row_memory_bytes": row_bytes},
         loop=EngineLoop(runner, scheduler, metrics),
         metrics=metrics,
         tokenizer=tokenizer,
+        row_bytes=row_bytes,
     )
     gc.collect()
     gc.freeze()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gateway.capture import Wish
+from gateway.engine.rows import RowBudget, Rows
 from gateway.engine.sequence import TokenLogprob
 
 MAX_KEPT = 64
@@ -31,9 +32,12 @@ class Recording:
         *,
         num_top: int,
         max_tokens: int,
+        rows: Rows | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_top = num_top
+        self.rows = rows
+        """The whole distributions, where they were asked for."""
         self.keep_until = clock() + MAX_WAIT_S
         """On the monotonic clock."""
         self.is_dropped = False
@@ -69,39 +73,78 @@ class Recording:
             "top_logprobs": [
                 self._top_logprobs[row * count : (row + 1) * count].tolist() for row in rows
             ],
+            "num_rows": None if self.rows is None else self.rows.count,
         }
 
 
 class Captures:
-    """The recordings of one engine; the oldest make room. Owned by the event loop's thread."""
+    """The recordings of one engine; the oldest make room. Owned by the event loop's thread.
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    Rows have a budget of their own, ``row_bytes``, and stay until they are forgotten or old: an
+    answer that finds no room in it goes without, because those before it are nearer their score.
+    """
+
+    def __init__(
+        self,
+        *,
+        row_bytes: int = 0,
+        vocab_size: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.row_budget = RowBudget(row_bytes)
+        self._vocab_size = vocab_size
         self._clock = clock
         self._kept: OrderedDict[str, Recording] = OrderedDict()
+        self._rows: dict[str, Rows] = {}
 
     def open(self, wish: Wish, prompt_ids: Iterable[int], *, max_tokens: int) -> Recording:
         """Return a new recording, kept under the wish's id."""
-        recording = Recording(
-            prompt_ids, num_top=wish.num_top, max_tokens=max_tokens, clock=self._clock
-        )
         self.forget_old()
+        self.forget(wish.capture_id)
+        recording = Recording(
+            prompt_ids,
+            num_top=wish.num_top,
+            max_tokens=max_tokens,
+            rows=self._open_rows(wish, max_tokens),
+            clock=self._clock,
+        )
         self._kept[wish.capture_id] = recording
-        self._kept.move_to_end(wish.capture_id)
         while len(self._kept) > MAX_KEPT or (len(self._kept) > 1 and self.num_bytes > MAX_BYTES):
-            self._drop(next(iter(self._kept)))
+            self.forget(next(iter(self._kept)))
         return recording
 
     def pop(self, capture_id: str) -> Recording | None:
-        """Return a recording and forget it; None if there is none."""
+        """Return a recording and forget it, but for its rows; None if there is none."""
         self.forget_old()
-        return self._kept.pop(capture_id, None)
+        recording = self._kept.pop(capture_id, None)
+        if recording is not None and recording.rows is not None:
+            recording.rows.await_score()
+        return recording
+
+    def rows(self, capture_id: str, start: int, stop: int) -> list[memoryview] | None:
+        """Return the bytes of some rows of logits, float32; None if they are not there."""
+        found = self._rows.get(capture_id)
+        return None if found is None else found.part(start, stop)
+
+    def forget(self, capture_id: str) -> None:
+        """Forget whatever there is of an answer; what still decodes is noted no longer."""
+        recording = self._kept.pop(capture_id, None)
+        if recording is not None:
+            recording.is_dropped = True
+        rows = self._rows.pop(capture_id, None)
+        if rows is not None:
+            rows.let_go()
 
     def forget_old(self) -> None:
         """Forget what nobody asked for in time."""
         now = self._clock()
         for capture_id, each in list(self._kept.items()):
             if now > each.keep_until:
-                self._drop(capture_id)
+                self.forget(capture_id)
+        for capture_id, rows in list(self._rows.items()):
+            if rows.count is None or now > rows.keep_until:
+                rows.let_go()
+                del self._rows[capture_id]
 
     async def tend(self, every_s: float = TEND_EVERY_S) -> None:
         """Forget what is old, for ever, also while no request comes."""
@@ -111,9 +154,15 @@ class Captures:
 
     @property
     def num_bytes(self) -> int:
-        """Return what all recordings may come to hold."""
+        """Return what all recordings may come to hold, but for rows."""
         return sum(each.max_bytes for each in self._kept.values())
 
-    def _drop(self, capture_id: str) -> None:
-        # What is still being generated is noted no longer.
-        self._kept.pop(capture_id).is_dropped = True
+    def _open_rows(self, wish: Wish, max_tokens: int) -> Rows | None:
+        """Return where the rows of an answer go; None if nobody asked or there can be no room."""
+        limit = min(wish.num_rows, max_tokens, self.row_budget.total // (4 * self._vocab_size))
+        if not limit:
+            return None
+        rows = self._rows[wish.capture_id] = Rows(
+            self.row_budget, limit, self._vocab_size, clock=self._clock
+        )
+        return rows

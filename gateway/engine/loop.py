@@ -136,6 +136,7 @@ class EngineLoop:
         """
         if sum(isinstance(each, Scoring) for each in self._open) >= MAX_SCORINGS:
             raise TooManyTexts(f"{MAX_SCORINGS} texts wait to be scored already: send it later")
+        scoring.wake = self._wake
         self._enqueue(_ScoringJob(scoring.sequence, scoring, request_id))
 
     def _enqueue(self, job: _Job | _ScoringJob) -> None:
@@ -143,6 +144,10 @@ class EngineLoop:
             self._progress_at = time.monotonic()
         self._open.add(job.receiver)
         self._inbox.put(job)
+
+    def _wake(self) -> None:
+        """Have the step thread look again for what it can do."""
+        self._inbox.put(None)
 
     @property
     def num_unfinished(self) -> int:
@@ -341,5 +346,7 @@ def _record(jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None])
     num_top = [recording.num_top for _, _, recording in wanted]
     some = logits if len(rows) == len(jobs) else logits[rows]
     entries = token_logprobs(some, [token_id for _, token_id, _ in wanted], num_top)
-    for entry, (_, _, recording) in zip(entries, wanted, strict=True):
+    for entry, (row, _, recording) in zip(entries, wanted, strict=True):
         recording.take(entry)
+        if recording.rows is not None:
+            recording.rows.take(logits[row])

@@ -10,7 +10,7 @@ from gateway.engine.sequence import Sequence
 
 MAX_NUM_SEQUENCES = 16
 TOKEN_BUDGET = 512
-_SMALL_CHUNK = 128
+SMALL_CHUNK = 128
 """Prompt tokens that a step reads while others decode, so that their tokens keep coming, and of a
 prompt whose logits are wanted, because each token of it costs a row of them."""
 _UNBOUNDED = PageSizes(1 << 40)
@@ -87,8 +87,11 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Return whether any sequence is waiting or running."""
-        return bool(self._running or self._waiting or self._background)
+        """Return whether any sequence is waiting or running, and need not wait for others."""
+        if self._running or self._waiting:
+            return True
+        first = self._background[0] if self._background else None
+        return first is not None and (first.is_cancelled or first.can_go_on)
 
     @property
     def num_running(self) -> int:
@@ -130,7 +133,7 @@ class Scheduler:
         work = self._decode()
         budget = self._token_budget - len(work)
         if work:
-            budget = min(budget, _SMALL_CHUNK)
+            budget = min(budget, SMALL_CHUNK)
         self._admit(budget)
         read = self._read(budget)
         while not work and not read and len(self._running) > 1:
@@ -197,7 +200,7 @@ class Scheduler:
         for index, sequence in enumerate(reading):
             count = min(sequence.num_pending, -(-budget // (len(reading) - index)))
             if sequence.logits_from is not None:
-                count = min(count, _SMALL_CHUNK)
+                count = min(count, SMALL_CHUNK)
             if count and self._reserve(sequence, count):
                 budget -= count
                 work.append(_feed(sequence, count))
@@ -223,10 +226,10 @@ class Scheduler:
 
     def _fill(self) -> list[Work]:
         """Return the next chunk of the first background sequence, if there is one and it fits."""
-        if not self._background:
+        if not self._background or not self._background[0].can_go_on:
             return []
         sequence = self._background[0]
-        count = min(sequence.num_pending, _SMALL_CHUNK)
+        count = min(sequence.num_pending, SMALL_CHUNK)
         return [_feed(sequence, count)] if self._reserve(sequence, count) else []
 
     def _stop_background(self, claimant: Sequence) -> bool:

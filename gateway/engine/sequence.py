@@ -1,6 +1,6 @@
 """The nouns of generation: what is asked for, a sequence on its way, and a piece of its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -62,6 +62,7 @@ class Sequence:
     num_pages: int = 0  # of the cache's budget; the scheduler's
     logits_from: int | None = None  # from this position on, logits of the prompt are wanted too
     is_background: bool = False  # computed only in steps that nothing else needs
+    is_ready: Callable[[], bool] | None = None  # of a background sequence; None: always
     shared: Any = None  # the prefix that the cache will begin with; the scheduler's
     cache: Any = None  # the runner's own; set by the engine loop at the first chunk
     is_cancelled: bool = False  # set by the event loop, read once per step
@@ -101,6 +102,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Return how many token ids the model has not read yet."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def can_go_on(self) -> bool:
+        """Return whether nothing is waited for before it is read further."""
+        return self.is_ready is None or self.is_ready()
 
     @property
     def is_decoding(self) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import orjson
@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway.capture import parse_wish
@@ -30,6 +30,7 @@ from gateway.errors import (
     ApiError,
     BodyTooLarge,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
     render,
@@ -83,6 +84,17 @@ def create_app(service: EngineService) -> Starlette:
             )
         return _json(recording.columns())
 
+    async def rows(request: Request) -> Response:
+        start, stop = (_number(request, name) for name in ("start", "stop"))
+        found = service.captures.rows(request.path_params["capture_id"], start, stop)
+        if found is None:
+            raise RouteNotFound("there are no such rows: they are kept until their score is made")
+        return StreamingResponse(_each(found), media_type="application/octet-stream")
+
+    async def forget(request: Request) -> Response:
+        service.captures.forget(request.path_params["capture_id"])
+        return Response(status_code=204)
+
     async def tokenize(request: Request) -> Response:
         with service.preparing():
             return _json(await service.tokenize(parse_object(await _read_body(request))))
@@ -115,6 +127,8 @@ def create_app(service: EngineService) -> Starlette:
             Route("/engine/info", info, methods=["GET"]),
             Route("/engine/score", score, methods=["POST"]),
             Route("/engine/capture/{capture_id}", capture, methods=["GET"]),
+            Route("/engine/capture/{capture_id}", forget, methods=["DELETE"]),
+            Route("/engine/capture/{capture_id}/rows", rows, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/metrics/vllm", metrics, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
@@ -153,6 +167,24 @@ async def _read_body(request: Request) -> bytes:
             raise BodyTooLarge(f"the request body is longer than {MAX_BODY_BYTES} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a number of the query.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    text = request.query_params.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidRequest(f"{name!r} is {text[:20]!r}: send a number", param=name)
+    return int(text)
+
+
+async def _each(views: list[memoryview]) -> AsyncIterator[memoryview]:
+    """Send one row at a time, so that tokens pass between them."""
+    for view in views:
+        yield view
 
 
 def _json(content: object, *, status: int = 200) -> Response:

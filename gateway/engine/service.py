@@ -25,6 +25,7 @@ from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.parameters import ModelLimits, Request, sampling_params
 from gateway.engine.preparation import Preparation, Prepared
+from gateway.engine.row_feed import RowFeed
 from gateway.engine.sampler import Sampler
 from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Sequence
@@ -77,7 +78,9 @@ class EngineService:
     num_preparing: int = 0  # requests between acceptance and the loop
     info: EngineInfo = field(init=False)
     limits: ModelLimits = field(init=False)
-    captures: Captures = field(default_factory=Captures)
+    row_bytes: int = 0
+    """What whole distributions that are kept for a score may hold."""
+    captures: Captures = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     _preparation: Preparation = field(init=False)
     _compiler: GrammarCompiler = field(init=False)
@@ -92,6 +95,7 @@ class EngineService:
         self.limits = ModelLimits(
             described["max_model_len"], described["vocab_size"], described.get("kv_tokens")
         )
+        self.captures = Captures(row_bytes=self.row_bytes, vocab_size=self.limits.vocab_size)
         self._compiler = GrammarCompiler(self.tokenizer, self.limits.vocab_size)
         self._preparation = Preparation(self.tokenizer, self.limits, self._compiler)
 
@@ -196,7 +200,10 @@ class EngineService:
             fields, max_model_len=limits.max_model_len, vocab_size=limits.vocab_size
         )
         self.check_open(request.model)
-        scoring = Scoring(request)
+        feed = None
+        if request.rows is not None:
+            feed = RowFeed(request.rows, len(request.candidates), limits.vocab_size)
+        scoring = Scoring(request, feed)
         self.loop.score(scoring, request_id=request_id)
         head = self._head("score") | {"recipe_digest": self.info.recipe_digest}
         return scoring, head | {"object": "scores", "start": request.start}

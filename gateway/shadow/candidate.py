@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from gateway.model_settings import EngineKind
 from gateway.protocol import EngineInfo
 from gateway.shadow.answer import ReplyBytes
 from gateway.shadow.free_run import FreeRun
@@ -22,7 +21,7 @@ _T = TypeVar("_T")
 class MakeCapture(Protocol):
     """Chooses how the reply of an engine is captured."""
 
-    def __call__(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
+    def __call__(self, info: EngineInfo | None, spec: VariantSpec) -> Capture | None:
         """Return a capture; None where the engine cannot be captured."""
 
 
@@ -70,6 +69,7 @@ class Candidate:
         info: EngineInfo | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         """Return fields and headers to send to an engine; each attempt asks anew."""
+        self._forget()  # of an attempt before
         self.spec, self.client, self.capture = spec, client, None
         self.recipe_digest = info.recipe_digest if info is not None else None
         unchanged: tuple[Mapping[str, Any], Mapping[str, str]] = (fields, {})
@@ -77,7 +77,7 @@ class Candidate:
             return unchanged
 
         def prepare() -> tuple[Mapping[str, Any], Mapping[str, str]]:
-            capture = self._make_capture(info, spec.settings.engine)
+            capture = self._make_capture(info, spec)
             if capture is None:
                 return unchanged
             asked = capture.fields(fields), capture.headers()
@@ -153,6 +153,13 @@ class Candidate:
     def _end(self) -> None:
         self.is_over = True
         self.forget_text()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Have the engine forget what it keeps for the score."""
+        capture, client = self.capture, self.client
+        if capture is not None and client is not None:
+            self._isolated(lambda: capture.forget(client), None)
 
     def _isolated(self, work: Callable[[], _T], otherwise: _T) -> _T:
         try:

@@ -1,8 +1,9 @@
 """How far a reply's distributions are from the reference's: pure mathematics, no clock, no I/O.
 
-The KL divergence of the full model from the compressed one, KL(full || compressed), is taken over
-the tokens that both sides told and one bin for all others. Merging tokens can only lower a
-divergence, so this is a lower bound of the one over the whole vocabulary.
+The KL divergence of the full model from the compressed one, KL(full || compressed), is exact where
+the reference was given whole distributions and told it. Else it is taken over the tokens that both
+sides told and one bin for all others. Merging tokens can only lower a divergence, so that is a
+lower bound of the one over the whole vocabulary.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.shadow.records import Position, ScoredPosition
+from gateway.shadow_settings import Estimator
 
 LEAST_LOGPROB = -100.0
 """In place of log 0, so that one impossible token does not make a mean infinite."""
@@ -26,13 +28,26 @@ class Divergence:
     """One reply, position by position; in nats."""
 
     kl: tuple[float, ...]
-    """KL(full || compressed) over the candidates and the rest."""
+    """KL(full || compressed)."""
     agrees: tuple[bool, ...]
     """Whether both find the same token the likeliest."""
     nll: tuple[float, ...]
     """What the token that was served costs the compressed model: -log q."""
     nll_delta: tuple[float, ...]
     """By how much the token that was served is less likely to the full model: log q - log p."""
+
+    bound: tuple[float, ...] = ()
+    """Where ``kl`` is exact: the same over the candidates and the rest."""
+
+    @property
+    def estimator(self) -> Estimator:
+        """Return how ``kl`` was found."""
+        return "exact" if self.bound else "topk"
+
+    @property
+    def mean_bound(self) -> float:
+        """Return the mean over the candidates and the rest, however ``kl`` was found."""
+        return math.fsum(self.bound) / len(self.bound) if self.bound else self.mean_kl
 
     @property
     def mean_kl(self) -> float:
@@ -52,6 +67,7 @@ def joined(parts: Sequence[Divergence]) -> Divergence:
         agrees=tuple(each for part in parts for each in part.agrees),
         nll=tuple(each for part in parts for each in part.nll),
         nll_delta=tuple(each for part in parts for each in part.nll_delta),
+        bound=tuple(each for part in parts for each in part.bound),
     )
 
 
@@ -64,8 +80,12 @@ def compare(served: Sequence[Position], scored: Sequence[ScoredPosition]) -> Div
     """
     pairs = list(zip(served, scored, strict=True))
     chosen = [(position, said.logprobs.get(position.token_id)) for position, said in pairs]
+    bound = tuple(coarse_kl(said.logprobs, candidates(position)) for position, said in pairs)
+    exact = tuple(said.kl for said in scored if said.kl is not None)
+    is_exact = len(exact) == len(bound)
     return Divergence(
-        kl=tuple(coarse_kl(said.logprobs, candidates(position)) for position, said in pairs),
+        kl=exact if is_exact else bound,
+        bound=bound if is_exact else (),
         agrees=tuple(top_token(position) == said.top_token_id for position, said in pairs),
         nll=tuple(-_floored(position.logprob) for position, _ in pairs),
         nll_delta=tuple(

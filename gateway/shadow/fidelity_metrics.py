@@ -12,10 +12,11 @@ from gateway.shadow.scored import ScoredRequest
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """Some positions of an answer together; ``kl``, ``cost`` and ``delta`` in nats."""
+    """Some positions of an answer together; ``kl`` to ``delta`` in nats."""
 
     count: int
     kl: float
+    bound: float
     cost: float
     delta: float
     agreed: int
@@ -27,6 +28,7 @@ class _Sums:
         return cls(
             count=len(places),
             kl=math.fsum(found.kl[part]),
+            bound=math.fsum(found.bound[part]),
             cost=math.fsum(found.nll[part]),
             delta=math.fsum(found.nll_delta[part]),
             agreed=sum(found.agrees[part]),
@@ -71,6 +73,9 @@ class FidelityMetrics:
         kl = sums.kl / sums.count
         counters["fidelity_requests_total"].labels(*labels).inc()
         counters["fidelity_kl_nats_total"].labels(*labels, record.estimator).inc(kl)
+        if record.estimator == "exact":
+            bounds = counters["fidelity_kl_bound_nats_total"]
+            bounds.labels(*labels).inc(sums.bound / sums.count)
         squared = counters["fidelity_kl_nats_squared_total"]
         squared.labels(*labels, record.estimator).inc(kl * kl)
         costs = counters["fidelity_nll_nats_total"]

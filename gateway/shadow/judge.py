@@ -10,6 +10,7 @@ from typing import Any
 from compression.recipe import FULL
 from gateway.registry import Metrics
 from gateway.shadow.drift_gauges import forget_verdicts, record_verdicts
+from gateway.shadow.figures import Floor, Gap
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.monitor import Monitor
 from gateway.shadow.rules import Rules
@@ -18,6 +19,7 @@ from gateway.shadow.slices import ALL
 from gateway.shadow.subject import Subject
 from gateway.shadow.tolerance import Tolerances
 from gateway.shadow.verdict import Change, State, Summary, Verdict, summarize
+from gateway.shadow_settings import Estimator
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +32,19 @@ Look = Callable[[str, str], Subject | None]
 """Says what a variant of a model is now; None: it is not loaded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The full model against itself, since the start; divergences are in nats a token."""
-
-    num_requests: int = 0
-    mean: float = 0.0
-    largest: float = 0.0
-
-    def with_one(self, mean: float) -> "Floor":
-        """Return it with one more request of this mean."""
-        count = self.num_requests + 1
-        return Floor(count, self.mean + (mean - self.mean) / count, max(self.largest, mean))
-
-
 @dataclass(slots=True)
 class _Watched:
     """One variant, its monitor, and its verdicts at the last look."""
 
     monitor: Monitor
     recipe_digest: str
+    estimator: Estimator
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     num_scored: int = 0
     """Since this process watches it."""
     alarms: dict[str, Verdict] = field(default_factory=dict)
     """Of slices in drift, what was known when they came into it."""
+    gap: Gap = field(default_factory=Gap)
     is_touched: bool = True
 
 
@@ -99,11 +89,16 @@ class Judge:
             self.ledger.add(entry)
         if record.variant == FULL:
             floor = self._floors.get(record.model, Floor())
-            self._floors[record.model] = floor.with_one(record.divergence.mean_kl)
+            self._floors[record.model] = floor.with_one(record.divergence.mean_bound)
             return
         watched = self._find(record.model, record.variant)
         if watched is None or watched.recipe_digest != entry.recipe_digest:
             return  # it was scored after its variant had gone
+        if watched.estimator != record.estimator:
+            return  # it says something else than the verdict does
+        if record.estimator == "exact":
+            found = record.divergence
+            watched.gap = watched.gap.with_one(found.mean_kl, found.mean_bound)
         watched.num_scored += 1
         watched.is_touched = True
         divergences = {name: score.divergence for name, score in entry.slices.items()}
@@ -159,6 +154,16 @@ class Judge:
         """Return how many of its requests were scored since this process watches it."""
         watched = self._watched.get((model, variant))
         return 0 if watched is None else watched.num_scored
+
+    def estimator(self, model: str, variant: str) -> Estimator | None:
+        """Return how the divergences of its verdicts are found; None: it is not watched."""
+        watched = self._watched.get((model, variant))
+        return None if watched is None else watched.estimator
+
+    def gap(self, model: str, variant: str) -> Gap | None:
+        """Return what top-k scores would leave out; None: nothing was scored exactly."""
+        watched = self._watched.get((model, variant))
+        return None if watched is None or not watched.gap.num_requests else watched.gap
 
     def floor(self, model: str) -> Floor | None:
         """Return the noise floor of a model; None: it was not measured yet."""
@@ -235,7 +240,9 @@ class Judge:
         if watched is None and name in self._kept and monitor.restore(self._kept[name]):
             logger.info("the verdicts of %s are taken over", name)
         forget_verdicts(self._metrics, model, variant)
-        watched = self._watched[model, variant] = _Watched(monitor, subject.recipe_digest)
+        watched = self._watched[model, variant] = _Watched(
+            monitor, subject.recipe_digest, subject.estimator
+        )
         watched.verdicts = monitor.verdicts()
         return watched
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from gateway.shadow.slices import SliceScore
-
-Estimator = Literal["topk", "exact"]
+from gateway.shadow_settings import Estimator
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Note:
             NotSupportedByEngine: it cannot tell what it saw.
         """
         self._name = spec.served_name
-        self._capture = self._make_capture(info, spec.settings.engine)
+        self._capture = self._make_capture(info, spec)
         if self._capture is None:
             raise self._untold()
         return self._capture.fields(fields), self._capture.headers()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.score import RowsAt
 from gateway.upstream import EngineClient
 
 
@@ -26,6 +27,8 @@ class Captured:
 
     prompt_token_ids: tuple[int, ...]
     positions: tuple[Position, ...]
+    rows: RowsAt | None = None
+    """Where its engine keeps the whole distributions, if it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class ScoredPosition:
     logprobs: Mapping[int, float]
     """Of those candidates that the reference could tell; natural."""
     top_token_id: int
+    kl: float | None = None
+    """KL(reference || engine) over the whole vocabulary, where it was asked for; in nats."""
 
 
 class Capture(Protocol):
@@ -51,6 +56,9 @@ class Capture(Protocol):
 
     async def result(self, client: EngineClient) -> Captured | None:
         """Return what was captured; None if the engine did not tell it. Once, after the reply."""
+
+    def forget(self, client: EngineClient) -> None:
+        """Have the engine forget what it still keeps; neither waits nor fails."""
 
 
 class Scorer(Protocol):

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from gateway.shadow.divergence import Divergence
 from gateway.shadow.ledger_entry import LedgerEntry
 from gateway.shadow.slices import by_slice
-
-Estimator = Literal["topk", "exact"]
+from gateway.shadow_settings import Estimator
 
 
 @dataclass(frozen=True, slots=True)

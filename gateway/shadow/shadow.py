@@ -14,18 +14,16 @@ from functools import partial
 from typing import Any
 
 from gateway.errors import ApiError
-from gateway.model_settings import EngineKind
-from gateway.protocol import EngineInfo
 from gateway.record import RECORD
 from gateway.registry import Metrics
 from gateway.shadow import output_checks
 from gateway.shadow.aside import Aside
 from gateway.shadow.candidate import Candidate, MakeCapture
-from gateway.shadow.embedded_capture import EmbeddedCapture
+from gateway.shadow.capturing import Capturing
 from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
-from gateway.shadow.records import Capture, Captured
+from gateway.shadow.records import Captured
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import is_drawn, is_private, is_scorable
@@ -34,10 +32,8 @@ from gateway.shadow.scoring import Scoring
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import DropReason, Tally
 from gateway.shadow.upkeep import again_and_again
-from gateway.shadow.vllm_capture import MIN_TOP, VllmCapture
 from gateway.shadow.worker import Waiting
 from gateway.shadow_settings import ShadowSettings
-from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +68,8 @@ class Shadow:
         self._own_slices = own_slices
         self._note_slices = note_slices
         self._aside = Aside()
-        self._make_capture = make_capture or self.capture_for
+        self.capturing = Capturing(settings)
+        self._make_capture = make_capture or self.capturing.for_score
         self._secret = secrets.token_bytes(16)
         self._tally = Tally(metrics)
         self._fidelity = FidelityMetrics(metrics)
@@ -171,6 +168,7 @@ class Shadow:
             task.cancel()
         await self.settle()
         self._scoring.close()
+        await self.capturing.releases.close()
         await self._references.stop()
 
     # -- inside -----------------------------------------------------------------------------
@@ -235,15 +233,24 @@ class Shadow:
         slices = places_of(names, num_answer)
         candidate.has_told_slices = True
         self._note_slices(spec.alias, spec.variant, slices)
-        if not num_prompt or not num_answer:
-            candidate.drop("empty")
-            return
-        if num_prompt + num_answer > self._settings.max_tokens:
-            candidate.drop("too_long")
+        reason = self._unfit(captured, is_exact=self.capturing.is_exact(spec))
+        if reason is not None:
+            candidate.drop(reason)
             return
         candidate.free_run = self.free_runs.draw(candidate, spec.variant, answer, num_answer)
         candidate.forget_text()
         self._scoring.take(Waiting(candidate, captured, spec.variant, slices))
+
+    def _unfit(self, captured: Captured, *, is_exact: bool) -> DropReason | None:
+        """Return why a captured reply cannot be scored; None if it can."""
+        num_prompt, num_answer = len(captured.prompt_token_ids), len(captured.positions)
+        if not num_prompt or not num_answer:
+            return "empty"
+        if num_prompt + num_answer > self._settings.max_tokens:
+            return "too_long"
+        if is_exact and num_answer > self._settings.exact_tokens:
+            return "too_long"
+        return "rows" if is_exact and captured.rows is None else None
 
     def _on_drop(self, candidate: Candidate, reason: DropReason) -> None:
         """Tell the slices of one that never came to a capture, as far as its request shows them."""
@@ -259,14 +266,6 @@ class Shadow:
             self._note_slices(spec.alias, spec.variant, known)
 
         self._aside.within("the slices of a dropped request", tell, None)
-
-    def capture_for(self, info: EngineInfo | None, engine: EngineKind) -> Capture | None:
-        """Return what takes note of one reply of an engine; None where it cannot be captured."""
-        if info is not None and info.max_capture is not None:
-            return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
-        if engine == "vllm":
-            return VllmCapture(top=max(MIN_TOP, min(self._settings.top_k, MAX_TOP_LOGPROBS)))
-        return None
 
     async def _probe_now_and_then(self) -> None:
         every_s = self._settings.probe_every_s

@@ -5,6 +5,7 @@ from typing import Self
 
 from compression.fidelity_record import SliceFidelity
 from gateway.pool.state import Snapshot
+from gateway.shadow_settings import Estimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,11 @@ class Subject:
     """Both are empty where the engine is not ours and does not tell."""
     fidelity: tuple[SliceFidelity, ...] | None
     """Measured when it was made, if it was."""
+    estimator: Estimator = "topk"
+    """How its divergences are found; those of one kind say nothing of the other."""
 
     @classmethod
-    def of(cls, shot: Snapshot) -> Self | None:
+    def of(cls, shot: Snapshot, estimator: Estimator = "topk") -> Self | None:
         """Return what is served there; None: it is not loaded."""
         if shot.info is None:
             return None
@@ -28,8 +31,10 @@ class Subject:
             recipe_digest=shot.info.recipe_digest or "",
             source_digest=manifest.get("source", {}).get("digest", ""),
             fidelity=tuple(map(SliceFidelity.model_validate, measured)) if measured else None,
+            estimator=estimator,
         )
 
     def digest(self, reference: str) -> str:
         """Return what stands for it and for the full model that it is held against."""
-        return " ".join((self.recipe_digest, self.source_digest, reference))
+        of_scores = () if self.estimator == "topk" else (self.estimator,)
+        return " ".join((self.recipe_digest, self.source_digest, reference, *of_scores))

@@ -12,6 +12,7 @@ DropReason = Literal[
     "no_capture",
     "empty",
     "too_long",
+    "rows",
     "budget",
     "queue_full",
     "busy",

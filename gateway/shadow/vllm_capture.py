@@ -83,6 +83,9 @@ class VllmCapture:
             return b""
         return event[:start] + orjson.dumps(self._without(reply)) + event[end:]
 
+    def forget(self, client: EngineClient) -> None:
+        """Do nothing: vLLM keeps nothing."""
+
     async def result(self, client: EngineClient) -> Captured | None:
         """Return what was captured; None if the engine did not tell all of it."""
         if not (self._is_sound and self._prompt_token_ids and self._positions):

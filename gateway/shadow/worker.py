@@ -23,6 +23,8 @@ from gateway.shadow.divergence import (
     compare,
     noise_floor,
 )
+from gateway.shadow.embedded_scorer import RowsLost
+from gateway.shadow.exact import reading
 from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
@@ -158,6 +160,10 @@ class Worker:
         except ContextLengthExceeded:
             candidate.drop("too_long")
             return
+        except RowsLost as error:
+            logger.info("request %s: no exact score: %s", candidate.request_id, error)
+            candidate.drop("rows")
+            return
         except (ApiError, NotANumber) as error:
             candidate.drop("error")
             # The words of a refusal may quote what was sent.
@@ -175,12 +181,11 @@ class Worker:
             await self._measure_floor(scorer, item, scored)
 
     async def _ask(self, scorer: Scorer, item: Waiting) -> list[ScoredPosition]:
-        text = text_of(item.captured)
         # What is broken off has cost something, too.
-        self._count_tokens(len(text.token_ids))
+        self._count_tokens(item.num_tokens)
         if item.num_broken_off:
-            self._charge(len(text.token_ids))
-        return await self._unless_busy(item, scorer.score(*text))
+            self._charge(item.num_tokens)
+        return await self._unless_busy(item, reading(scorer, item.captured))
 
     def _put_back(self, since: float, item: Waiting) -> None:
         again = replace(item, num_broken_off=item.num_broken_off + 1)
@@ -232,7 +237,7 @@ class Worker:
             slices=item.slices,
             num_prompt_tokens=len(item.captured.prompt_token_ids),
             divergence=divergence,
-            estimator="topk",
+            estimator=divergence.estimator,
             time=time.time(),
             trace_id=candidate.trace_id,
         )

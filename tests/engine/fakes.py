@@ -146,6 +146,7 @@ def running_engine(
     max_num_sequences: int = 4,
     token_budget: int = 64,
     spans: SpanSink | None = None,
+    row_bytes: int = 0,
 ) -> Iterator[RunningEngine]:
     """Serve the fake model on a free port, in a thread of its own."""
     scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
@@ -155,6 +156,7 @@ def running_engine(
         loop=EngineLoop(runner, scheduler, metrics),
         metrics=metrics,
         tokenizer=tokenizer,
+        row_bytes=row_bytes,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     server = make_server(service)

@@ -72,26 +72,22 @@ def test_scores_are_those_of_reading_the_text_at_once(real: RunningEngine) -> No
         assert found == pytest.approx(row[wanted].tolist(), abs=0.1)
     agree = [a == b for a, b in zip(scores["argmax"], expected.argmax(1).tolist(), strict=True)]
     assert sum(agree) > 0.9 * len(agree)
-    assert scores["argmax_logprobs"] == pytest.approx(expected.amax(1).tolist(), abs=0.1)
     inside = torch.tensor([row[:1] for row in scores["logprobs"]]).exp().sum(1)
     assert (inside <= 1).all()
 
 
-def test_remainders_complete_the_distribution() -> None:
-    """Candidates and remainder add up to 1; double candidates count once; nothing left is None."""
+def test_log_probabilities_are_of_the_whole_vocabulary() -> None:
+    """Double candidates have the same, a certain one has 0, all of them add up to 1."""
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     logits[0, 2] = 200.0  # all but certain
     scores = Scores()
     scores.extend(logits, [[2], [0, 3, 3], [0, 1, 2, 3, 4, 5]])
-    probabilities = logits.softmax(1)
     assert scores.logprobs[0] == [0.0]
     assert scores.argmax[0] == 2
-    assert scores.remainders[0] is not None
-    assert scores.remainders[0] < -100
-    rest = 1 - float(probabilities[1, [0, 3]].sum())
-    assert scores.remainders[1] == pytest.approx(torch.tensor(rest).log().item(), abs=1e-5)
-    assert scores.remainders[2] is None
+    assert scores.logprobs[1][1] == scores.logprobs[1][2]
+    assert scores.logprobs[1][:2] == pytest.approx(logits[1].log_softmax(0)[[0, 3]].tolist())
     assert torch.tensor(scores.logprobs[2]).exp().sum() == pytest.approx(1, abs=1e-5)
+    assert scores.kl == []
 
 
 def test_requests_go_first(fake: RunningEngine) -> None:

@@ -22,11 +22,11 @@ from gateway.shadow.drift_gauges import record_verdicts
 from gateway.shadow.free_run import Result as FreeRunResult
 from gateway.shadow.free_run import judge
 from gateway.shadow.ladder_report import REASONS
-from gateway.shadow.scored import Estimator
 from gateway.shadow.slices import MAX_OWN, MAX_OWN_VALUES, all_slices
 from gateway.shadow.tally import DropReason
 from gateway.shadow.verdict import State as VerdictState
 from gateway.shadow.verdict import Verdict
+from gateway.shadow_settings import Estimator
 from gateway.trace import FINISH_REASONS, Operation, Outcome
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually

@@ -192,6 +192,8 @@ def test_an_engine_that_cannot_tell_is_refused() -> None:
         async def result(self, client: EngineClient) -> None:
             return None
 
+        def forget(self, client: EngineClient) -> None: ...
+
     async def use() -> None:
         client = Silent([])
         with pytest.raises(NotSupportedByEngine, match="'there@full' does not tell"):

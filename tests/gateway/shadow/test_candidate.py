@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.model_settings import EngineKind, VariantSettings
+from gateway.model_settings import VariantSettings
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
 from gateway.shadow.candidate import Candidate
@@ -30,6 +30,7 @@ class Defect:
     def __init__(self, where: str) -> None:
         self.where = where
         self.seen: list[bytes] = []
+        self.num_forgotten = 0
 
     def fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Add a field."""
@@ -51,6 +52,11 @@ class Defect:
         """Return nothing."""
         return None
 
+    def forget(self, client: EngineClient) -> None:
+        """Count."""
+        self.num_forgotten += 1
+        self._fail("forget")
+
     def _fail(self, where: str) -> None:
         if where == self.where:
             raise ZeroDivisionError(where)
@@ -60,7 +66,7 @@ def start(where: str) -> tuple[Candidate, Defect, Tally, list[Candidate]]:
     """Return a candidate whose capture fails somewhere."""
     tally, capture, handed = Tally(Metrics()), Defect(where), []
 
-    def make_capture(info: EngineInfo | None, engine: EngineKind) -> Capture | None:
+    def make_capture(info: EngineInfo | None, spec: VariantSpec) -> Capture | None:
         if where == "make":
             raise ZeroDivisionError
         return capture

@@ -10,9 +10,10 @@ import pytest
 
 from gateway.errors import SettingsError, StartupError
 from gateway.shadow.ledger import Ledger, LedgerRules
-from gateway.shadow.ledger_entry import Estimator, LedgerEntry
+from gateway.shadow.ledger_entry import LedgerEntry
 from gateway.shadow.ledger_file import LedgerFile, Window, read_aggregates
 from gateway.shadow.slices import ALL, by_slice, places_of
+from gateway.shadow_settings import Estimator
 
 NOW = time.time()
 
