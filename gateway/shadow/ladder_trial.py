@@ -41,7 +41,7 @@ class TrialEngines:
             load.cancel()
             await asyncio.gather(load, return_exceptions=True)
         name = f"{self._model}@{rung}"
-        if self._pool.find(name).state is State.LOADING:
+        if self._pool.find(name).state in {State.STOPPED, State.LOADING}:  # it may be about to load
             await self._pool.unload(name)
 
     async def close(self) -> None:
