@@ -107,7 +107,7 @@ def create_service(
         note_slices=judge.drawn,
         own_slices=rules.own_slices,
     )
-    keepers = _create_keepers(specs, settings, rules, pool, judge, metrics)
+    keepers = _create_keepers(specs, rules, pool, judge, metrics)
     comparisons = Comparisons(launch, pool)
     return Service(
         settings=settings,
@@ -132,15 +132,12 @@ def _subject(shot: Snapshot, settings: Settings) -> Subject | None:
 
 def _create_keepers(
     specs: Sequence[ModelSpec],
-    settings: Settings,
     rules: Rules,
     pool: Pool,
     judge: Judge,
     metrics: Metrics,
 ) -> tuple[LadderKeeper, ...]:
-    """Return who keeps the ladders that have more than one rung, if anybody is to."""
-    if settings.shadow.ladder.mode == "off":
-        return ()
+    """Return who keeps the ladders that have more than one rung."""
     return tuple(
         LadderKeeper(
             spec.alias,

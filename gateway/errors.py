@@ -254,6 +254,22 @@ class ComparisonRunning(ApiError):
     code = "comparison_running"
 
 
+class CanaryRunning(ApiError):
+    """The model has a canary; there is one at a time."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "canary_running"
+
+
+class NoCanary(ApiError):
+    """The model has no canary."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "no_canary"
+
+
 class RequestRateExceeded(ApiError):
     """The key has used up its requests of this minute; the type is OpenAI's."""
 

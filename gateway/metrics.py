@@ -131,7 +131,8 @@ _RUN_CHECK = Label("check", (*_CHECK.values, "finish", "refusal"))
 _VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
 _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
 _STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
-                         "restored"))
+                         "restored", "ordered", "withdrawn", "broken"))
+_ENDED = Label("result", ("promoted", "rolled_back", "withdrawn", "superseded", "failed"))
 _ENDING = Label("finished_reason", ("stop", "length", "abort", "error", OTHER))
 _REPLICA = Label("replica", bound="0 to the configured number less 1")
 
@@ -201,6 +202,8 @@ FAMILIES: tuple[Family, ...] = (
            "1 for the state that the model is in, 0 for every other state."),
     Family("gauge", "state", "active_variant", _MV,
            "1 for the variant that serves the model's plain name, 0 for the others."),
+    Family("gauge", "ratio", "canary_traffic_ratio", _MV,
+           "Share of the requests for the model's plain name that the variant takes on trial."),
     Family("gauge", "count", "replicas_ready", _MV,
            "Engines of the variant that are ready."),
     Family("gauge", "bytes", "reserved_memory_bytes", _MV,
@@ -293,6 +296,8 @@ FAMILIES: tuple[Family, ...] = (
            "Changes of a verdict, by what it became."),
     Family("counter", "count", "ladder_steps_total", (_MODEL, _FROM, _TO, _STEP),
            "Steps on a model's ladder that were done, and why."),
+    Family("counter", "count", "canaries_ended_total", (*_MV, _ENDED),
+           "Canaries that operators asked for, by how they ended."),
     Family("counter", "count", "probes_total", (*_MV, _RESULT),
            "One-token probes of fixed prompts."),
     Family("gauge", "nats", "probe_change_nats", _MV,

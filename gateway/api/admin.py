@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from gateway.api.body import read_object
 from gateway.api.service import service_of
 from gateway.errors import EngineDown, InvalidRequest, StartupError
+from gateway.pool.pool import Pool
 from gateway.pool.state import Snapshot
 from gateway.wire import Wire, validated
 
@@ -25,21 +26,23 @@ class ShadowRate(Wire):
 
 async def list_variants(request: Request) -> JSONResponse:
     """Return every variant with its replicas, memory and use."""
-    return JSONResponse({"data": [_fields(each) for each in service_of(request).pool.snapshots()]})
+    pool = service_of(request).pool
+    return JSONResponse({"data": [_fields(pool, each) for each in pool.snapshots()]})
 
 
 async def load(request: Request, model: str) -> JSONResponse:
     """Load a variant and return it when it is ready."""
     pool = service_of(request).pool
     try:
-        return JSONResponse(_fields(await pool.load(model)))
+        return JSONResponse(_fields(pool, await pool.load(model)))
     except StartupError as error:
         raise EngineDown(str(error)) from error
 
 
 async def unload(request: Request, model: str) -> JSONResponse:
     """Stop a variant after its running requests have ended, and return it."""
-    return JSONResponse(_fields(await service_of(request).pool.unload(model)))
+    pool = service_of(request).pool
+    return JSONResponse(_fields(pool, await pool.unload(model)))
 
 
 async def activate(request: Request, model: str) -> JSONResponse:
@@ -50,7 +53,7 @@ async def activate(request: Request, model: str) -> JSONResponse:
         )
     pool = service_of(request).pool
     try:
-        return JSONResponse(_fields(await pool.activate(model)))
+        return JSONResponse(_fields(pool, await pool.activate(model)))
     except StartupError as error:
         raise EngineDown(str(error)) from error
 
@@ -89,13 +92,15 @@ async def _frames(request: Request, after: int | None) -> AsyncIterator[bytes]:
             yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), data)
 
 
-def _fields(shot: Snapshot) -> dict[str, Any]:
+def _fields(pool: Pool, shot: Snapshot) -> dict[str, Any]:
+    shape = pool.shape(shot.spec.alias)
     return {
         "model": shot.spec.alias,
         "variant": shot.spec.variant,
         "id": shot.spec.served_name,
         "state": shot.state.value,
         "active": shot.is_active,
+        "canary_share": shape.canary_share if shape.canary == shot.spec.variant else None,
         "requests_running": shot.num_running,
         "memory_bytes": shot.num_bytes,
         "idle_s": shot.idle_s,

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.api.admin import ShadowRate
+from gateway.api.canary import CanaryOrder
 from gateway.api.side_by_side import SideBySide
 from gateway.comparisons.wanted import CompareRequest
 from gateway.completion import CompletionRequest
@@ -23,7 +24,7 @@ _REFUSALS = {
     403: "The key is not for this.",
     404: "No such model, or its engine has no such path.",
     408: "The body did not come in time.",
-    CONFLICT: "Another comparison is running.",
+    CONFLICT: "Another comparison is running, or the model has a canary.",
     413: "The body is too long.",
     421: "The header 'host' is not one of those that are served.",
     429: "The key has used up its rate, or the engine takes no more requests now.",
@@ -73,6 +74,7 @@ BODIES: tuple[type[Wire], ...] = (
     ShadowRate,
     SideBySide,
     CompareRequest,
+    CanaryOrder,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (ErrorEnvelope, Generated, Tokens, Detokenized)
 

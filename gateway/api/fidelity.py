@@ -35,7 +35,7 @@ async def show_fidelity(request: Request) -> JSONResponse:
             "promise": rules.monitor.budget.in_words(len(rules.slices)),
             "data": [_variant(service, shot) for shot in service.pool.snapshots()],
             "noise_floor": {alias: asdict(each) for alias, each in floors.items() if each},
-            "ladders": {each.model: each.status() for each in service.keepers},
+            "ladders": {each.model: each.status() for each in service.keepers if each.is_telling},
             "ledger": None
             if judge.ledger is None
             else {

@@ -15,6 +15,7 @@ from gateway.api.admin import (
     show_shadow,
     unload,
 )
+from gateway.api.canary import CanaryOrder, end_canary, show_canary, start_canary
 from gateway.api.comparing import (
     end_comparison,
     list_comparisons,
@@ -94,6 +95,12 @@ def make_router() -> APIRouter:
     begun["responses"] |= refusals(CONFLICT)
     begin = router.post("/admin/compare", response_model=None, status_code=202, openapi_extra=begun)
     begin(start_comparison)
+    trial = "/admin/models/{model}/canary"
+    get(trial, show_canary, **guarded)
+    router.delete(trial, **guarded)(end_canary)
+    tried = post_route(CanaryOrder, None, streams=False, status=202)
+    tried["responses"] |= refusals(CONFLICT)
+    router.post(trial, response_model=None, status_code=202, openapi_extra=tried)(start_canary)
     for verb, handler in (("load", load), ("unload", unload), ("activate", activate)):
         router.post(f"/admin/models/{{model}}/{verb}", **guarded)(handler)
     return router

@@ -47,6 +47,7 @@ class Model:
         self._patience = patience
         self._swapping = asyncio.Lock()
         self.begin_at(self.active)
+        self._try_out(None)
 
     @property
     def configured(self) -> Variant:
@@ -69,14 +70,16 @@ class Model:
     def shape(self) -> Shape:
         """Return the ladder, and who serves."""
         canary = self.canary.variant.spec.variant if self.canary else None
-        return Shape(tuple(self.variants), self.active.spec.variant, canary, self.routes.shape())
+        share = self.canary.share if self.canary else 0.0
+        active = self.active.spec.variant
+        return Shape(tuple(self.variants), active, canary, self.routes.shape(), share)
 
     def begin_at(self, variant: Variant) -> None:
         """Make a variant the active one as it is, loaded or not; all routes end."""
         self.active.is_active = False
         self.active = variant
         if self.canary is not None and self.canary.variant is variant:
-            self.canary = None
+            self._try_out(None)
         self.routes.clear()
         variant.is_active = True
         gauge = self._metrics.gauges["active_variant"]
@@ -123,12 +126,13 @@ class Model:
             if variant is not self.active:
                 with self._holding(variant):
                     await variant.ensure_ready()
-                    self.canary = Share(variant, share)
+                    self._try_out(Share(variant, share))
 
     async def end_canary(self) -> None:
         """Take the canary's share away; it is stopped after its last answer."""
         async with self._swapping:
-            canary, self.canary = self.canary, None
+            canary = self.canary
+            self._try_out(None)
             if canary is not None:
                 await self._release([canary.variant])
 
@@ -154,6 +158,14 @@ class Model:
             before = self.routes.variants
             self.routes.end(slices)
             await self._release(before)
+
+    def _try_out(self, canary: Share | None) -> None:
+        self.canary = canary
+        gauge = self._metrics.gauges["canary_traffic_ratio"]
+        share = 0.0 if canary is None else canary.share
+        for each in self.ladder:
+            is_it = canary is not None and canary.variant is each
+            gauge.labels(each.spec.alias, each.spec.variant).set(share if is_it else 0)
 
     def _check_active(self, expected: str | None) -> None:
         active = self.active.spec.variant

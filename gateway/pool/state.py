@@ -46,6 +46,8 @@ class Shape:
     canary: str | None
     routes: Mapping[str, str] = field(default_factory=dict)
     """By slice, the variant that answers most of its requests instead."""
+    canary_share: float = 0.0
+    """Of the requests for the model's plain name."""
 
 
 @dataclass(frozen=True, slots=True)

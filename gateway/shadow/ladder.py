@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from compression.recipe import FULL
-from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
+from gateway.errors import CanaryRunning, InvalidRequest, NoMemory
+from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules, Situation
 from gateway.shadow.slices import ALL, is_known_before
 from gateway.shadow.verdict import State, Verdict
 
@@ -16,11 +17,31 @@ def decide(situation: Situation, rules: LadderRules) -> Decision:
     A drift is acted on first, then slices are routed, then a canary is judged; only when none of
     these asks for anything are slices given back, or a smaller rung tried again.
     """
-    for consider in (_leave, _route, _judge_canary, _give_back, _come_back):
+    canary = situation.canary
+    if canary is not None and canary.terms is not None:
+        return _beside_an_order(situation, rules, canary)
+    if rules.is_off:
+        return Decision(Act.STAY, "steps are taken by hand")
+    for consider in (_leave, _route, _consider_canary, _give_back, _come_back):
         decision = consider(situation, rules)
         if decision is not None:
             return replace(decision, is_dry=rules.dry_run and decision.act is not Act.STAY)
     return Decision(Act.STAY, f"{situation.active}: nothing speaks against it")
+
+
+def _beside_an_order(situation: Situation, rules: LadderRules, canary: Canary) -> Decision:
+    """Return what to do while an operator's canary is on trial, which no mode keeps from its end.
+
+    Only a step away from a drift comes before it, and nothing else is tried beside it.
+    """
+    judged = _judge(situation, rules, canary)
+    if rules.is_off:
+        return judged
+    found = _leave(situation, rules) or _route(situation, rules)
+    is_step = found is not None and found.act is not Act.STAY
+    if found is None or (judged.act is not Act.STAY and (rules.dry_run or not is_step)):
+        return judged
+    return replace(found, is_dry=rules.dry_run and is_step)
 
 
 def _leave(situation: Situation, rules: LadderRules) -> Decision | None:
@@ -69,22 +90,31 @@ def _if_it_fits(situation: Situation, rules: LadderRules, decision: Decision) ->
     if not obstacle:
         return decision
     reason = f"{decision.reason}; {obstacle}"
-    if situation.canary is not None:
+    trial = situation.canary.variant if situation.canary is not None else situation.ordered
+    if trial is not None:
         # A trial of something smaller must not stand in the way of something safer.
-        return Decision(Act.ROLL_BACK, reason, to=situation.canary.variant)
+        return Decision(Act.ROLL_BACK, reason, to=trial)
     refused = replace(decision, reason=reason, is_dry=rules.dry_run)
     return Decision(Act.STAY, reason, refused=refused)
 
 
-def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
-    """Promote a canary or roll it back, by the same verdicts as those of the active rung."""
+def _consider_canary(situation: Situation, rules: LadderRules) -> Decision | None:
     canary = situation.canary
-    if canary is None:
-        return None
-    name = canary.variant
-    if situation.is_safer(situation.home, than=name):
+    return None if canary is None else _judge(situation, rules, canary)
+
+
+def _judge(situation: Situation, rules: LadderRules, canary: Canary) -> Decision:
+    """Promote a canary or roll it back, by the same verdicts as those of the active rung."""
+    name, terms = canary.variant, canary.terms
+    if terms is None and situation.is_safer(situation.home, than=name):
         reason = f"{name}: nothing below {situation.home}, the operator's choice, is tried"
         return Decision(Act.ROLL_BACK, reason, to=name)
+    if terms is not None and situation.active != terms.beside:
+        reason = f"{name}: {situation.active} was activated, and it was tried beside {terms.beside}"
+        return Decision(Act.ROLL_BACK, reason, to=name, cause=Cause.WITHDRAWN)
+    if terms is not None and situation.trouble is not None:
+        reason = f"{name}: {situation.trouble}"
+        return Decision(Act.ROLL_BACK, reason, to=name, cause=Cause.BROKEN)
     # A rung that comes back brings its old drift along; only what was shown since counts.
     drifting = [
         each
@@ -93,7 +123,8 @@ def _judge_canary(situation: Situation, rules: LadderRules) -> Decision | None:
     ]
     if drifting:
         return Decision(Act.ROLL_BACK, f"{name}: {_in_words(drifting)}", to=name)
-    missing = _missing(situation, rules, name, canary.num_scored, rules.canary_requests)
+    needed = terms.num_requests if terms else rules.canary_requests
+    missing = _missing(situation, rules, name, canary.num_scored, needed)
     if missing is not None:
         return _keep_trying(situation, rules, canary, missing)
     if wait := _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s):
@@ -107,7 +138,7 @@ def _keep_trying(
 ) -> Decision:
     age = situation.now - canary.since
     reason = f"{canary.variant}: {missing}, {age:.0f} s after it became the canary"
-    if age >= rules.canary_patience_s:
+    if age >= (canary.terms.patience_s if canary.terms else rules.canary_patience_s):
         return Decision(Act.ROLL_BACK, reason, to=canary.variant)
     return Decision(Act.STAY, reason)
 
@@ -132,7 +163,7 @@ def _give_back(situation: Situation, rules: LadderRules) -> Decision | None:
 def _come_back(situation: Situation, rules: LadderRules) -> Decision | None:
     """Try the next smaller rung again, once this one is proven and time has passed."""
     smaller, active = situation.smaller, situation.active
-    if smaller is None:
+    if smaller is None or situation.ordered is not None:
         return None
     verdict = situation.verdict(active, ALL)
     if active != FULL:  # the full model has no verdict, and needs none
@@ -188,7 +219,7 @@ def _return_after(situation: Situation, variant: str, rules: LadderRules) -> flo
     """Return how long a rung is left alone; one that failed again and again, for longer."""
     failures = sum(
         (step.act is Act.STEP_UP and step.left == variant)
-        or (step.act is Act.ROLL_BACK and step.to == variant)
+        or (step.act is Act.ROLL_BACK and step.to == variant and step.cause is not Cause.WITHDRAWN)
         for step in situation.steps
     )
     doublings: int = min(max(failures - 1, 0), _MAX_DOUBLINGS)
@@ -198,12 +229,37 @@ def _return_after(situation: Situation, variant: str, rules: LadderRules) -> flo
 def _too_many_returns(situation: Situation, rules: LadderRules) -> str | None:
     # Only ways down are limited, so that whatever swings to and fro comes to rest on the safe side.
     recent = sum(
-        step.act is Act.START_CANARY and situation.now - step.time < rules.returns_window_s
+        step.act is Act.START_CANARY
+        and step.cause is not Cause.ORDERED
+        and situation.now - step.time < rules.returns_window_s
         for step in situation.steps
     )
     if recent < rules.max_returns:
         return None
     return f"{recent} tries within {rules.returns_window_s:.0f} s are as many as are allowed"
+
+
+def check_order(model: str, rung: str, situation: Situation) -> None:
+    """Refuse a canary that an operator asks for, where it cannot be tried.
+
+    Raises:
+        InvalidRequest: it serves already, or nothing can be shown of it.
+        CanaryRunning: there is one.
+        NoMemory: it does not fit; says the bytes.
+    """
+    if name := situation.canary.variant if situation.canary else situation.ordered:
+        raise CanaryRunning(f"{model} has a canary ({name}): end it with DELETE on the same path")
+    if rung == situation.active:
+        raise InvalidRequest(
+            f"'variant' is {rung!r}, which serves {model} already: name another one",
+            param="variant",
+        )
+    if rung == FULL:
+        raise InvalidRequest(
+            f"'variant' is {FULL!r}, which is held against nothing: activate it", param="variant"
+        )
+    if obstacle := no_room(situation, rung):
+        raise NoMemory(f"{obstacle}: unload a variant, or raise 'memory_budget'")
 
 
 def no_room(situation: Situation, variant: str) -> str | None:

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from gateway.errors import NarrowgateError, Superseded
+from gateway.errors import ModelLoading, NarrowgateError, NoCanary, Superseded
 from gateway.pool.pool import Pool
 from gateway.pool.state import Shape, State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
-from gateway.shadow.ladder import decide, no_room
+from gateway.shadow.ladder import check_order, decide, no_room
 from gateway.shadow.ladder_failures import Failures
-from gateway.shadow.ladder_report import LadderReport
-from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
+from gateway.shadow.ladder_order import Ending, Terms
+from gateway.shadow.ladder_report import LadderReport, canary_fields
+from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules, Situation
 from gateway.shadow.ladder_standing import Standing
 from gateway.shadow.ladder_state import from_state, to_state
+from gateway.shadow.ladder_trial import TrialEngines
+from gateway.shadow.slices import ALL
 from gateway.shadow.upkeep import again_and_again
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,9 @@ class LadderKeeper:
         self._scored_before = 0
         self._paused_until = 0.0
         self._failures = Failures(model, pool)
+        self._engines = TrialEngines(model, pool)
+        self._turn = asyncio.Lock()
+        """Looks and what operators ask for come one after the other."""
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
@@ -81,16 +87,16 @@ class LadderKeeper:
             state, plan=self._plan, ladder=shape.ladder, home=shape.active, now=self._clock()
         )
         if found is None:
-            await self._keep(self._standing)
+            await self._begin_anew()
             return
         self._kept = found
         self._standing = replace(found, canary=None, routes={})
         self._unfinished = found if found.canary or found.routes else None
-        if found.active != found.home:
+        if found.active != shape.active:
             self._pool.begin_at(self.model, found.active)
             why = next((s.reason for s in reversed(found.steps) if s.to == found.active), "")
             reason = f"{found.active} served before the restart: {why}"
-            self._report.done(Decision(Act.RESTORE, reason, to=found.active), found.home)
+            self._report.done(Decision(Act.RESTORE, reason, to=found.active), shape.active)
 
     async def run(self) -> None:
         """Look every second, for ever."""
@@ -98,10 +104,59 @@ class LadderKeeper:
 
     async def look(self) -> Decision:
         """Decide once, and do it unless this is a dry run; return the decision."""
-        now, self._is_stepping = self._clock(), False
+        async with self._turn:
+            return await self._look(self._clock())
+
+    async def order(self, rung: str, terms: Terms) -> None:
+        """Put a rung on trial as an operator asks; it is loaded first, which nobody waits for.
+
+        Raises:
+            ApiError: it cannot be tried now, or has no room.
+        """
+        async with self._turn:
+            now = self._clock()
+            await self._follow(now)
+            if self._unfinished is not None:
+                raise ModelLoading(f"{self.model} is loading: try again in a few seconds")
+            check_order(self.model, rung, self._situation(now))
+            ordered = Canary(rung, now, 0, replace(terms, beside=self._standing.active))
+            self._standing = replace(self._standing, ordered=ordered, ended=None)
+            await self._keep(self._standing)
+            self._tell(_start_of(ordered), "ordered")
+            self._engines.is_loaded(rung)
+
+    async def withdraw(self) -> None:
+        """End the canary, whoever asked for it.
+
+        Raises:
+            NoCanary: there is none.
+        """
+        async with self._turn:
+            now, why = self._clock(), "an operator ended it"
+            await self._follow(now)
+            before, standing = self._unfinished, self._standing
+            if before is not None and before.canary is not None:
+                self._unfinished = replace(before, canary=None)
+                restored = replace(standing, canary=before.canary)
+                await self._settle(restored, Ending.WITHDRAWN, why, now)
+            elif standing.ordered is not None:
+                await self._engines.give_up(standing.ordered.variant)
+                await self._settle(standing, Ending.WITHDRAWN, why, now)
+            elif standing.canary is not None:
+                rung = standing.canary.variant
+                await self._do(
+                    Decision(Act.ROLL_BACK, f"{rung}: {why}", rung, cause=Cause.WITHDRAWN), now
+                )
+            else:
+                raise NoCanary(f"{self.model} has no canary: begin one with POST on the same path")
+
+    async def _look(self, now: float) -> Decision:
+        self._is_stepping = False
         await self._follow(now)
         if self._unfinished is not None:
             await self._take_up(self._unfinished, now)
+        else:
+            await self._take_order(now)
         decision = decide(self._situation(now), self.rules)
         if self._unfinished is not None:
             reason = f"{self._standing.active} is not ready yet"
@@ -115,12 +170,16 @@ class LadderKeeper:
         if decision.is_dry:
             if is_news:
                 self._tell(decision, "dry")
-        elif now >= max(self._paused_until, self._failures.until(decision.to)):
+        elif decision.act is Act.ROLL_BACK or now >= self._paused(decision.to):
             await self._do(decision, now)
         return decision
 
     async def close(self) -> None:
         """Keep where the ladder stands; what was under way is kept already."""
+        await self._engines.close()
+        await self._keep_up()
+
+    async def _keep_up(self) -> None:
         if self._unfinished is None and not self._is_stepping:
             await self._keep(self._standing)
 
@@ -133,7 +192,10 @@ class LadderKeeper:
             "active": shape.active,
             "home": standing.home,
             "canary": None if standing.canary is None else asdict(standing.canary),
+            "ordered": None if standing.ordered is None else asdict(standing.ordered),
+            "ended": None if standing.ended is None else asdict(standing.ended),
             "routes": dict(standing.routes),
+            "mode": self.rules.mode,
             "dry_run": self.rules.dry_run,
             "cool_down_left_s": self._cool_down_left_s(),
             "decision": None if decision is None else decision.name,
@@ -141,7 +203,36 @@ class LadderKeeper:
             "steps": [asdict(step) for step in standing.steps[-10:]],
         }
 
+    def canary(self) -> dict[str, Any]:
+        """Return the canary and the end of the last one that an operator asked for."""
+        standing, state = self._standing, "running"
+        canary = standing.canary
+        if self._unfinished is not None and self._unfinished.canary is not None:
+            canary, state = self._unfinished.canary, "waiting"
+        elif standing.ordered is not None:
+            canary, state = standing.ordered, "loading"
+        shown = None
+        if canary is not None:
+            verdicts = self._judge.verdicts(self.model, canary.variant)
+            names = sorted((self.rules.pinned | {ALL}) & verdicts.keys())
+            shown = canary_fields(canary, self.rules) | {
+                "state": state,
+                "reason": None if self.last is None else self.last.reason,
+                "verdicts": [asdict(verdicts[name]) for name in names],
+            }
+        ended = None if standing.ended is None else asdict(standing.ended)
+        return {"model": self.model, "canary": shown, "last": ended}
+
+    @property
+    def is_telling(self) -> bool:
+        """Return whether there is anything to be told: a ladder that is kept, or a canary."""
+        standing = self._standing
+        return not self.rules.is_off or standing.trial is not None or standing.ended is not None
+
     # -- inside -----------------------------------------------------------------------------
+
+    def _paused(self, rung: str) -> float:
+        return max(self._paused_until, self._failures.until(rung))
 
     def _cool_down_left_s(self) -> float:
         """Return how long nothing is done because something was, or failed."""
@@ -163,15 +254,27 @@ class LadderKeeper:
         shape, standing = self._pool.shape(self.model), self._standing
         is_by_hand = shape.active != standing.active
         if is_by_hand:
-            self._unfinished = None
-            standing = replace(standing, home=shape.active, active=shape.active, routes={})
-        standing = replace(standing, canary=self._counted(standing.canary, shape))
+            before, self._unfinished = self._unfinished, None
+            if before is not None and before.trial is before.canary is not None:
+                reason = f"{shape.active} was activated before the canary was there again"
+                again = replace(standing, canary=before.canary)
+                await self._settle(again, Ending.WITHDRAWN, reason, now)
+                standing = self._standing
+            standing = replace(
+                standing, home=shape.active, active=shape.active, routes={}, origin=None
+            )
+        canary = self._counted(standing.canary, shape)
+        if canary is None and standing.canary is not None and standing.canary.terms is not None:
+            reason = f"{standing.canary.variant} was activated before it was proven"
+            await self._settle(standing, Ending.SUPERSEDED, reason, now)
+            standing = self._standing
+        standing = replace(standing, canary=canary)
         lost = {k: rung for k, rung in standing.routes.items() if shape.routes.get(k) != rung}
         self._standing = standing
         if lost:
             await self._lose(lost, now)
         if is_by_hand or lost or not 0 <= now - self._kept_at < _KEEP_EVERY_S:
-            await self.close()
+            await self._keep_up()
 
     def _counted(self, canary: Canary | None, shape: Shape) -> Canary | None:
         if canary is None or shape.canary != canary.variant:
@@ -195,7 +298,7 @@ class LadderKeeper:
 
     def _situation(self, now: float) -> Situation:
         shape, room = self._pool.shape(self.model), self._pool.room(self.model)
-        standing = self._standing
+        standing, canary = self._standing, self._standing.canary
         return Situation(
             now=now,
             ladder=shape.ladder,
@@ -208,7 +311,9 @@ class LadderKeeper:
             },
             steps=standing.steps,
             routed=standing.routes,
-            canary=standing.canary,
+            canary=canary,
+            trouble=self._engines.trouble(canary.variant) if canary else None,
+            ordered=standing.ordered.variant if standing.ordered else None,
             free_bytes=room.free,
             needed_bytes=room.needed,
             failed=self._failures.look(now),
@@ -226,16 +331,56 @@ class LadderKeeper:
             if await self._do_again(again, now):
                 routes = {**self._standing.routes, **dict.fromkeys(slices, rung)}
                 self._standing = self._standing.with_routes(routes)
-        if (canary := before.canary) is not None:
-            reason = f"{canary.variant} was the canary before the restart"
-            share = self.rules.canary_share
-            again = Decision(Act.START_CANARY, reason, to=canary.variant, share=share)
-            if await self._do_again(again, now):
-                counted = self._judge.num_scored(self.model, canary.variant)
-                self._scored_before = counted - canary.num_scored
-                self._standing = replace(self._standing, canary=canary)
+        if before.canary is not None:
+            await self._take_up_canary(before.canary, now)
         self._unfinished = None
         await self._keep(self._standing)
+
+    async def _take_up_canary(self, canary: Canary, now: float) -> None:
+        rung, terms = canary.variant, canary.terms
+        reason = f"{rung} was the canary before the restart"
+        share = terms.share if terms else self.rules.canary_share
+        again = Decision(Act.START_CANARY, reason, to=rung, share=share)
+        if await self._do_again(again, now):
+            counted = self._judge.num_scored(self.model, rung)
+            self._scored_before = counted - canary.num_scored
+            self._engines.watch(rung)
+            self._standing = replace(self._standing, canary=canary)
+        elif terms is not None:
+            before = replace(self._standing, canary=canary)
+            why = f"{rung} could not be taken up after the restart"
+            await self._settle(before, Ending.FAILED, why, now)
+
+    async def _take_order(self, now: float) -> None:
+        """Begin what an operator asked to be tried, once its engines are there."""
+        ordered = self._standing.ordered
+        if ordered is None or ordered.terms is None:
+            return
+        rung, active = ordered.variant, self._standing.active
+        if active != ordered.terms.beside:
+            await self._engines.give_up(rung)
+            reason = f"{active} was activated while {rung} was loading"
+            await self._settle(self._standing, Ending.WITHDRAWN, reason, now)
+        elif self._engines.is_loaded(rung):
+            start, problem = _start_of(ordered), self._engines.take_result()
+            if problem is not None:
+                self._failures.add(rung, until=now + self.rules.cool_down_s)
+                self._tell(replace(start, reason=problem), "failed")
+            elif result := await self._do(start, now):
+                problem = f"{rung} was loaded, and its start was {result}"
+            if problem is not None:
+                await self._settle(self._standing, Ending.FAILED, problem, now)
+
+    async def _settle(self, standing: Standing, ending: Ending, reason: str, now: float) -> None:
+        """Note the end of an operator's canary that no step of the ladder brought about."""
+        trial = standing.trial
+        self._standing = standing.without_trial(ending, reason, now)
+        await self._keep(self._standing)
+        if trial is None:
+            return
+        self._report.ended(trial.variant, ending)
+        if ending is not Ending.FAILED:  # a start that failed is told as such
+            self._tell(Decision(Act.ROLL_BACK, reason, to=trial.variant), ending.value)
 
     async def _do_again(self, decision: Decision, now: float) -> bool:
         """Carry out what was done before; return whether that went well."""
@@ -250,7 +395,8 @@ class LadderKeeper:
         self._report.done(told, self._standing.active)
         return True
 
-    async def _do(self, decision: Decision, now: float) -> None:
+    async def _do(self, decision: Decision, now: float) -> str | None:
+        """Do it, and tell of it; return None, or what became of it instead."""
         before = self._standing
         planned, left = before.after(decision, now), before.left_by(decision)
         self._is_stepping = True
@@ -261,13 +407,19 @@ class LadderKeeper:
         if result is not None:
             await self._keep(before)
             self._tell(decision, result)
-            return
+            return result
         self._standing = planned
+        if before.ordered is not None and planned.ordered is None and planned.canary is None:
+            await self._engines.give_up(before.ordered.variant)
         if planned.canary is not None and decision.act is Act.START_CANARY:
             self._judge.try_again(self.model, planned.canary.variant)
             self._scored_before = self._judge.num_scored(self.model, planned.canary.variant)
+            self._engines.watch(planned.canary.variant)
             await self._judge.keep()
         self._report.done(decision, left)
+        if planned.ended is not None and planned.ended is not before.ended:
+            self._report.ended(planned.ended.variant, planned.ended.ending)
+        return None
 
     async def _try(self, decision: Decision) -> str | None:
         """Carry out a decision; return None, or what became of it instead."""
@@ -297,15 +449,37 @@ class LadderKeeper:
             case Act.GIVE_BACK_SLICES:
                 await self._pool.end_routes(self.model, decision.slices)
 
+    async def _begin_anew(self) -> None:
+        """Drop what was kept of something else."""
+        ledger = self._judge.ledger
+        if ledger is not None:
+            others = set(await ledger.ladders()) - {self.model}
+            await ledger.forget_ladders(but=sorted(others))
+        await self._keep(self._standing)
+
     async def _keep(self, standing: Standing) -> None:
         self._kept_at = self._clock()
         ledger = self._judge.ledger
+        if self._kept is None and not (self.is_telling or standing.steps):
+            return
         if ledger is not None and standing != self._kept:
             self._kept = standing
             await ledger.keep_ladder(self.model, to_state(standing, self._plan))
 
     def _tell(self, decision: Decision, result: str) -> None:
         self._report.tell(decision, self._standing.left_by(decision), result)
+
+
+def _start_of(ordered: Canary) -> Decision:
+    share = ordered.terms.share if ordered.terms else 0.0
+    return Decision(
+        Act.START_CANARY,
+        f"an operator asked for {share:.1%} of the requests",
+        to=ordered.variant,
+        share=share,
+        cause=Cause.ORDERED,
+        terms=ordered.terms,
+    )
 
 
 def _gist(decision: Decision) -> tuple[object, ...]:

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 from gateway.registry import Metrics
 from gateway.shadow.judge import Judge, Publish
-from gateway.shadow.ladder_rules import Act, Decision
+from gateway.shadow.ladder_order import Ending
+from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules
 from gateway.shadow.slices import ALL
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,20 @@ class LadderReport:
     def done(self, decision: Decision, left: str) -> None:
         """Count a step and tell of it."""
         steps = self._metrics.counters["ladder_steps_total"]
-        steps.labels(self._model, left, decision.to or left, REASONS[decision.act]).inc()
+        reason = decision.cause or REASONS[decision.act]
+        steps.labels(self._model, left, decision.to or left, reason).inc()
         self.tell(decision, left, "done")
+
+    def ended(self, variant: str, ending: Ending) -> None:
+        """Count the end of a canary that an operator asked for."""
+        ends = self._metrics.counters["canaries_ended_total"]
+        ends.labels(self._model, variant, ending).inc()
 
     def tell(self, decision: Decision, left: str, result: str) -> None:
         """Tell of a decision and its result.
 
-        It was ``done``, ``failed``, ``superseded``, ``refused``, ``lost`` or ``dry``.
+        It was ``done``, ``failed``, ``superseded``, ``refused``, ``lost``, ``dry``, ``ordered`` or
+        ``withdrawn``.
         """
         logger.warning("%s: %s (%s): %s", self._model, decision.name, result, decision.reason)
         fields = {
@@ -66,6 +74,7 @@ class LadderReport:
             "slices": list(decision.slices),
             "result": result,
             "reason": decision.reason,
+            "cause": decision.cause or REASONS.get(decision.act),
             "evidence": self._evidence(decision, left),
         }
         self._publish("ladder_step", fields)
@@ -80,3 +89,17 @@ class LadderReport:
             names = decision.slices or (ALL,)
             found = [verdicts[name] for name in names if name in verdicts]
         return [asdict(each) for each in found]
+
+
+def canary_fields(canary: Canary, rules: LadderRules) -> dict[str, object]:
+    """Return what is told of a canary: on what terms it is tried, and how far it is."""
+    terms = canary.terms
+    return {
+        "variant": canary.variant,
+        "by": "operator" if terms else "ladder",
+        "share": terms.share if terms else rules.canary_share,
+        "since": canary.since,
+        "scored": canary.num_scored,
+        "requests": terms.num_requests if terms else rules.canary_requests,
+        "patience_s": terms.patience_s if terms else rules.canary_patience_s,
+    }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.errors import SettingsError
+from gateway.shadow.ladder_order import Terms
 from gateway.shadow.slices import ALL
 from gateway.shadow.verdict import State, Verdict
 
@@ -29,6 +30,17 @@ class Act(StrEnum):
     """Take up what was done before a restart; nothing that is decided."""
 
 
+class Cause(StrEnum):
+    """Why something is done, where the act alone does not tell."""
+
+    ORDERED = "ordered"
+    """An operator asked for the canary."""
+    WITHDRAWN = "withdrawn"
+    """An operator ended it, or chose another rung."""
+    BROKEN = "broken"
+    """An engine of the canary was lost, or fails its requests."""
+
+
 @dataclass(frozen=True, slots=True)
 class LadderRules:
     """When to step; times are in seconds."""
@@ -51,6 +63,13 @@ class LadderRules:
     """Scored requests of a canary before it is promoted."""
     canary_patience_s: float = 14_400.0
     dry_run: bool = False
+    is_off: bool = False
+    """Nothing is decided but what becomes of a canary that an operator asked for."""
+
+    @property
+    def mode(self) -> str:
+        """Return its name in the settings."""
+        return "off" if self.is_off else "dry-run" if self.dry_run else "on"
 
     def __post_init__(self) -> None:
         if not 0 < self.canary_share <= 0.5:
@@ -76,6 +95,7 @@ class Step:
     slices: tuple[str, ...] = ()
     """Those that were routed or given back."""
     reason: str = ""
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +106,8 @@ class Canary:
     since: float
     num_scored: int
     """Of its requests since it became the canary."""
+    terms: Terms | None = None
+    """What an operator asked for; None: the ladder tries it by its own rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +127,10 @@ class Situation:
     routed: Mapping[str, str] = field(default_factory=dict)
     """Slices that are sent elsewhere, with their rung."""
     canary: Canary | None = None
+    trouble: str | None = None
+    """What has become of the canary's engines, in words; None: they are well."""
+    ordered: str | None = None
+    """The rung that an operator asked to be tried, while it is being loaded."""
     free_bytes: int | None = None
     """Memory for another rung; None: no limit is known."""
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -156,6 +182,9 @@ class Decision:
     is_dry: bool = False
     refused: "Decision | None" = None
     """What is not done for want of memory, where staying is the decision."""
+    cause: Cause | None = None
+    terms: Terms | None = None
+    """Of a canary that an operator asked for, where it is to start."""
 
     @property
     def name(self) -> str:

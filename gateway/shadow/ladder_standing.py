@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gateway.shadow.ladder_rules import Act, Canary, Decision, Step
+from gateway.shadow.ladder_order import Ending, Outcome
+from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, Step
 
 MAX_STEPS = 256
 """Steps that are remembered; far more than the rules allow within the times they look back."""
@@ -20,6 +21,19 @@ class Standing:
     canary: Canary | None = None
     routes: Mapping[str, str] = field(default_factory=dict)
     """By slice, the rung that answers it."""
+    origin: str | None = None
+    """The rung that the settings name, where a promoted canary is the home; None: it is that."""
+    ordered: Canary | None = None
+    """What an operator asked to be tried, while it is being loaded."""
+    ended: Outcome | None = None
+    """What became of the last canary that an operator asked for."""
+
+    @property
+    def trial(self) -> Canary | None:
+        """Return what an operator asked to be tried, loaded or not."""
+        if self.canary is not None and self.canary.terms is not None:
+            return self.canary
+        return self.ordered
 
     def after(self, decision: Decision, now: float) -> "Standing":
         """Return where the ladder stands when a decision has been carried out.
@@ -30,20 +44,41 @@ class Standing:
         if decision.to is None:
             raise ValueError(f"{decision.act} leads nowhere")
         left = self.left_by(decision)
-        step = Step(now, decision.act, left, decision.to, decision.slices, decision.reason)
+        step = Step(
+            now, decision.act, left, decision.to, decision.slices, decision.reason, decision.cause
+        )
         done = replace(self, steps=(*self.steps, step)[-MAX_STEPS:])
         match decision.act:
-            case Act.STEP_UP | Act.PROMOTE:
-                return replace(done, active=decision.to, canary=None, routes={})
+            case Act.STEP_UP:
+                over = done.without_trial(Ending.SUPERSEDED, decision.reason, now)
+                return replace(over, active=decision.to, canary=None, routes={})
+            case Act.PROMOTE:
+                over = done
+                if self.trial is not None:
+                    over = done.without_trial(Ending.PROMOTED, decision.reason, now)
+                    over = replace(over, home=decision.to, origin=self.origin or self.home)
+                return replace(over, active=decision.to, canary=None, routes={})
             case Act.START_CANARY:
-                return replace(done, canary=Canary(decision.to, now, 0))
+                canary = Canary(decision.to, now, 0, decision.terms)
+                return replace(done, canary=canary, ordered=None)
             case Act.ROLL_BACK:
-                return replace(done, canary=None)
+                is_hand = decision.cause is Cause.WITHDRAWN
+                ending = Ending.WITHDRAWN if is_hand else Ending.ROLLED_BACK
+                return replace(done.without_trial(ending, decision.reason, now), canary=None)
             case Act.ROUTE_SLICES:
                 return done.with_routes({**self.routes, **_all_to(decision)})
             case Act.GIVE_BACK_SLICES:
                 return done.without_routes(decision.slices)
         raise ValueError(f"{decision.act} is not carried out")
+
+    def without_trial(self, ending: Ending, reason: str, now: float) -> "Standing":
+        """Return it with an operator's canary at its end; as it is where there is none."""
+        trial = self.trial
+        if trial is None:
+            return self
+        ended = Outcome(trial.variant, trial.since, now, ending, reason)
+        canary = None if trial is self.canary else self.canary
+        return replace(self, canary=canary, ordered=None, ended=ended)
 
     def left_by(self, decision: Decision) -> str:
         """Return the rung that requests leave by a decision."""

@@ -4,13 +4,14 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compression.presets import load_recipe
 from compression.recipe import FULL
-from gateway.shadow.ladder_rules import Act, Canary, LadderRules, Step
+from gateway.shadow.ladder_order import MAX_SHARE, Ending, Outcome, Terms
+from gateway.shadow.ladder_rules import Act, Canary, Cause, LadderRules, Step
 from gateway.shadow.ladder_standing import Standing
 from gateway.shadow.monitor_state import Count, Moment
 from gateway.specs import ModelSpec, VariantSpec
@@ -31,12 +32,29 @@ class _StepState(_Record):
     to: str
     slices: tuple[str, ...]
     reason: str
+    cause: Cause | None = None
+
+
+class _TermsState(_Record):
+    share: Annotated[float, Field(gt=0, le=MAX_SHARE)]
+    num_requests: Count
+    patience_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    beside: str
 
 
 class _CanaryState(_Record):
     variant: str
     since: Moment
     num_scored: Count
+    terms: _TermsState | None = None
+
+
+class _OutcomeState(_Record):
+    variant: str
+    since: Moment
+    time: Moment
+    ending: Ending
+    reason: str
 
 
 class _LadderState(_Record):
@@ -47,16 +65,20 @@ class _LadderState(_Record):
     steps: tuple[_StepState, ...]
     canary: _CanaryState | None
     routes: dict[str, str]
+    origin: str | None = None
+    ordered: _CanaryState | None = None
+    ended: _OutcomeState | None = None
 
     def rungs(self) -> set[str]:
         """Return the rungs that it speaks of now."""
         named = {self.home, self.active, *self.routes.values()}
-        return named | ({self.canary.variant} if self.canary else set())
+        return named | {each.variant for each in (self.canary, self.ordered) if each}
 
 
 def plan_of(model: ModelSpec, rules: LadderRules) -> str:
     """Return what stands for a ladder, what its rungs are made of, and whether it is a dry run."""
-    plan = [rules.dry_run, *(_rung(each) for each in model.variants)]
+    mode = "off" if rules.is_off else rules.dry_run
+    plan = [mode, *(_rung(each) for each in model.variants)]
     return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
@@ -68,8 +90,11 @@ def to_state(standing: Standing, plan: str) -> dict[str, Any]:
         home=standing.home,
         active=standing.active,
         steps=tuple(_StepState.model_validate(asdict(step)) for step in standing.steps),
-        canary=_CanaryState.model_validate(asdict(standing.canary)) if standing.canary else None,
+        canary=_canary_state(standing.canary),
         routes=dict(standing.routes),
+        origin=standing.origin,
+        ordered=_canary_state(standing.ordered),
+        ended=_OutcomeState.model_validate(asdict(standing.ended)) if standing.ended else None,
     ).model_dump(mode="json")
 
 
@@ -88,15 +113,37 @@ def from_state(
         where = ".".join(map(str, problem["loc"])) or "state"
         logger.warning("the ladder begins anew: %r of what was kept: %s", where, problem["msg"])
         return None
-    if kept.plan != plan or kept.home != home or not kept.rungs() <= set(ladder):
+    origin = kept.origin or kept.home
+    if kept.plan != plan or origin != home or not kept.rungs() <= set(ladder):
         logger.info("the ladder begins anew: what was kept is about another ladder, recipe or mode")
         return None
+    return Standing(
+        kept.home,
+        kept.active,
+        tuple(_step(each, now) for each in kept.steps),
+        _canary(kept.canary, now),
+        kept.routes,
+        kept.origin,
+        _canary(kept.ordered, now),
+        Outcome(**kept.ended.model_dump()) if kept.ended else None,
+    )
+
+
+def _step(said: _StepState, now: float) -> Step:
     # A clock that was set back must not hold up a step until it has caught up.
-    steps = [Step(min(s.time, now), s.act, s.left, s.to, s.slices, s.reason) for s in kept.steps]
-    canary = None
-    if (said := kept.canary) is not None:
-        canary = Canary(said.variant, min(said.since, now), said.num_scored)
-    return Standing(kept.home, kept.active, tuple(steps), canary, kept.routes)
+    time = min(said.time, now)
+    return Step(time, said.act, said.left, said.to, said.slices, said.reason, said.cause)
+
+
+def _canary(said: _CanaryState | None, now: float) -> Canary | None:
+    if said is None:
+        return None
+    terms = Terms(**said.terms.model_dump()) if said.terms else None
+    return Canary(said.variant, min(said.since, now), said.num_scored, terms)
+
+
+def _canary_state(canary: Canary | None) -> _CanaryState | None:
+    return None if canary is None else _CanaryState.model_validate(asdict(canary))
 
 
 def _rung(spec: VariantSpec) -> list[Any]:

@@ -72,6 +72,7 @@ def make_rules(settings: ShadowSettings) -> Rules:
             canary_requests=ladder.canary_requests,
             canary_patience_s=ladder.canary_patience_s,
             dry_run=ladder.mode == "dry-run",
+            is_off=ladder.mode == "off",
         ),
     )
 

@@ -21,7 +21,9 @@ from gateway.shadow.answer import Answer
 from gateway.shadow.drift_gauges import record_verdicts
 from gateway.shadow.free_run import Result as FreeRunResult
 from gateway.shadow.free_run import judge
+from gateway.shadow.ladder_order import Ending
 from gateway.shadow.ladder_report import REASONS
+from gateway.shadow.ladder_rules import Cause
 from gateway.shadow.slices import MAX_OWN, MAX_OWN_VALUES, all_slices
 from gateway.shadow.tally import DropReason
 from gateway.shadow.verdict import State as VerdictState
@@ -223,7 +225,8 @@ def test_values_are_those_of_their_owners() -> None:
         ("requests_total", "finish_reason", (*FINISH_REASONS, OTHER)),
         ("model_state", "state", tuple(State)),
         ("verdict_changes_total", "state", tuple(VerdictState)),
-        ("ladder_steps_total", "reason", tuple(REASONS.values())),
+        ("ladder_steps_total", "reason", (*REASONS.values(), *Cause)),
+        ("canaries_ended_total", "result", tuple(Ending)),
         ("fidelity_kl_nats_total", "estimator", get_args(Estimator)),
         ("fidelity_output_checks_total", "check", (*checks, "tool_call")),
         ("fidelity_free_runs_total", "result", get_args(FreeRunResult)),

@@ -1,0 +1,414 @@
+"""A canary that an operator asks for, over a real pool: how it begins, and every way it ends."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import ApiError, CanaryRunning, InvalidRequest, NoCanary, NoMemory
+from gateway.pool.state import State
+from gateway.shadow.ladder_order import Terms
+from gateway.shadow.ladder_rules import Act
+from tests.gateway.shadow.test_ladder_keeper import Bench
+from tests.gateway.shadow.test_ladder_memory import Home
+
+LADDER: list[Any] = ["int4", "int8", "full"]
+TERMS = Terms(share=0.3, num_requests=50, patience_s=600)
+MODES: tuple[dict[str, Any], ...] = ({}, {"dry_run": True}, {"is_off": True})
+
+
+async def at(active: str = "int8", ladder: list[Any] = LADDER, **rules: Any) -> Bench:
+    """Return a bench whose model is served by that rung, with nothing scored yet."""
+    bench = Bench(ladder, num_scored=0, **rules)
+    await bench.pool.activate(f"tiny@{active}")
+    await bench.look()
+    return bench
+
+
+async def start(bench: Bench, rung: str = "int4", terms: Terms = TERMS) -> None:
+    """Let a rung be tried, and wait until it takes its share."""
+    await bench.keeper.order(rung, terms)
+    async with asyncio.timeout(20):
+        while bench.keeper.canary()["canary"]["state"] == "loading":
+            await asyncio.sleep(0.01)
+            await bench.look()
+
+
+def told(bench: Bench) -> list[tuple[str, str, str]]:
+    """Return what was done, to which rung, and what came of it."""
+    return [(each["act"], each["to"], each["result"]) for each in bench.events]
+
+
+def last(bench: Bench) -> tuple[str, str]:
+    """Return how the last canary ended, and the reason that is given."""
+    found = bench.keeper.canary()
+    assert found["canary"] is None
+    return found["last"]["ending"], found["last"]["reason"]
+
+
+def num_ended(bench: Bench, rung: str, result: str) -> float:
+    """Return the metric of canaries that ended so."""
+    counters = bench.keeper._report._metrics.counters
+    return float(counters["canaries_ended_total"].labels("tiny", rung, result)._value.get())
+
+
+def over(use: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's own loop."""
+    asyncio.run(_within(use))
+
+
+async def _within(use: Callable[[], Awaitable[None]]) -> None:
+    async with asyncio.timeout(60):
+        await use()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_proven_canary_serves(mode: dict[str, Any]) -> None:
+    """Whatever the ladder's mode, `ok` of enough scored requests makes it active, and home."""
+
+    async def use() -> None:
+        bench = await at(**mode)
+        await start(bench)
+        shares = bench.first_choices()
+        assert 15 <= shares["int4"] <= 45
+        assert shares == bench.first_choices()
+        assert [each.spec.variant for each in bench.pool.targets("tiny@int8", "id-1")] == ["int8"]
+        bench.score("int4", 0.001, 49)
+        assert await bench.look() is Act.STAY
+        assert "49 of 50 requests are scored" in bench.keeper.canary()["canary"]["reason"]
+        bench.score("int4", 0.001, 150)
+        assert await bench.look() is Act.PROMOTE
+        assert bench.first_choices() == {"int4": 100}
+        assert told(bench) == [
+            ("start_canary", "int4", "ordered"),
+            ("start_canary", "int4", "done"),
+            ("promote", "int4", "done"),
+        ]
+        (evidence,) = bench.events[-1]["evidence"]
+        assert (evidence["slice"], evidence["state"]) == ("all", "ok")
+        assert last(bench) == ("promoted", "int4: ok after 199 scored requests as a canary")
+        assert bench.keeper.status()["home"] == "int4"
+        assert num_ended(bench, "int4", "promoted") == 1
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_canary_that_drifts_goes() -> None:
+    """The active rung gets all requests again, and the evidence is told."""
+
+    async def use() -> None:
+        bench = await at()
+        await start(bench)
+        bench.score("int4", 0.3, 50)
+        assert await bench.look() is Act.ROLL_BACK
+        assert bench.first_choices() == {"int8": 100}
+        assert told(bench)[-1] == ("roll_back", "int4", "done")
+        assert bench.events[-1]["evidence"][0]["state"] in {"learning", "ok"}  # when it came
+        ending, reason = last(bench)
+        assert ending == "rolled_back"
+        assert reason.startswith("int4: all drifts (tolerance 0.02 nats")
+        assert num_ended(bench, "int4", "rolled_back") == 1
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_pinned_slice_counts() -> None:
+    """One that drifts ends the canary, also where all its traffic together is sound."""
+
+    async def use() -> None:
+        code = "domain:code"
+        bench = await at(pinned=frozenset({code}), tolerance={"all": 1.0, code: 0.02})
+        await start(bench)
+        bench.score("int4", 0.3, 50)
+        assert await bench.look() is Act.ROLL_BACK
+        assert last(bench)[1].startswith(f"int4: {code} drifts")
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_evidence_that_does_not_suffice_in_time() -> None:
+    """A canary that nobody asked enough ends when its time is over."""
+
+    async def use() -> None:
+        bench = await at()
+        await start(bench)
+        bench.score("int4", 0.001, 10)
+        bench.now += 600
+        assert await bench.look() is Act.ROLL_BACK
+        ending, reason = last(bench)
+        assert ending == "rolled_back"
+        assert reason.startswith("int4: 10 of 50 requests are scored, 60")
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_canary_that_cannot_be_loaded() -> None:
+    """Its end says why; nothing else changes, and another one may begin."""
+
+    async def use() -> None:
+        bench = await at("int4", ["int4", {"recipe": "int8", "model": "refuse"}, "full"])
+        await bench.keeper.order("int8", TERMS)
+        while bench.keeper.canary()["canary"] is not None:
+            await asyncio.sleep(0.01)
+            await bench.look()
+        assert last(bench) == ("failed", "no model 'refuse': name one that exists")
+        assert told(bench)[-1] == ("start_canary", "int8", "failed")
+        assert bench.first_choices() == {"int4": 100}
+        assert num_ended(bench, "int8", "failed") == 1
+        await bench.keeper.order("int8", TERMS)
+        await bench.keeper.withdraw()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_an_engine_that_is_lost_ends_it() -> None:
+    """A crash is told and rolls it back, also where the engine would be started again."""
+
+    async def use() -> None:
+        bench = await at()
+        await start(bench)
+        os.kill(bench.launch.engines[-1].pid, signal.SIGKILL)
+        while bench.keeper.canary()["canary"] is not None:
+            await asyncio.sleep(0.01)
+            await bench.look()
+        ending, reason = last(bench)
+        assert ending == "rolled_back"
+        assert reason.startswith("int4: an engine of it ")
+        assert bench.events[-1]["cause"] == "broken"
+        assert bench.first_choices() == {"int8": 100}
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_an_operator_ends_it() -> None:
+    """While it loads and while it runs; a second time there is none."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.launch.prepare_s = 30.0
+        await bench.keeper.order("int4", TERMS)
+        while bench.pool.find("tiny@int4").state is not State.LOADING:
+            await asyncio.sleep(0.01)
+        await bench.keeper.withdraw()
+        assert bench.pool.find("tiny@int4").state is State.STOPPED
+        assert last(bench) == ("withdrawn", "an operator ended it")
+        bench.launch.prepare_s = 0.0
+        await start(bench)
+        await bench.keeper.withdraw()
+        assert bench.first_choices() == {"int8": 100}
+        assert last(bench) == ("withdrawn", "int4: an operator ended it")
+        assert bench.events[-1]["cause"] == "withdrawn"
+        assert num_ended(bench, "int4", "withdrawn") == 2
+        with pytest.raises(NoCanary, match="tiny has no canary"):
+            await bench.keeper.withdraw()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize(
+    ("rung", "kind", "words"),
+    [
+        ("int8", InvalidRequest, "which serves tiny already"),
+        ("full", InvalidRequest, "activate it"),
+        ("int4", NoMemory, "int4 needs 600 bytes of memory, and 400 are free"),
+    ],
+)
+def test_what_is_refused(rung: str, kind: type[ApiError], words: str) -> None:
+    """What serves, what has no verdict, and what does not fit: with the reason, and no trace."""
+
+    async def use() -> None:
+        ladder = [{"recipe": "int4", "memory": "600"}, "int8", "full"]
+        bench = await at("int8", ladder, budget=500)
+        with pytest.raises(kind, match=words):
+            await bench.keeper.order(rung, TERMS)
+        assert bench.keeper.canary() == {"model": "tiny", "canary": None, "last": None}
+        assert bench.events == []
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_one_at_a_time() -> None:
+    """A second canary is refused while one loads, and while one runs, and names it."""
+
+    async def use() -> None:
+        bench = await at()
+        await bench.keeper.order("int4", TERMS)
+        with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
+            await bench.keeper.order("int4", TERMS)
+        while bench.keeper.canary()["canary"]["state"] == "loading":
+            await asyncio.sleep(0.01)
+            await bench.look()
+        with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
+            await bench.keeper.order("int4", TERMS)
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize("is_loading", [True, False])
+def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
+    """The ladder steps to the safer rung, and the canary ends with it, loaded or not."""
+
+    async def use() -> None:
+        bench = await at()
+        if is_loading:
+            bench.launch.prepare_s = 30.0
+            await bench.keeper.order("int4", TERMS)
+            await bench.look()
+            bench.launch.prepare_s = 0.0
+        else:
+            await start(bench)
+        bench.score("int8", 0.3, 50)
+        assert await bench.look() is Act.STEP_UP
+        assert bench.first_choices() == {"full": 100}
+        ending, reason = last(bench)
+        assert ending == "superseded"
+        assert reason.startswith("int8: all drifts")
+        assert num_ended(bench, "int4", "superseded") == 1
+        if is_loading:
+            assert bench.pool.find("tiny@int4").state is State.STOPPED
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_drift_that_is_only_told_ends_nothing() -> None:
+    """In a dry run the step is told once, and the canary goes on to its own end."""
+
+    async def use() -> None:
+        bench = await at(dry_run=True)
+        await start(bench)
+        bench.score("int8", 0.3, 50)
+        for _ in range(3):
+            await bench.look()
+        assert [each[0] for each in told(bench)].count("would_step_up") == 1
+        bench.score("int4", 0.001, 200)
+        assert await bench.look() is Act.PROMOTE
+        assert bench.first_choices() == {"int4": 100}
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_trial_makes_room_for_a_safer_rung() -> None:
+    """Where the rung that a drift asks for does not fit beside the canary, the canary goes."""
+
+    async def use() -> None:
+        bench = await at(ladder=["int4", "int8", {"recipe": "full", "memory": "100"}], budget=250)
+        await start(bench)
+        bench.score("int8", 0.3, 50)
+        assert await bench.look() is Act.ROLL_BACK
+        assert "full needs 100 bytes of memory, and 50 are free" in last(bench)[1]
+        while bench.first_choices() != {"full": 100}:
+            await asyncio.sleep(0.01)
+            await bench.look()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize(("chosen", "ending"), [("full", "withdrawn"), ("int4", "superseded")])
+def test_an_operators_swap_ends_it(chosen: str, ending: str) -> None:
+    """What is activated by hand stays active: another rung, or the canary itself."""
+
+    async def use() -> None:
+        bench = await at()
+        await start(bench)
+        await bench.pool.activate(f"tiny@{chosen}")
+        await bench.look()
+        assert last(bench)[0] == ending
+        assert bench.first_choices() == {chosen: 100}
+        assert bench.keeper.status()["home"] == chosen
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_the_ladders_own_tries_are_not_used_up() -> None:
+    """Neither an order nor its withdrawal counts as a try of the ladder, or as a failed one."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=100, return_after_requests=10, max_returns=1)
+        assert await bench.look() is Act.STEP_UP
+        for _ in range(2):
+            await start(bench)
+            await bench.keeper.withdraw()
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        while await bench.look() is not Act.START_CANARY:
+            await asyncio.sleep(0.01)  # the rung still ends what was begun
+        assert bench.keeper.canary()["canary"]["by"] == "ladder"
+        with pytest.raises(CanaryRunning):
+            await bench.keeper.order("int4", TERMS)
+        await bench.keeper.withdraw()
+        assert bench.first_choices() == {"int8": 100}
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize(("is_loading", "mode"), [(True, {"is_off": True}), (False, {})])
+def test_a_canary_survives_a_restart(
+    tmp_path: Path, mode: dict[str, Any], is_loading: bool
+) -> None:
+    """With its share, its count and its clock it goes on, loaded or not; then it may serve."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        async with home.process(is_killed=True, **mode) as bench:
+            await bench.pool.ensure_ready()
+            if is_loading:
+                await bench.keeper.order("int8", TERMS)
+            else:
+                await start(bench, "int8")
+                bench.score("int8", 0.001, 20)
+                bench.now += 40
+                await bench.look()
+        async with home.process(**mode) as bench:
+            await bench.pool.ensure_ready()
+            while bench.keeper.canary()["canary"]["state"] != "running":
+                await asyncio.sleep(0.01)
+                await bench.look()
+            canary = bench.keeper.canary()["canary"]
+            assert (canary["scored"], canary["share"]) == (0 if is_loading else 20, 0.3)
+            assert 15 <= bench.first_choices()["int8"] <= 45
+            bench.score("int8", 0.001, 200)
+            assert await bench.look() is Act.PROMOTE
+        async with home.process(**mode) as bench:
+            assert bench.pool.shape("tiny").active == "int8"
+            assert last(bench)[0] == "promoted"
+            assert bench.keeper.status()["home"] == "int8"
+
+    over(use)
+
+
+def test_a_canary_that_is_not_there_after_a_restart(tmp_path: Path) -> None:
+    """One that cannot be loaded any longer has failed, and says so."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        async with home.process(is_killed=True) as bench:
+            await bench.pool.ensure_ready()
+            await start(bench, "int8")
+        async with home.process() as bench:
+            await bench.pool.ensure_ready()
+            bench.launch.nll["int8"] = 9.0
+            await bench.look()
+            ending, reason = last(bench)
+            assert (ending, reason) == ("failed", "int8 could not be taken up after the restart")
+            assert bench.first_choices() == {"int4": 100}
+        assert home.standing()["ended"]["ending"] == "failed"
+
+    over(use)
