@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from grafana.alerting.query import SHORT, VARIANT, also, grown, told
 from grafana.alerting.rule import Alert
 
-_OF_MODEL = "?var-model={{ $labels.model }}"
+_OF_MODEL = "?var-model={{ $labels.model | urlquery }}"
 _FIDELITY = "/d/narrowgate-fidelity" + _OF_MODEL
 _SHADOW = "/d/narrowgate-shadow" + _OF_MODEL
 _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
