@@ -78,6 +78,7 @@ class Model:
         if self.canary is not None and self.canary.variant is variant:
             self.canary = None
         self.routes.clear()
+        self._tell_routes()
         variant.is_active = True
         gauge = self._metrics.gauges["active_variant"]
         for each in self.ladder:
@@ -146,6 +147,7 @@ class Model:
                 await variant.ensure_ready()
                 if self.ladder.index(variant) > self.ladder.index(self.active):
                     self.routes.lead(slices, variant, share)
+                    self._tell_routes()
             await self._release(before)
 
     async def end_routes(self, slices: Collection[str]) -> None:
@@ -153,7 +155,14 @@ class Model:
         async with self._swapping:
             before = self.routes.variants
             self.routes.end(slices)
+            self._tell_routes()
             await self._release(before)
+
+    def _tell_routes(self) -> None:
+        alias, gauge = self.spec.alias, self._metrics.gauges["slice_routed"]
+        gauge.remove_by_labels({"model": alias})
+        for name, variant in self.routes.shape().items():
+            gauge.labels(alias, variant, name).set(1)
 
     def _check_active(self, expected: str | None) -> None:
         active = self.active.spec.variant
