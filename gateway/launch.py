@@ -34,6 +34,33 @@ class Launch(Protocol):
         """Return what the engines of a variant will hold in memory here, all together."""
 
 
+async def prepare(spec: VariantSpec, on_progress: OnProgress, *, is_measured: bool) -> Prepared:
+    """Return a servable directory; ``is_measured`` puts its fidelity into the manifest.
+
+    Raises:
+        LoadRefused: the model or the recipe cannot be used, or not with this engine.
+        ChildFailed: the compression crashed.
+    """
+    settings = spec.settings
+    if settings.urls:
+        recipe = recipe_of(settings)
+        return Prepared(None, None, called=FULL if recipe is None else recipe.name)
+    start = None
+    if settings.engine == vllm.BACKEND:
+        start = await check_vllm(settings, recipe_of(settings))
+    words = ["-m", "compression", "prepare"]
+    words += [f"--model={settings.model}", f"--recipe={settings.recipe}"]
+    if settings.revision is not None:
+        words += [f"--revision={settings.revision}"]
+    if is_measured:
+        words += ["--fidelity"]
+    ready = await run_job(words, on_progress, niceness=spec.niceness)
+    directory = Path(ready["directory"])
+    if start is not None:
+        require_servable(start, directory, settings.model)
+    return Prepared(directory, ready["manifest"])
+
+
 class Launcher:
     """Prepares models with the compression package and starts engines, or connects to them."""
 
@@ -48,22 +75,7 @@ class Launcher:
             LoadRefused: the model or the recipe cannot be used, or not with this engine.
             ChildFailed: the compression crashed.
         """
-        if spec.settings.urls:
-            return Prepared(None, None)
-        start = None
-        if spec.settings.engine == vllm.BACKEND:
-            start = await check_vllm(spec.settings, recipe_of(spec.settings))
-        words = ["-m", "compression", "prepare"]
-        words += [f"--model={spec.settings.model}", f"--recipe={spec.settings.recipe}"]
-        if spec.settings.revision is not None:
-            words += [f"--revision={spec.settings.revision}"]
-        if self._needs_fidelity(spec):
-            words += ["--fidelity"]
-        ready = await run_job(words, on_progress, niceness=spec.niceness)
-        directory = Path(ready["directory"])
-        if start is not None:
-            require_servable(start, directory, spec.settings.model)
-        return Prepared(directory, ready["manifest"])
+        return await prepare(spec, on_progress, is_measured=self._needs_fidelity(spec))
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine: a child that serves the directory, or one that others run.

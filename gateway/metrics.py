@@ -292,6 +292,9 @@ FAMILIES: tuple[Family, ...] = (
            "there while the verdict is drift, unless that is from before this start."),
     Family("gauge", "nats", "drift_tolerance_nats", _MVS,
            "Mean KL divergence up to which the slice counts as undamaged."),
+    Family("gauge", "state", "slice_routed", _MVS,
+           "1 for the variant that answers most requests of the slice in place of the active one; "
+           "absent where the active one does."),
     Family("counter", "count", "verdict_changes_total", (*_MVS, _VERDICT),
            "Changes of a verdict, by what it became."),
     Family("counter", "count", "ladder_steps_total", (_MODEL, _FROM, _TO, _STEP),

@@ -18,11 +18,12 @@ _PLAIN_BITS = 16
 class Prepared:
     """What an engine can serve: a directory, and the manifest if it is an artifact.
 
-    An engine that others run has neither.
+    An engine that others run has neither, only ``called``: the recipe that the settings say of it.
     """
 
     directory: Path | None
     manifest: Mapping[str, Any] | None
+    called: str | None = None
 
     @property
     def weights_bytes(self) -> int:
@@ -41,7 +42,7 @@ class Prepared:
         manifest = self.manifest
         if manifest is None or info.recipe is not None:
             return info
-        weights = sum(prod(record["shape"]) for record in manifest["tensors"])
+        weights = num_weights(manifest)
         live = info.weights_bytes
         return info.model_copy(
             update={
@@ -68,18 +69,57 @@ class Prepared:
         Raises:
             SchemeMismatch: names the schemes of both.
         """
-        if self.manifest is None or info.schemes is None:
-            return
-        self._require_cache(info)
-        matrices = [record for record in self.manifest["tensors"] if len(record["shape"]) == 2]
-        recorded = {_recorded(record, rounds_at_load) for record in matrices}
-        live = {label for label, count in info.schemes.items() if count}
-        # Unquantized matrices may be recorded and yet not be layers, but never the other way.
-        if live - recorded or recorded - live - {_UNQUANTIZED}:
+        self._require_called(info)
+        if self.manifest is None:
+            _require_schemes(info, set(info.recorded_schemes or ()), "its artifact")
+        elif info.schemes is not None:
+            self._require_cache(info)
+            recorded = recorded_schemes(self.manifest, rounds_at_load=rounds_at_load)
+            _require_schemes(info, recorded, f"the artifact {str(self.directory)!r}")
+
+    def _require_called(self, info: EngineInfo) -> None:
+        if self.called is not None and info.recipe not in {None, self.called}:
             raise SchemeMismatch(
-                f"the engine of {info.served_model_name} runs {_listed(live)}, but the artifact "
-                f"{str(self.directory)!r} records {_listed(recorded)}: build it again"
+                f"the engine of {info.served_model_name} runs recipe {info.recipe!r}, and the "
+                f"settings call it {self.called!r}: say 'recipe': {info.recipe}, or another URL"
             )
+
+
+def recorded_schemes(manifest: Mapping[str, Any], *, rounds_at_load: bool) -> set[str]:
+    """Return the schemes that the layers of an artifact must have in a live engine."""
+    matrices = [record for record in manifest["tensors"] if len(record["shape"]) == 2]
+    return {_recorded(record, rounds_at_load) for record in matrices}
+
+
+def told_of(manifest: Mapping[str, Any], *, rounds_at_load: bool) -> dict[str, Any]:
+    """Return what an engine tells of its artifact to a gateway that does not have it.
+
+    The keys are those of ``EngineInfo``.
+    """
+    return {
+        "recipe": manifest["recipe"]["name"],
+        "recipe_digest": manifest["recipe_digest"],
+        "source_digest": manifest["source"]["digest"],
+        "recorded_schemes": sorted(recorded_schemes(manifest, rounds_at_load=rounds_at_load)),
+        "fidelity": manifest.get("fidelity"),
+    }
+
+
+def num_weights(manifest: Mapping[str, Any]) -> int:
+    """Return how many weights an artifact stands for."""
+    return sum(prod(record["shape"]) for record in manifest["tensors"])
+
+
+def _require_schemes(info: EngineInfo, recorded: set[str], whose: str) -> None:
+    if info.schemes is None or not recorded:
+        return
+    live = {label for label, count in info.schemes.items() if count}
+    # Unquantized matrices may be recorded and yet not be layers, but never the other way.
+    if live - recorded or recorded - live - {_UNQUANTIZED}:
+        raise SchemeMismatch(
+            f"the engine of {info.served_model_name} runs {_listed(live)}, but {whose} "
+            f"records {_listed(recorded)}: build it again"
+        )
 
 
 def _is_rounded(cache: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compression.fidelity_record import SliceFidelity
 from gateway.errors import InvalidJson, InvalidRequest
 from gateway.wire import MAX_TOP_LOGPROBS, SamplingFields, Wire, check_stream_options, validated
 
@@ -162,6 +163,11 @@ class EngineInfo(BaseModel):
     dtype: str = ""
     recipe: str | None = None
     recipe_digest: str | None = None
+    source_digest: str | None = None
+    recorded_schemes: tuple[str, ...] | None = None
+    """What its artifact's manifest says that ``schemes`` must be."""
+    fidelity: tuple[SliceFidelity, ...] | None = None
+    """Measured when its artifact was made."""
     weights_bytes: int | None = None
     weights_bytes_before: int | None = None
     weight_bits: float | None = None

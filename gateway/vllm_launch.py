@@ -76,8 +76,7 @@ async def start_vllm(
         logger.warning("%s: %s", client.served_name, note)
     if otlp_endpoint is not None and not start.facts.has_tracing:
         logger.warning("%s: no traces: vLLM has no OpenTelemetry beside it", client.served_name)
-    if settings.max_model_len is None:
-        settings = settings.model_copy(update={"max_model_len": _context(directory)})
+    settings = with_context(settings, directory)
     kv_bytes = vllm.kv_cache_bytes(start.facts, settings.kv_cache_memory_bytes)
     return await EngineProcess.start(
         vllm.command(
@@ -101,7 +100,10 @@ async def start_vllm(
     )
 
 
-def _context(directory: Path) -> int | None:
-    """Return the checkpoint's context, as far as it is taken without being asked for."""
+def with_context(settings: VariantSettings, directory: Path) -> VariantSettings:
+    """Return the settings with a context, the checkpoint's as far as it is taken unasked."""
+    if settings.max_model_len is not None:
+        return settings
     longest = json.loads((directory / "config.json").read_bytes()).get("max_position_embeddings")
-    return min(int(longest), vllm.MAX_MODEL_LEN) if longest else None
+    context = min(int(longest), vllm.MAX_MODEL_LEN) if longest else None
+    return settings.model_copy(update={"max_model_len": context})

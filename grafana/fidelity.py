@@ -8,7 +8,7 @@ from grafana.colours import at_least, at_most, verdicts
 from grafana.dashboard import Dashboard, Row
 from grafana.judgement import all_traffic, worst_slices, worst_verdict
 from grafana.panel import Panel, Query
-from grafana.query import gained, highest, quantile, rate, ratio, series
+from grafana.query import gained, highest, quantile, rate, ratio, root_mean_square, series
 from grafana.table import coloured, table
 from grafana.variable import slices
 
@@ -27,6 +27,12 @@ def _less_likely(gain: Callable[..., str], by: str, matcher: str) -> str:
     cost, tokens = "fidelity_nll_nats_total", gain("fidelity_tokens_total", by, matcher)
     variant, full = (gain(cost, by, matcher, f'side="{side}"') for side in ("variant", "full"))
     return f"({full} - {variant}) / ({tokens} > 0)"
+
+
+def _routed() -> str:
+    """Return 1 for variants that answer a slice in place of the active one, else 0."""
+    state = highest("drift_state", _MVS)
+    return f"{highest('slice_routed', _MVS)} or 0 * {state}"
 
 
 def _tiles() -> tuple[Panel, ...]:
@@ -90,7 +96,8 @@ def _slices() -> tuple[Panel, ...]:
         table(
             "Slices, worst first",
             "Each slice's verdict, its mean KL divergence in the time range over its tolerance, "
-            "the bounds of the mean since the last alarm, and evidence (narrowgate_drift_state, "
+            "the bounds of the mean since the last alarm, evidence, and 1 where another variant "
+            "than the active one answers it (narrowgate_slice_routed, narrowgate_drift_state, "
             "narrowgate_fidelity_kl_nats_total, narrowgate_drift_mean_lower_nats, "
             "narrowgate_drift_mean_upper_nats, narrowgate_drift_tolerance_nats, "
             "narrowgate_drift_e_value_log10, narrowgate_fidelity_requests_total, "
@@ -106,6 +113,7 @@ def _slices() -> tuple[Panel, ...]:
             Query(highest("drift_e_value_log10", _MVS), "", "evidence (log10)", units.COUNT),
             Query(ratio(agreed, gained("fidelity_tokens_total", _MVS)), "", "same", units.SHARE),
             Query(gained(counted, _MVS), "", "scored in range", units.COUNT),
+            Query(_routed(), "", "routed here", units.STATE),
             sorted_by="mean / tolerance",
             first=("model", "variant", "slice"),
             cells={
@@ -191,19 +199,39 @@ def _tokens() -> tuple[Panel, ...]:
                 ),
                 _SLICED,
             ),
+            width=6,
             lowest=None,
             highest=1,
         ),
         lines(
             "Cost of served tokens",
-            "How much less likely the full model finds the served tokens, a difference of two "
-            "counters over tokens (narrowgate_fidelity_nll_nats_total, "
-            "narrowgate_fidelity_tokens_total). Growing: the variant writes what the full model "
-            "would not.",
+            "How much less likely the full model finds the served tokens: of the chosen slices "
+            "(narrowgate_fidelity_nll_nats_total, narrowgate_fidelity_tokens_total), and the 90th "
+            "percentile of all requests (narrowgate_fidelity_nll_delta_nats). Growing: the variant "
+            "writes what the full model would not.",
             units.NATS,
             NOT_SCORED,
             Query(_less_likely(rate, _MVS, _CHOSEN), _SLICED),
+            Query(quantile(0.9, "fidelity_nll_delta_nats", _MV), _NAMED + " p90"),
+            width=6,
             lowest=None,
+            dashed=("/p90$/",),
+        ),
+        lines(
+            "Spread between requests",
+            "Root mean square of the requests' mean KL divergences in the chosen slices "
+            "(narrowgate_fidelity_kl_nats_squared_total, narrowgate_fidelity_requests_total). Many "
+            "times the mean: few requests carry the divergence; look for the slice that has them.",
+            units.NATS,
+            NOT_SCORED,
+            Query(
+                root_mean_square(
+                    rate("fidelity_kl_nats_squared_total", _MVS, _CHOSEN),
+                    rate("fidelity_requests_total", _MVS, _CHOSEN),
+                ),
+                _SLICED,
+            ),
+            width=6,
         ),
         lines(
             "First divergence",
@@ -214,6 +242,7 @@ def _tokens() -> tuple[Panel, ...]:
             NOT_SCORED,
             Query(quantile(0.25, "fidelity_first_divergence_tokens", _MV), _NAMED + " p25"),
             Query(quantile(0.5, "fidelity_first_divergence_tokens", _MV), _NAMED + " p50"),
+            width=6,
             dashed=("/p25$/",),
         ),
     )

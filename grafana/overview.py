@@ -156,16 +156,21 @@ def _course() -> tuple[Panel, ...]:
         lines(
             "Time between tokens",
             "Between two streamed pieces with text, median and 95th percentile "
-            "(narrowgate_inter_token_latency_seconds). High: large batches, or cores that others "
-            "use; see step times on the dashboard Engines.",
+            "(narrowgate_inter_token_latency_seconds), and the 95th percentile of the answers' own "
+            "means (narrowgate_time_per_output_token_seconds). High: large batches, or cores that "
+            "others use; see step times on the dashboard Engines.",
             units.SECONDS,
             NO_TRAFFIC,
             *(
                 Query(quantile(share, gap, "model"), "{{model}} " + name)
                 for share, name in ((0.5, "p50"), (0.95, "p95"))
             ),
+            Query(
+                quantile(0.95, "time_per_output_token_seconds", "model"),
+                "{{model}} p95 of answers",
+            ),
             width=6,
-            dashed=("/p50$/",),
+            dashed=("/p50$/", "/answers$/"),
         ),
     )
 

@@ -1,11 +1,25 @@
 """What the dashboards ask, for those who hold it against a Prometheus."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from grafana.catalogue import dashboards
 from grafana.variable import ALL
+
+_BY_GATEWAY = "the gateway's own families tell what clients feel; this one is for comparing engines"
+NOT_SHOWN: Mapping[str, str] = MappingProxyType(
+    {
+        "narrowgate_probes_total": "its panel and its alert show what probes found",
+        "narrowgate_engine_prompt_tokens_total": _BY_GATEWAY,
+        "narrowgate_engine_queue_seconds": _BY_GATEWAY,
+        "narrowgate_engine_time_to_first_token_seconds": _BY_GATEWAY,
+        "narrowgate_engine_inter_token_latency_seconds": _BY_GATEWAY,
+        "narrowgate_engine_sequence_seconds": _BY_GATEWAY,
+    }
+)
+"""Metrics that no panel and no rule asks for, and why."""
 
 
 class PanelQuery(NamedTuple):

@@ -121,6 +121,11 @@ def mean(name: str, by: str, *matchers: str) -> str:
     return ratio(rate(name + "_sum", by, *matchers), rate(name + "_count", by, *matchers))
 
 
+def root_mean_square(squares: str, count: str) -> str:
+    """Return the root of a sum of squares over their number."""
+    return f"sqrt({ratio(squares, count)})"
+
+
 def ratio(above: str, below: str) -> str:
     """Return a quotient that is absent where there is nothing to divide by."""
     return f"{above} / ({below} > 0)"

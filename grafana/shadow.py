@@ -9,6 +9,7 @@ from grafana.query import gained, highest, quantile, rate, ratio, recent, total
 
 OFF = "Nothing drawn: is shadow.rate 0?"
 NO_REFERENCE = "No reference: is shadow.rate 0?"
+NO_FREE_RUN = "No free run: is shadow.free_run 0?"
 NOT_SCORED = "Nothing scored: is shadow.rate 0?"
 _BY = "model"
 _NAMED = "{{model}}"
@@ -180,6 +181,48 @@ def _cost() -> tuple[Panel, ...]:
     )
 
 
+def _free_runs() -> tuple[Panel, ...]:
+    by, named = "model, variant, side", "{{model}}@{{variant}} {{side}}"
+    checks = "fidelity_free_run_checks_total"
+    checked = rate(checks, f"{by}, check")
+    failed = rate(checks, f"{by}, check", 'result="failed"')
+    compared = rate("fidelity_free_runs_total", "model, variant", 'result="compared"')
+    tokens = rate("fidelity_free_run_tokens_total", by)
+    return (
+        lines(
+            "Free runs, by result",
+            "Scored requests that the full model was to answer itself, each second, by what became "
+            "of it (narrowgate_fidelity_free_runs_total). Only compared ones say anything; budget, "
+            "busy and too_many are no faults.",
+            units.EVENTS_PER_SECOND,
+            NO_FREE_RUN,
+            Query(rate("fidelity_free_runs_total", "result"), "{{result}}"),
+            stacked=True,
+        ),
+        lines(
+            "Failed checks of both answers",
+            "Share of compared free runs whose answer fails a check: form (json, tool_call), "
+            "repetition, refusal, an end of its own (finish); of the variant and of the full model "
+            "(narrowgate_fidelity_free_run_checks_total). The variant above full: it breaks what "
+            "the full model keeps; its interval is in /admin/fidelity.",
+            units.SHARE,
+            NO_FREE_RUN,
+            Query(ratio(f"({failed} or 0 * {checked})", checked), named + " {{check}}"),
+            dashed=("/ full /",),
+        ),
+        lines(
+            "Length of both answers",
+            "Mean tokens of the variant's and of the full model's answer to the same requests "
+            "(narrowgate_fidelity_free_run_tokens_total, narrowgate_fidelity_free_runs_total). The "
+            "variant's much longer or shorter: it rambles or stops early.",
+            units.TOKENS,
+            NO_FREE_RUN,
+            Query(f"{tokens} / on (model, variant) group_left () ({compared} > 0)", named),
+            dashed=("/ full$/",),
+        ),
+    )
+
+
 def dashboard() -> Dashboard:
     """Return the dashboard of scoring."""
     return Dashboard(
@@ -190,5 +233,6 @@ def dashboard() -> Dashboard:
             Row("Now", (*_tiles(), *_pending())),
             Row("From request to score", _flow()),
             Row("Cost", _cost()),
+            Row("Free runs", _free_runs()),
         ),
     )

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The gateway with the embedded engine on processors: compresses a model and serves it.
+# The gateway with the embedded engine on processors; also the engine alone (`narrowgate engine`).
 # docker build -f deploy/docker/embedded.Dockerfile -t narrowgate:embedded .
 ARG PYTHON=python:3.11-slim-bookworm
 

@@ -1,4 +1,4 @@
-"""Asks the gateway of this container whether it answers: code 0 if so, else 1 and the reason."""
+"""Asks the server of this container whether it answers: code 0 if so, else 1 and the reason."""
 
 import http.client
 import os
@@ -10,7 +10,7 @@ _ALIVE = {200, 421}
 
 
 def reason_to_worry(port: int) -> str | None:
-    """Return what is wrong with the gateway on that port, None where nothing is."""
+    """Return what is wrong with the server on that port, None where nothing is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/health")

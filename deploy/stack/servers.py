@@ -79,7 +79,7 @@ def _prometheus(port: int, layout: Layout) -> Server:
         f"--config.file={layout.prometheus_config}",
         f"--storage.tsdb.path={layout.data('prometheus')}",
         "--storage.tsdb.retention.time=7d",
-        "--enable-feature=exemplar-storage",
+        "--enable-feature=exemplar-storage,expand-external-labels",
         f"--web.listen-address={LOOPBACK}:{port}",
         f"--web.external-url=http://{LOOPBACK}:{port}",
     )

@@ -24,10 +24,11 @@ def command(
     port: int,
     settings: VariantSettings,
     kv_cache_memory_bytes: int | None,
+    host: str = HOST,
 ) -> list[str]:
     """Return the command line that serves a checkpoint or an artifact."""
     words = [sys.executable, "-m", "gateway.engine", f"--model={directory}"]
-    words += [f"--served-model-name={served_name}", f"--host={HOST}", f"--port={port}"]
+    words += [f"--served-model-name={served_name}", f"--host={host}", f"--port={port}"]
     numbers = {
         "--threads": settings.threads or _share(settings.replicas),
         "--max-model-len": settings.max_model_len,

@@ -29,6 +29,9 @@ MAX_LOGPROBS = 256
 MAX_MODEL_LEN = 8192
 """The longest context that is taken unless the settings say another one, as in our own engine."""
 
+ARTIFACT_VARIABLE = "NARROWGATE_VLLM_ARTIFACT"
+"""Tells an engine that a gateway elsewhere reaches what it must say of its artifact."""
+
 _GIB = 1024**3
 _PLUGINS = "VLLM_PLUGINS"
 _OUR_PLUGIN = "narrowgate"
@@ -78,6 +81,7 @@ def command(
     settings: VariantSettings,
     kv_cache_memory_bytes: int | None,
     otlp_endpoint: str | None = None,
+    host: str = HOST,
 ) -> list[str]:
     """Return the command line that serves a checkpoint or an artifact.
 
@@ -90,7 +94,7 @@ def command(
         words += ["vllm.entrypoints.cli.main", "serve", str(directory)]
     else:
         words += ["vllm.entrypoints.openai.api_server", f"--model={directory}"]
-    words += [f"--served-model-name={served_name}", f"--host={HOST}", f"--port={port}"]
+    words += [f"--served-model-name={served_name}", f"--host={host}", f"--port={port}"]
     wanted: dict[str, str | tuple[str, ...] | None] = {
         "--worker-extension-cls": "narrowgate_vllm.describe.WorkerExtension",
         "--middleware": "narrowgate_vllm.middleware.DescribesItself",

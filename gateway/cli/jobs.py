@@ -5,13 +5,15 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
 from gateway import job
 from gateway.cli.exits import EXIT_INTERRUPTED, EXIT_TERMINATED
 from gateway.terminal import Terminal
+
+T = TypeVar("T")
 
 
 def source(options: argparse.Namespace) -> list[str]:
@@ -22,12 +24,15 @@ def source(options: argparse.Namespace) -> list[str]:
 
 def run_job(words: list[str], terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
     """Run a child to its end; a signal ends it in order and quietly."""
-    return uvloop.run(_until_signal(job.run_job(words, terminal.on_progress)))
+    return run_until_signal(job.run_job(words, terminal.on_progress))
 
 
-async def _until_signal(
-    job: Coroutine[Any, Any, dict[str, Any]],
-) -> tuple[int, dict[str, Any] | None]:
+def run_until_signal(work: Coroutine[Any, Any, T]) -> tuple[int, T | None]:
+    """Return 0 and what the work gives, or a signal's exit code and nothing."""
+    return uvloop.run(_until_signal(work))
+
+
+async def _until_signal(job: Coroutine[Any, Any, T]) -> tuple[int, T | None]:
     task = asyncio.create_task(job)
     caught: list[int] = []
 

@@ -11,6 +11,7 @@ from gateway.cli.chat.session import run_chat
 from gateway.cli.comparing import run_compare, run_search
 from gateway.cli.completion import SHELLS, run_completion
 from gateway.cli.doctor import run_doctor
+from gateway.cli.engine import run_engine
 from gateway.cli.exits import EXIT_REFUSED
 from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
@@ -87,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a model behind the OpenAI API"))
+    _add_engine(commands.add_parser("engine", help="run one engine, for a gateway elsewhere"))
     _add_chat(commands.add_parser("chat", help="chat with a running server"))
     _add_models(commands.add_parser("models", help="list what a running server serves"))
     _add_build(commands.add_parser("build", help="compress a model into a directory"))
@@ -108,6 +110,28 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="what clients send as model (default: from --model)")
     command.add_argument("--host", help="default: 127.0.0.1")
     command.add_argument("--port", type=int, help="default: 8000")
+    _add_engine_flags(command)
+    command.add_argument(
+        "--shadow", type=_rate, metavar="RATE", help="share of requests to score, 0 to 1"
+    )
+    command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run_engine)
+    _add_source(command, required=True)
+    command.add_argument("--recipe", help="preset, 'full' or a .yaml file (default: int4)")
+    command.add_argument("--name", help="what the gateway calls it (default: from --model)")
+    host = os.environ.get("NARROWGATE_HOST", "127.0.0.1")
+    command.add_argument("--host", default=host, help="default: 127.0.0.1")
+    command.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000")
+    command.add_argument(
+        "--fidelity", action="store_true", help="measure the recipe, for verdicts of the gateway"
+    )
+    _add_engine_flags(command)
+
+
+def _add_engine_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", choices=get_args(EngineKind), help="default: embedded")
     command.add_argument(
         "--vllm-python", type=Path, metavar="PATH", help="the interpreter that has vLLM"
@@ -129,10 +153,6 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--kv-cache-memory-bytes", metavar="SIZE", help="of keys and values, as 2GiB"
     )
     command.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    command.add_argument(
-        "--shadow", type=_rate, metavar="RATE", help="share of requests to score, 0 to 1"
-    )
-    command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
 
 
 def _add_chat(command: argparse.ArgumentParser) -> None:

@@ -18,9 +18,9 @@ def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
     flags: dict[str, Any] = {"host": options.host, "port": options.port}
     if options.model is not None:
         alias = options.name or default_alias(options.model)
-        flags["models"] = {alias: _model(options)}
+        flags["models"] = {alias: model_fields(options)}
     elif alone := [
-        field for field in ("name", *_model(options)) if getattr(options, field) is not None
+        field for field in ("name", *model_fields(options)) if getattr(options, field) is not None
     ]:
         raise SettingsError(
             f"--{alone[0].replace('_', '-')} needs --model: it describes that model"
@@ -30,7 +30,8 @@ def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
     return uvloop.run(serve(settings, terminal))
 
 
-def _model(options: argparse.Namespace) -> dict[str, Any]:
+def model_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of a model, by the names of its settings."""
     found = {field: getattr(options, field, None) for field in ModelSettings.model_fields}
     if found["vllm_options"] is not None:
         found["vllm_options"] = dict(found["vllm_options"])

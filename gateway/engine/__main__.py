@@ -26,7 +26,8 @@ logger = logging.getLogger("gateway.engine")
 def main(arguments: Items[str] | None = None) -> int:
     """Run the engine; return the exit code: 0 after a drain, 2 for a refusal."""
     options = _parser().parse_args(arguments)
-    end_with_parent()
+    if options.ends_with_parent:
+        end_with_parent()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -56,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         "--row-memory-bytes", type=_positive, help="of whole distributions that wait for a score"
     )
     parser.add_argument("--otlp-endpoint", metavar="URL", help="of a collector of traces")
+    parser.add_argument(
+        "--no-end-with-parent",
+        dest="ends_with_parent",
+        action="store_false",
+        help="go on when the process that started it has ended",
+    )
     parser.add_argument(
         "--no-enable-prefix-caching",
         dest="shares_prefixes",
@@ -92,6 +99,7 @@ def _serve(options: argparse.Namespace) -> int:
     # 4. Put the parts together. What is loaded now stays: the collector need not walk it again.
     import uvloop
 
+    from compression.manifest import read_manifest
     from gateway.engine.kv_memory import fit, free_bytes, page_sizes
     from gateway.engine.loop import EngineLoop
     from gateway.engine.metrics import EngineMetrics
@@ -99,6 +107,7 @@ def _serve(options: argparse.Namespace) -> int:
     from gateway.engine.scheduler import MAX_NUM_SEQUENCES, TOKEN_BUDGET, Scheduler
     from gateway.engine.server import serve
     from gateway.engine.service import EngineService, describe
+    from gateway.prepared import told_of
 
     sizes = page_sizes(runner, options.kv_cache_memory_bytes or free_bytes())
     runner = fit(runner, sizes, asked=options.max_model_len)
@@ -113,6 +122,8 @@ def _serve(options: argparse.Namespace) -> int:
     metrics = EngineMetrics(scheduler, model=options.served_model_name, spans=spans)
     description = describe(runner, served_model_name=options.served_model_name)
     row_bytes = options.row_memory_bytes or 0
+    if (manifest := read_manifest(options.model)) is not None:
+        description |= told_of(manifest.model_dump(mode="json"), rounds_at_load=True)
     service = EngineService(
         description=description
         | {"kv_tokens": sizes.total * PAGE_TOKENS, "row_memory_bytes": row_bytes},

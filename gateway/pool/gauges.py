@@ -43,7 +43,7 @@ def _record_info(metrics: Metrics, shot: Snapshot) -> None:
         variant=spec.variant,
         recipe=spec.variant,
         recipe_digest=info.recipe_digest or "",
-        source_digest=manifest.get("source", {}).get("digest", ""),
+        source_digest=manifest.get("source", {}).get("digest", info.source_digest or ""),
         weight_bits="" if info.weight_bits is None else f"{info.weight_bits:.2f}",
         base_dtype=info.dtype,
         backend=shot.backend or "",

@@ -81,6 +81,7 @@ class Model:
         if self.canary is not None and self.canary.variant is variant:
             self._try_out(None)
         self.routes.clear()
+        self._tell_routes()
         variant.is_active = True
         gauge = self._metrics.gauges["active_variant"]
         for each in self.ladder:
@@ -150,6 +151,7 @@ class Model:
                 await variant.ensure_ready()
                 if self.ladder.index(variant) > self.ladder.index(self.active):
                     self.routes.lead(slices, variant, share)
+                    self._tell_routes()
             await self._release(before)
 
     async def end_routes(self, slices: Collection[str]) -> None:
@@ -157,6 +159,7 @@ class Model:
         async with self._swapping:
             before = self.routes.variants
             self.routes.end(slices)
+            self._tell_routes()
             await self._release(before)
 
     def _try_out(self, canary: Share | None) -> None:
@@ -166,6 +169,12 @@ class Model:
         for each in self.ladder:
             is_it = canary is not None and canary.variant is each
             gauge.labels(each.spec.alias, each.spec.variant).set(share if is_it else 0)
+
+    def _tell_routes(self) -> None:
+        alias, gauge = self.spec.alias, self._metrics.gauges["slice_routed"]
+        gauge.remove_by_labels({"model": alias})
+        for name, variant in self.routes.shape().items():
+            gauge.labels(alias, variant, name).set(1)
 
     def _check_active(self, expected: str | None) -> None:
         active = self.active.spec.variant

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from compression.events import ignore
+from compression.recipe import FULL
 from gateway.backends.base import Engine
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
@@ -32,6 +33,8 @@ _CONNECT_S = 10.0
 _TOP = 64
 """Likeliest tokens that a vLLM of ours is asked for, so that few candidates are missed."""
 _STOP_GRACE_S = 2.0
+_FULL = Prepared(None, None, called=FULL)
+"""Scores say nothing where the engine that gives them is compressed itself."""
 
 
 class MakeScorer(Protocol):
@@ -211,6 +214,7 @@ class Reference:
         engine = await (self._reach() if self.is_elsewhere else self._launch_here())
         try:
             info = await engine.client.info()
+            _FULL.require_applied(info, rounds_at_load=True)
             scorer = self._make_scorer(engine.client, info, engine.backend)
         except BaseException:
             await engine.stop(0)

@@ -27,10 +27,13 @@ class Subject:
             return None
         manifest = (shot.prepared.manifest if shot.prepared else None) or {}
         measured = manifest.get("fidelity")
+        known = tuple(map(SliceFidelity.model_validate, measured)) if measured else None
+        source = manifest.get("source", {}).get("digest", "")
         return cls(
             recipe_digest=shot.info.recipe_digest or "",
-            source_digest=manifest.get("source", {}).get("digest", ""),
-            fidelity=tuple(map(SliceFidelity.model_validate, measured)) if measured else None,
+            # Only an engine that was not started here tells these itself.
+            source_digest=source or shot.info.source_digest or "",
+            fidelity=known or shot.info.fidelity,
             estimator=estimator,
         )
 

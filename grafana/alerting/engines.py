@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from grafana.alerting.query import REPLICA, also, grown
 from grafana.alerting.rule import Alert
 
-_ENGINES = "/d/narrowgate-engines?var-model={{ $labels.model }}"
+_ENGINES = "/d/narrowgate-engines?var-model={{ $labels.model | urlquery }}"
 _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
 _RESTARTS = "narrowgate_engine_restarts_total"
 _WAITING = "min_over_time(narrowgate_engine_sequences_waiting[5m]) > 0"

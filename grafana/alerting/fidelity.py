@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from grafana.alerting.query import SHORT, VARIANT, also, grown, told
 from grafana.alerting.rule import Alert
 
-_OF_MODEL = "?var-model={{ $labels.model }}"
+_OF_MODEL = "?var-model={{ $labels.model | urlquery }}"
 _FIDELITY = "/d/narrowgate-fidelity" + _OF_MODEL
 _SHADOW = "/d/narrowgate-shadow" + _OF_MODEL
 _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
@@ -58,7 +58,11 @@ def _verdicts() -> Iterator[Alert]:
     yield Alert(
         name="SliceDrift",
         severity="warning",
-        expr=f'narrowgate_drift_state{{slice!="all"}} == 2\n{_IS_ACTIVE}',
+        # Whoever answers the slice: the active variant, or the one that it is routed to.
+        expr=f'narrowgate_drift_state{{slice!="all"}} == 2\n{_IS_ACTIVE}\n'
+        f"unless on ({', '.join((*_MODEL, 'slice'))}) narrowgate_slice_routed == 1\n"
+        f'or narrowgate_drift_state{{slice!="all"}} == 2\n'
+        f"{also('narrowgate_slice_routed == 1', where)}",
         wait="5m",
         why="if the whole model drifts too, that alert comes first and silences this one",
         summary="A served variant answers one kind of request differently from the full model.",

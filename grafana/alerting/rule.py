@@ -10,6 +10,16 @@ from typing import Literal
 Severity = Literal["critical", "warning", "info"]
 
 PREFIX = "Narrowgate"
+GRAFANA = "http://127.0.0.1:3000"
+"""Where links of alerts lead unless the external label ``grafana_url`` names another address."""
+
+_GRAFANA_URL, _RUNBOOKS_URL = "$externalLabels.grafana_url", "$externalLabels.runbooks_url"
+# An operator may leave a variable in the label's place; that is no address.
+_AT_GRAFANA = (
+    f'{{{{ if match "^http" {_GRAFANA_URL} }}}}{{{{ {_GRAFANA_URL} }}}}'
+    f"{{{{ else }}}}{GRAFANA}{{{{ end }}}}"
+)
+_AT_RUNBOOKS = f'{{{{ if match "^http" {_RUNBOOKS_URL} }}}}{{{{ {_RUNBOOKS_URL} }}}}/{{{{ end }}}}'
 HEADER = "# Made by `python -m grafana`; change grafana/alerting instead.\n"
 
 
@@ -51,8 +61,8 @@ class Alert:
         return {
             "summary": self.summary,
             "description": self.description,
-            "dashboard_url": self.dashboard,
-            "runbook_url": self.runbook,
+            "dashboard_url": _AT_GRAFANA + self.dashboard,
+            "runbook_url": _AT_RUNBOOKS + self.runbook,
         }
 
 

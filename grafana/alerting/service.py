@@ -18,7 +18,7 @@ from grafana.alerting.recording import SLOW as LATE
 from grafana.alerting.rule import Alert
 
 _OVERVIEW = "/d/narrowgate-overview"
-_OF_MODEL = "?var-model={{ $labels.model }}"
+_OF_MODEL = "?var-model={{ $labels.model | urlquery }}"
 _GATEWAY = "/d/narrowgate-gateway"
 _FULL = 'reason=~"queue_full|queue_timeout|process_full"'
 MAX_SAMPLES = 20_000

@@ -1,5 +1,6 @@
 """The compose files: valid by the specification, in step with images, settings and metrics."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import yaml
 
 from gateway.admission.door import Door
 from gateway.admission.keys import KeyRing
+from gateway.cli.parser import make_parser
 from gateway.errors import InvalidApiKey
 from gateway.registry import Metrics
 from gateway.settings import Settings, load_settings
-from tests.deploy.image import ROOT
+from tests.deploy.image import ROOT, read_image
 
 DEPLOY = ROOT / "deploy"
-FILES = [DEPLOY / "compose.yaml", DEPLOY / "compose.front.yaml"]
+FILES = [DEPLOY / f"compose{name}.yaml" for name in ("", ".front", ".vllm")]
 CHECK = Path(sys.executable).with_name("check-jsonschema")
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILES[0].read_text())["services"]
 PROVISIONED = sorted((ROOT / "grafana/provisioning").glob("*/*.yaml"))
@@ -40,7 +42,7 @@ def check_schema(*files: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_schema_accepts_them() -> None:
-    """Both files are valid by the compose specification's own schema."""
+    """All files are valid by the compose specification's own schema."""
     found = check_schema(*FILES)
     assert found.returncode == 0, found.stdout
 
@@ -75,17 +77,28 @@ def test_it_is_confined(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
-    assert service["healthcheck"]["test"][0] == "CMD"
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    health = service["healthcheck"]
+    assert health.get("disable") or health["test"][0] == "CMD"
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     image, _, tag = service["image"].partition(":")
     assert tag not in {"", "latest"}, image
 
 
 def test_images_are_ours_and_built() -> None:
     """The services that are built name Dockerfiles of the repository."""
+    built: dict[str, str] = {}
     for file in FILES:
-        build = yaml.safe_load(file.read_text())["services"]["gateway"]["build"]
-        assert (ROOT / build["dockerfile"]).is_file()
+        for service in yaml.safe_load(file.read_text())["services"].values():
+            if build := service.get("build"):
+                assert (ROOT / build["dockerfile"]).is_file()
+                built[service["image"]] = build["dockerfile"]
+    assert {Path(each).name.partition(".")[0] for each in built.values()} == {
+        "gateway",
+        "embedded",
+        "vllm",
+    }
+    ours = {each["image"] for each in SERVICES.values() if each["image"].startswith("narrowgate:")}
+    assert ours <= set(built)
 
 
 def test_gateway_may_drain() -> None:
@@ -119,7 +132,6 @@ def test_gateway_has_settings() -> None:
     """The mounted file stands where the image looks, and loads with the service's environment."""
     settings = settings_of_gateway()
     assert SERVICES["gateway"]["volumes"][0].split(":")[1] == "/etc/narrowgate/settings.yaml"
-    assert list(settings.models) == ["smollm2"]
     assert settings.shadow.rate > 0
     assert "gateway" in settings.allowed_hosts
 
@@ -137,6 +149,57 @@ def test_page_opens_to_the_chosen_key() -> None:
     assert key.admin
     with pytest.raises(InvalidApiKey):
         door.check("/admin/live", host, "172.18.0.1")
+
+
+def test_engines_are_reached_from_inside_only() -> None:
+    """They have no port and no way out; the gateway alone stands in both networks."""
+    found = yaml.safe_load(FILES[0].read_text())
+    assert found["networks"]["engines"] == {"internal": True}
+    assert SERVICES["gateway"]["networks"] == ["default", "engines"]
+    for name, service in SERVICES.items():
+        is_engine = name in {"engine", "reference"}
+        assert (service.get("networks") == ["engines"]) is is_engine
+        assert not (is_engine and service.get("ports"))
+
+
+def engine_flags(file: Path, name: str) -> argparse.Namespace:
+    """Return what the command of an engine's service asks for, parsed as the image does."""
+    command = yaml.safe_load(file.read_text())["services"][name]["command"]
+    return make_parser().parse_args(command)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"), [(FILES[0], "engine-beside"), (FILES[2], "vllm-beside")]
+)
+def test_engine_is_what_the_settings_say(file: Path, settings: str) -> None:
+    """Name, kind and recipe of the service are those of the gateway's file, at its port."""
+    (model,) = load_settings(DEPLOY / f"examples/{settings}.yaml", {}, {}).models.values()
+    asked = engine_flags(file, "engine")
+    assert (asked.name or asked.model, asked.recipe) == (model.model, model.recipe)
+    assert (asked.engine or "embedded") == model.engine
+    assert model.urls == (f"http://engine:{asked.port}",)
+    prepared = yaml.safe_load(file.read_text())["services"]["prepare"]["command"]
+    assert {f"--model={asked.model}", f"--recipe={asked.recipe}"} <= set(prepared)
+    assert asked.fidelity is ("--fidelity" in prepared)
+    # The gateway would wait for a year for an image that listens on its own loopback alone.
+    image = file.read_text().partition("  engine:")[2]
+    dockerfile = "vllm" if "narrowgate:vllm" in image else "embedded"
+    environment = read_image(ROOT / f"deploy/docker/{dockerfile}.Dockerfile").environment
+    assert environment["NARROWGATE_HOST"] == "0.0.0.0"
+
+
+def test_reference_is_the_full_model() -> None:
+    """What scores is the same model, whole, where the settings look for it."""
+    shadow = settings_of_gateway().shadow
+    asked, served = engine_flags(FILES[0], "reference"), engine_flags(FILES[0], "engine")
+    assert (asked.model, asked.recipe) == (served.model, "full")
+    assert shadow.reference.urls == {"smollm2": f"http://reference:{asked.port}"}
+
+
+def test_front_starts_no_engine() -> None:
+    """In front of engines elsewhere the services of this machine's own are left out."""
+    overlay = yaml.safe_load(FILES[1].read_text())["services"]
+    assert all(overlay[name]["profiles"] for name in ("prepare", "engine", "reference"))
 
 
 def test_front_takes_its_engine_from_the_environment() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grafana.alerting.files import alerts
-from grafana.alerting.rule import PREFIX
+from grafana.alerting.rule import GRAFANA, PREFIX
 
 HERE = {"job": "narrowgate", "instance": "gw:8000"}
 MODEL = HERE | {"model": "chat"}
@@ -48,7 +48,7 @@ class Case:
             "exp_annotations": {
                 "summary": rule.summary,
                 "description": self.description,
-                "dashboard_url": self.dashboard,
+                "dashboard_url": GRAFANA + self.dashboard,
                 "runbook_url": f"grafana/runbooks/{PREFIX}{self.alert}.md",
             },
         }

@@ -31,12 +31,24 @@ class Dimension(NamedTuple):
         powers = dict(self.powers)
         return _from({u: n for u, n in powers.items() if not (u in _THINGS and n < 0)})
 
+    def root(self) -> "Dimension":
+        """Return the dimension of a square root.
+
+        Raises:
+            ValueError: it is the square of nothing.
+        """
+        if any(power % 2 for _, power in self.powers):
+            raise ValueError(f"the root of {self}")
+        return _from({unit: power // 2 for unit, power in self.powers})
+
     def __str__(self) -> str:
         return " ".join(f"{unit}^{power}" for unit, power in self.powers) or "1"
 
 
 def of(unit: Unit) -> Dimension:
     """Return the dimension of a metric's unit."""
+    if unit == "nats squared":
+        return _from({"nats": 2})
     return Dimension() if unit in _PURE else _from({unit: 1})
 
 

@@ -75,6 +75,35 @@ def verdict_cases() -> Iterator[Case]:
         f"{WHERE} drifts on domain:code: {evidence}",
         FIDELITY,
     )
+    # What a safer rung answers is nobody's business, unless that drifts on it, too.
+    routed = {series("narrowgate_slice_routed", MODEL, variant="int8", slice="domain:code"): "1x30"}
+    yield Case("SliceDrift", "10m", verdict("2x30", "domain:code") | routed)
+    other = {series("narrowgate_slice_routed", MODEL, variant="int8", slice="turns:multi"): "1x30"}
+    yield Case(
+        "SliceDrift",
+        "10m",
+        verdict("2x30", "domain:code") | other,
+        VARIANT | {"slice": "domain:code"},
+        f"{WHERE} drifts on domain:code: {evidence}",
+        FIDELITY,
+    )
+    above = VARIANT | {"variant": "int8", "slice": "domain:code"}
+    there = {
+        series(f"narrowgate_drift_{name}", above): value
+        for name, value in (
+            ("state", "2x30"),
+            ("alarm_mean_nats", "0.05x30"),
+            ("tolerance_nats", "0.01x30"),
+        )
+    }
+    yield Case(
+        "SliceDrift",
+        "10m",
+        verdict("2x30", "domain:code") | routed | there,
+        above,
+        f"chat@int8 at gw:8000 drifts on domain:code: {shown} 0.05 nats a token, tolerance 0.01.",
+        FIDELITY,
+    )
     yield Case("SliceDrift", "10m", verdict("2x30"))
     yield Case("SliceDrift", "10m", verdict("1x30", "domain:code"))
     kind = {"operation": "chat", "outcome": "ok", "finish_reason": "stop"}

@@ -15,6 +15,7 @@ from gateway.backends.embedded import free_port
 from tests.gateway.harness import eventually
 
 RULES = Path(__file__).parents[2] / "grafana" / "rules"
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
 
 
 def _program(*names: str) -> str:
@@ -64,10 +65,19 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes one gateway's port and evaluates the rules."""
     receivers = [] if alertmanager is None else [f"127.0.0.1:{alertmanager}"]
+    deployed = yaml.safe_load(DEPLOYED.read_text())
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {
+            "scrape_interval": "1s",
+            "scrape_timeout": "1s",
+            "evaluation_interval": "1s",
+            "external_labels": deployed["global"]["external_labels"],
+        },
         "rule_files": [f"{rules}/*.yaml"],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": receivers}]}]},
+        "alerting": {
+            "alert_relabel_configs": deployed["alerting"]["alert_relabel_configs"],
+            "alertmanagers": [{"static_configs": [{"targets": receivers}]}],
+        },
         "scrape_configs": [
             {
                 "job_name": "narrowgate",
@@ -80,7 +90,7 @@ def prometheus(
     port = free_port()
     command = [_program("prometheus"), f"--config.file={path}", "--log.level=warn"]
     command += [f"--storage.tsdb.path={directory}/data", f"--web.listen-address=127.0.0.1:{port}"]
-    command += ["--enable-feature=exemplar-storage"]
+    command += ["--enable-feature=exemplar-storage,expand-external-labels"]
     with (
         _running(command, directory / "prometheus.log", f"http://127.0.0.1:{port}") as url,
         httpx.Client(base_url=url, timeout=20) as http,

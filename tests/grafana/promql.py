@@ -149,6 +149,12 @@ def _called(node: promql.Call) -> Value:
         return _quantile(node.args[1])
     if name in {"clamp_min", "clamp_max"}:
         return _value(node.args[0])
+    if name == "sqrt":
+        value = _value(node.args[0])
+        try:
+            return value._replace(dimension=value.dimension.averaged().root())
+        except ValueError as error:
+            raise Defect(str(error)) from None
     if name == "exp":
         value = _value(node.args[0])
         if value.dimension.averaged() not in (PURE, dimension.of("nats")):

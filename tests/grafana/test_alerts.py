@@ -179,6 +179,24 @@ def test_the_readme_lists_them() -> None:
         assert named == {each.name for each in alerts() if each.severity == severity}
 
 
+def test_links_lead_where_the_operator_says(tmp_path: Path) -> None:
+    """External labels name both hosts; a variable that was not filled in counts as none."""
+    case = next(each for each in CASES if each.alert == "ModelDrift" and each.fires)
+    names = ("grafana_url", "runbooks_url")
+    for label, grafana, runbooks in (
+        ("https://x.example.org/a", "https://x.example.org/a", "https://x.example.org/a/"),
+        ("${GRAFANA_URL}", "http://127.0.0.1:3000", ""),
+    ):
+        found = case.promtool() | {"external_labels": dict.fromkeys(names, label)}
+        (expected,) = found["alert_rule_test"]
+        (alert,) = expected["exp_alerts"]
+        alert["exp_annotations"] |= {
+            "dashboard_url": grafana + case.dashboard,
+            "runbook_url": f"{runbooks}grafana/runbooks/NarrowgateModelDrift.md",
+        }
+        promtool(tmp_path, [found])
+
+
 def test_case_names_are_alerts() -> None:
     """No case is of an alert that is gone."""
     assert {case.alert for case in CASES} <= {each.name for each in alerts()}

@@ -151,8 +151,12 @@ def test_what_is_held_back(tmp_path: Path) -> None:
         eventually(lambda: states(manager) == wanted, WAIT_S)
 
 
-def test_a_drift_reaches_a_person(metrics: tuple[Metrics, int], tmp_path: Path) -> None:
-    """Critical with labels and runbook; its model's warnings held back, others' told; its end."""
+def test_a_drift_reaches_a_person(
+    metrics: tuple[Metrics, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Critical with labels and links; its model's warnings held back, others' told; its end."""
+    monkeypatch.setenv("GRAFANA_URL", "https://grafana.example.org")
+    monkeypatch.setenv("RUNBOOKS_URL", "https://git.example.org/blob/main")
     registry, port = metrics
     say(registry, "chat", "all", 2)
     say(registry, "chat", "domain:code", 2)
@@ -175,8 +179,8 @@ def test_a_drift_reaches_a_person(metrics: tuple[Metrics, int], tmp_path: Path) 
             "summary": "A served variant answers differently from the full model.",
             "description": f"chat@int4 at 127.0.0.1:{port} drifts: when that was shown, the mean "
             "KL divergence since its tests began was 0.31 nats a token, tolerance 0.02.",
-            "dashboard_url": "/d/narrowgate-fidelity?var-model=chat",
-            "runbook_url": f"grafana/runbooks/{PREFIX}ModelDrift.md",
+            "dashboard_url": "https://grafana.example.org/d/narrowgate-fidelity?var-model=chat",
+            "runbook_url": f"https://git.example.org/blob/main/grafana/runbooks/{PREFIX}ModelDrift.md",
         }
         wanted = {
             ("ModelDrift", "chat"): "active",

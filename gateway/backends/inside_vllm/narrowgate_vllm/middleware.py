@@ -1,10 +1,13 @@
 """``GET /engine/info`` on vLLM's own server, answered by its workers."""
 
 import json
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 PATH = "/engine/info"
+ARTIFACT = "NARROWGATE_VLLM_ARTIFACT"
+"""In the environment of an engine whose gateway is elsewhere: what it must know, as JSON."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -33,7 +36,10 @@ class DescribesItself:
             "max_model_len": config.max_model_len,
             "weights_bytes": sum(worker["weights_bytes"] for worker in workers),
         }
-        content = json.dumps(body).encode()
+        told = json.loads(os.environ.get(ARTIFACT, "{}"))
+        if num_weights := told.pop("num_weights", None):
+            body["weight_bits"] = 8 * body["weights_bytes"] / num_weights
+        content = json.dumps(body | told).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
