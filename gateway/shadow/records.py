@@ -37,6 +37,14 @@ class ScoredPosition:
     top_token_id: int
 
 
+class TooLong(Exception):
+    """A reply, with its prompt, has more tokens than are held for a score."""
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        super().__init__("the reply has more tokens than are held")
+        self.num_prompt_tokens = num_prompt_tokens
+
+
 class Capture(Protocol):
     """Takes note of one reply on its way; the client sees the reply as if nobody looked."""
 
@@ -50,7 +58,12 @@ class Capture(Protocol):
         """Return what the client may see of one SSE event, or of a whole plain body."""
 
     async def result(self, client: EngineClient) -> Captured | None:
-        """Return what was captured; None if the engine did not tell it. Once, after the reply."""
+        """Return what was captured; None if the engine did not tell it. Once, after the reply.
+
+        Raises:
+            ApiError: the engine refused, failed or is gone.
+            TooLong: there was more than is held.
+        """
 
 
 class Scorer(Protocol):

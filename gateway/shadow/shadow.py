@@ -25,7 +25,7 @@ from gateway.shadow.embedded_capture import EmbeddedCapture
 from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
-from gateway.shadow.records import Capture, Captured
+from gateway.shadow.records import Capture, Captured, TooLong
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import is_drawn, is_private, is_scorable
@@ -200,6 +200,9 @@ class Shadow:
             self._take(candidate, captured)
         except TimeoutError:
             candidate.drop("timeout")
+        except TooLong as error:
+            candidate.num_prompt_tokens = error.num_prompt_tokens
+            candidate.drop("too_long")
         except ApiError as error:
             logger.info("request %s: no capture: %s", candidate.request_id, error)
             candidate.drop("error")
@@ -253,9 +256,9 @@ class Shadow:
         candidate.has_told_slices = True
 
         def tell() -> None:
-            names = slices_of(candidate.fields, num_prompt_tokens=0, own=self._own_slices)
-            # Nobody has counted the tokens of its prompt.
-            known = [name for name in names if not name.startswith("length:")]
+            count = candidate.num_prompt_tokens
+            names = slices_of(candidate.fields, num_prompt_tokens=count or 0, own=self._own_slices)
+            known = [name for name in names if count or not name.startswith("length:")]
             self._note_slices(spec.alias, spec.variant, known)
 
         self._aside.within("the slices of a dropped request", tell, None)
@@ -265,7 +268,8 @@ class Shadow:
         if info is not None and info.max_capture is not None:
             return EmbeddedCapture(min(self._settings.top_k, info.max_capture))
         if engine == "vllm":
-            return VllmCapture(top=max(MIN_TOP, min(self._settings.top_k, MAX_TOP_LOGPROBS)))
+            top = max(MIN_TOP, min(self._settings.top_k, MAX_TOP_LOGPROBS))
+            return VllmCapture(top=top, max_tokens=self._settings.max_tokens)
         return None
 
     async def _probe_now_and_then(self) -> None:
