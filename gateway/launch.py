@@ -59,11 +59,13 @@ class Launcher:
             words += [f"--revision={spec.settings.revision}"]
         if self._needs_fidelity(spec):
             words += ["--fidelity"]
+        if spec.is_reference:
+            words += ["--digest"]
         ready = await run_job(words, on_progress, niceness=spec.niceness)
         directory = Path(ready["directory"])
         if start is not None:
             require_servable(start, directory, spec.settings.model)
-        return Prepared(directory, ready["manifest"])
+        return Prepared(directory, ready["manifest"], ready["digest"])
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine: a child that serves the directory, or one that others run.

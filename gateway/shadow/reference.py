@@ -1,6 +1,7 @@
 """The full model of one model as a process of its own: started when needed, lost without harm."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from gateway.backends.base import Engine
 from gateway.errors import EngineDown, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.prepared import Prepared
+from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
+from gateway.shadow.monitor_state import identified
 from gateway.shadow.records import Scorer
 from gateway.shadow.room import NoRoom
 from gateway.shadow.scorers import MakeScorer, make_scorer
@@ -75,6 +78,7 @@ class Reference:
         self._starting = asyncio.Lock()
         self._stopping = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._weights: str | None = None
         self._num_failures = 0
         self._resume_at = -float("inf")
         self._cpu_s = 0.0
@@ -107,11 +111,13 @@ class Reference:
 
     @property
     def identity(self) -> str:
-        """Return what the scores are held against: the weights' source, or an address."""
+        """Return what the scores are held against: the weights' source, or an address.
+
+        Once it has run, a digest of its weights follows; of one elsewhere, of what it tells.
+        """
         settings = self.spec.settings
-        if settings.urls:
-            return settings.urls[0]
-        return settings.model + (f"@{settings.revision}" if settings.revision else "")
+        name = settings.model + (f"@{settings.revision}" if settings.revision else "")
+        return identified(settings.urls[0] if settings.urls else name, self._weights)
 
     @property
     def pause_left_s(self) -> float:
@@ -231,6 +237,8 @@ class Reference:
             self.num_bytes = 0
             raise
         self._engine, self._cpu_s = engine, 0.0
+        if self.is_elsewhere:
+            self._weights = _told(info)
         self._watch = asyncio.create_task(self._watch_end(engine))
         self._metrics.gauges["shadow_reference_up"].labels(self.spec.alias).set(1)
         logger.info("the reference of %s is ready", self.spec.alias)
@@ -238,6 +246,7 @@ class Reference:
 
     async def _launch_here(self, may_evict: bool) -> Engine:
         prepared = await self._launch.prepare(self.spec, ignore)
+        self._weights = prepared.digest
         self.needed_bytes = self._launch.memory_bytes(self.spec, prepared)
         await self._make_room(self, self.needed_bytes, may_evict=may_evict)
         try:
@@ -287,3 +296,9 @@ class Reference:
         self._num_failures += 1
         self.last_error = words
         self._metrics.counters["shadow_reference_failures_total"].labels(self.spec.alias).inc()
+
+
+def _told(info: EngineInfo) -> str:
+    """Return a digest of what an engine elsewhere says of its weights."""
+    told = (info.served_model_name, info.architecture, info.dtype, info.weights_bytes)
+    return hashlib.sha256(repr(told).encode()).hexdigest()

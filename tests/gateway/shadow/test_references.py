@@ -80,13 +80,14 @@ class Launch:
         self.is_broken = False
         self.is_slow = False
         self.hangs_for = ""
+        self.digest: str | None = None
         self.most_held = 0
         """Bytes of all engines that were there or started at once."""
         self._num_starting = 0
 
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Prepare nothing."""
-        return Prepared(Path("/nowhere"), None)
+        return Prepared(Path("/nowhere"), None, self.digest)
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return an engine."""
@@ -306,6 +307,26 @@ def test_a_reference_that_is_too_large_is_refused() -> None:
         with pytest.raises(StartupError, match=r"needs 100 bytes, 'shadow.reference.memory' is 99"):
             await references.of("a").scorer()
         assert references.status("a")["state"] == "paused"
+
+    asyncio.run(use())
+
+
+def test_a_reference_is_known_by_its_weights() -> None:
+    """Its identity has their digest once it has run, and another one when they are replaced."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("a", launch)
+        reference = references.of("a")
+        assert reference.identity == "fake"
+        seen = []
+        for digest in ("1" * 64, "2" * 64):
+            launch.digest = digest
+            await reference.scorer()
+            seen.append(reference.identity)
+            await reference.stop(0)
+        assert seen == ["fake#" + "1" * 16, "fake#" + "2" * 16]
+        assert reference.identity == seen[-1]
 
     asyncio.run(use())
 
