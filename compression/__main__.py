@@ -1,6 +1,7 @@
 """The child process that compresses: a verb in, JSON lines out (see :mod:`compression.child`).
 
-The last line is ``ready`` with the directory and its manifest, ``recipes`` with the presets and
+The last line is ``ready`` with the directory, its manifest and, if asked for, a digest of what is
+in it, ``recipes`` with the presets and
 their sizes for the model (of the one recipe, where a build is only tried), or ``error``.
 """
 
@@ -11,7 +12,9 @@ from typing import Any
 
 from compression.catalog import describe_presets, describe_recipe
 from compression.child import report_progress, run_child
+from compression.digest import checkpoint_digest
 from compression.errors import BuildError
+from compression.facts import checkpoint_files
 from compression.prepare import build_to, prepare, read_any_facts
 from compression.presets import load_recipe
 from compression.source import resolve_source
@@ -44,10 +47,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     else:
         prepared = build_to(*asked, options.out, report_progress, is_measured=options.fidelity)
     manifest = prepared.manifest
+    digest = None
+    if options.verb == "prepare" and options.digest:
+        files = checkpoint_files(prepared.directory)
+        digest = checkpoint_digest(prepared.directory, files, report_progress)
     return {
         "directory": str(prepared.directory),
         "cached": prepared.cached,
         "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+        "digest": digest,
     }
 
 
@@ -61,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         if verb != "recipes":
             command.add_argument("--recipe", required=True)
             command.add_argument("--fidelity", action="store_true")
+        if verb == "prepare":
+            command.add_argument("--digest", action="store_true")
         if verb == "build":
             command.add_argument("--out", type=Path)
             command.add_argument("--dry-run", action="store_true")

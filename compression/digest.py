@@ -22,10 +22,15 @@ def source_digest(facts: CheckpointFacts, on_progress: OnProgress) -> str:
 
     That is the config, the tokenizer and its companions, and every weight file.
     """
+    return checkpoint_digest(facts.directory, facts.files, on_progress)
+
+
+def checkpoint_digest(directory: Path, files: Sequence[str], on_progress: OnProgress) -> str:
+    """Return the same of a checkpoint with these weight files, of whatever architecture."""
     whole = hashlib.sha256()
-    for path in (facts.directory / "config.json", *companions(facts.directory)):
+    for path in (directory / "config.json", *companions(directory)):
         whole.update(f"{path.name}:{hash_file(path)}\n".encode())
-    for file, digest in weight_digests(facts.directory, facts.files, on_progress).items():
+    for file, digest in weight_digests(directory, files, on_progress).items():
         whole.update(f"{file}:{digest}\n".encode())
     return whole.hexdigest()
 

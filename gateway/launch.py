@@ -54,11 +54,13 @@ async def prepare(spec: VariantSpec, on_progress: OnProgress, *, is_measured: bo
         words += [f"--revision={settings.revision}"]
     if is_measured:
         words += ["--fidelity"]
+    if spec.is_reference:
+        words += ["--digest"]
     ready = await run_job(words, on_progress, niceness=spec.niceness)
     directory = Path(ready["directory"])
     if start is not None:
         require_servable(start, directory, settings.model)
-    return Prepared(directory, ready["manifest"])
+    return Prepared(directory, ready["manifest"], ready["digest"])
 
 
 class Launcher:

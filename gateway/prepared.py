@@ -23,6 +23,8 @@ class Prepared:
 
     directory: Path | None
     manifest: Mapping[str, Any] | None
+    digest: str | None = None
+    """Of all that the engine reads, where it was asked for."""
     called: str | None = None
 
     @property

@@ -25,6 +25,8 @@ class VariantSpec:
     settings: VariantSettings
     niceness: int = 0
     """How far its engines stand back for other processes of the machine."""
+    is_reference: bool = False
+    """Whether others are held against it, so that its weights must be known."""
 
     @property
     def served_name(self) -> str:

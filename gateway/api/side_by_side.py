@@ -30,7 +30,7 @@ from gateway.record import REQUEST_ID
 from gateway.shadow.divergence import Divergence
 from gateway.shadow.note import Note
 from gateway.shadow.records import Captured, Scorer
-from gateway.shadow.reference import make_scorer
+from gateway.shadow.scorers import make_scorer
 from gateway.shadow.teacher_forcing import divergence_of
 from gateway.shadow.token_texts import token_texts
 from gateway.specs import VariantSpec

@@ -53,6 +53,8 @@ class Candidate:
         """What the reference is to answer itself after the score."""
         self.is_over = False
         self.has_told_slices = False
+        self.num_prompt_tokens: int | None = None
+        """None: nobody has counted them."""
         self._tally = tally
         self._make_capture = make_capture
         self._on_reply = on_reply

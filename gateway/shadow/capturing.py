@@ -25,7 +25,8 @@ class Capturing:
         if info is not None and info.max_capture is not None:
             return EmbeddedCapture(min(top, info.max_capture), whole)
         if spec.settings.engine == "vllm":
-            return VllmCapture(top=max(MIN_TOP, min(top, MAX_TOP_LOGPROBS)))
+            top = max(MIN_TOP, min(top, MAX_TOP_LOGPROBS))
+            return VllmCapture(top=top, max_tokens=self._settings.max_tokens)
         return None
 
     def for_score(self, info: EngineInfo | None, spec: VariantSpec) -> Capture | None:

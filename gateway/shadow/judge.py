@@ -231,7 +231,7 @@ class Judge:
         if subject is None or self._kept is None:
             return watched
         digest = subject.digest(self._reference_of(model))
-        if watched is not None and watched.monitor.digest == digest:
+        if watched is not None and watched.monitor.identify(digest):
             return watched
         tolerances = Tolerances(self.rules.tolerance, subject.fidelity)
         rules = self.rules.monitor_at(self._rate_of(model))

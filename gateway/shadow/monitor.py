@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gateway.errors import SettingsError
-from gateway.shadow.monitor_state import VERSION, MonitorState
+from gateway.shadow.monitor_state import VERSION, MonitorState, is_same
 from gateway.shadow.slices import ALL, require_slices
 from gateway.shadow.tolerance import FalseAlarmBudget, Tolerances
 from gateway.shadow.track import Track
@@ -49,7 +49,8 @@ class Monitor:
     """All slices of one variant; times are in seconds since the epoch.
 
     ``digest`` stands for everything that the scores depend on: the recipe's result and the
-    reference. What was learned under another digest is worth nothing.
+    reference. What was learned under another digest is worth nothing. The weights of a reference
+    are known when it has run: a digest without them agrees with any that has them.
 
     Raises:
         SettingsError: a tolerance was set by hand for what is no slice.
@@ -115,6 +116,13 @@ class Monitor:
         """Return the verdicts of all slices."""
         return {name: track.verdict() for name, track in self._tracks.items()}
 
+    def identify(self, digest: str) -> bool:
+        """Take over a digest that agrees and knows more; return whether it agrees."""
+        if not is_same(self.digest, digest):
+            return False
+        self.digest = max(self.digest, digest, key=len)
+        return True
+
     def to_state(self) -> dict[str, Any]:
         """Return all that is known, as plain data fit for JSON."""
         return {
@@ -136,7 +144,7 @@ class Monitor:
             where = ".".join(map(str, problem["loc"])) or "state"
             logger.warning("verdicts begin anew: %r of what was kept: %s", where, problem["msg"])
             return False
-        if known.digest != self.digest:
+        if not self.identify(known.digest):
             return False
         for name, kept in known.slices.items():
             if name in self._tracks:

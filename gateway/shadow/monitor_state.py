@@ -14,6 +14,21 @@ Count = Annotated[int, Field(ge=0)]
 Moment = Annotated[float, Field(allow_inf_nan=False)]
 
 
+_WEIGHTS = "#"
+_DIGITS = 16
+
+
+def identified(name: str, weights: str | None) -> str:
+    """Return a name of a reference with the digest of its weights, as far as they are known."""
+    return name if weights is None else f"{name}{_WEIGHTS}{weights[:_DIGITS]}"
+
+
+def is_same(one: str, other: str) -> bool:
+    """Return whether two digests agree, of which one may not know the reference's weights yet."""
+    shorter, longer = sorted((one, other), key=len)
+    return one == other or longer.startswith(f"{shorter}{_WEIGHTS}")
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

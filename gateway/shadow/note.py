@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import NotSupportedByEngine
+from gateway.errors import InvalidRequest, NotSupportedByEngine
 from gateway.protocol import EngineInfo
 from gateway.shadow.candidate import MakeCapture
-from gateway.shadow.records import Capture, Captured
+from gateway.shadow.records import Capture, Captured, TooLong
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 
@@ -46,12 +46,20 @@ class Note:
 
         Raises:
             NotSupportedByEngine: the engine told nothing, or not all.
+            InvalidRequest: the reply is longer than what is scored.
             ApiError: it failed.
         """
         if self._capture is None:
             raise self._untold()
         shown = self._capture.pass_on(content)
-        captured = await self._capture.result(client)
+        try:
+            captured = await self._capture.result(client)
+        except TooLong:
+            raise InvalidRequest(
+                "prompt and answer have more tokens than are scored ('shadow.max_tokens'): "
+                "ask for a shorter answer with 'max_tokens'",
+                param="max_tokens",
+            ) from None
         if captured is None or not captured.positions:
             raise self._untold()
         return shown, captured

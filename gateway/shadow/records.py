@@ -42,6 +42,14 @@ class ScoredPosition:
     """KL(reference || engine) over the whole vocabulary, where it was asked for; in nats."""
 
 
+class TooLong(Exception):
+    """A reply, with its prompt, has more tokens than are held for a score."""
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        super().__init__("the reply has more tokens than are held")
+        self.num_prompt_tokens = num_prompt_tokens
+
+
 class Capture(Protocol):
     """Takes note of one reply on its way; the client sees the reply as if nobody looked."""
 
@@ -55,7 +63,12 @@ class Capture(Protocol):
         """Return what the client may see of one SSE event, or of a whole plain body."""
 
     async def result(self, client: EngineClient) -> Captured | None:
-        """Return what was captured; None if the engine did not tell it. Once, after the reply."""
+        """Return what was captured; None if the engine did not tell it. Once, after the reply.
+
+        Raises:
+            ApiError: the engine refused, failed or is gone.
+            TooLong: there was more than is held.
+        """
 
     def forget(self, client: EngineClient) -> None:
         """Have the engine forget what it still keeps; neither waits nor fails."""

@@ -1,10 +1,11 @@
 """The full model of one model as a process of its own: started when needed, lost without harm."""
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,12 +17,12 @@ from gateway.launch import Launch
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
-from gateway.shadow.embedded_scorer import EmbeddedScorer
+from gateway.shadow.monitor_state import identified
 from gateway.shadow.records import Scorer
-from gateway.shadow.vllm_scorer import VllmScorer
+from gateway.shadow.room import NoRoom
+from gateway.shadow.scorers import MakeScorer, make_scorer
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
-from gateway.wire import MAX_TOP_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -30,34 +31,21 @@ _MAX_FAILURES = 3
 _FIRST_PAUSE_S = 1.0
 _LAST_PAUSE_S = 300.0
 _CONNECT_S = 10.0
-_TOP = 64
-"""Likeliest tokens that a vLLM of ours is asked for, so that few candidates are missed."""
-_STOP_GRACE_S = 2.0
+STOP_GRACE_S = 2.0
 _FULL = Prepared(None, None, called=FULL)
 """Scores say nothing where the engine that gives them is compressed itself."""
 
 
-class MakeScorer(Protocol):
-    """Chooses how a reference is asked."""
+class MakeRoom(Protocol):
+    """Sets memory aside for a reference."""
 
-    def __call__(self, client: EngineClient, info: EngineInfo, backend: str) -> Scorer:
-        """Return what scores texts with an engine.
+    async def __call__(self, claimant: "Reference", num_bytes: int, *, may_evict: bool) -> None:
+        """Let it hold so many bytes, which it has from then on.
 
         Raises:
-            ApiError: the engine cannot score.
+            NoRoom: others hold them now; where it may evict, all the time.
+            StartupError: nobody may hold so many.
         """
-
-
-MakeRoom = Callable[["Reference", int], Awaitable[None]]
-"""Sees to it that a reference may hold so many bytes; raises ``StartupError`` if it may not."""
-
-
-def make_scorer(client: EngineClient, info: EngineInfo, backend: str) -> Scorer:
-    """Return what scores texts with an engine of ours, or else as vLLM does it."""
-    if info.max_capture is not None:
-        return EmbeddedScorer(client)
-    # Of one that others run nothing is known but vLLM's own limit.
-    return VllmScorer(client, top=_TOP if backend == "vllm" else MAX_TOP_LOGPROBS)
 
 
 class Reference:
@@ -75,10 +63,14 @@ class Reference:
     ) -> None:
         self.spec = spec
         self.num_bytes = 0
-        """What is set aside for it while it runs."""
+        """What is set aside for it, until its process has ended."""
+        self.needed_bytes: int | None = None
+        """What it took or wanted at last; None: it was never prepared."""
         self.last_used = clock()
         self.num_users = 0
-        """Who asks it now."""
+        """How many ask it now."""
+        self._unused = asyncio.Event()
+        self._unused.set()
         self._launch = launch
         self._metrics = metrics
         self._make_room = make_room
@@ -87,7 +79,9 @@ class Reference:
         self._engine: Engine | None = None
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
+        self._stopping = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._weights: str | None = None
         self._num_failures = 0
         self._resume_at = -float("inf")
         self._cpu_s = 0.0
@@ -120,22 +114,26 @@ class Reference:
 
     @property
     def identity(self) -> str:
-        """Return what the scores are held against: the weights' source, or an address."""
+        """Return what the scores are held against: the weights' source, or an address.
+
+        Once it has run, a digest of its weights follows; of one elsewhere, of what it tells.
+        """
         settings = self.spec.settings
-        if settings.urls:
-            return settings.urls[0]
-        return settings.model + (f"@{settings.revision}" if settings.revision else "")
+        name = settings.model + (f"@{settings.revision}" if settings.revision else "")
+        return identified(settings.urls[0] if settings.urls else name, self._weights)
 
     @property
     def pause_left_s(self) -> float:
         """Return for how long it is left alone."""
         return max(0.0, self._resume_at - self._clock())
 
-    async def scorer(self) -> Scorer:
+    async def scorer(self, *, may_evict: bool = True) -> Scorer:
         """Return what scores texts; starts the reference if it does not run.
 
+        ``may_evict``: it may have another one ended, and wait for that, where room is short.
+
         Raises:
-            NarrowgateError: it cannot be started, or is left alone for now.
+            NarrowgateError: it cannot be started, has no room, or is left alone for now.
         """
         async with self._starting:
             if (left_s := self.pause_left_s) > 0:
@@ -145,7 +143,10 @@ class Reference:
                 )
             if self._engine is None or self._scorer is None:
                 try:
-                    self._scorer = await self._start()
+                    self._scorer = await self._start(may_evict=may_evict)
+                except NoRoom as error:
+                    self.last_error = str(error)  # which is no fault of its own
+                    raise
                 except NarrowgateError as error:
                     self._pause(str(error))
                     raise
@@ -162,11 +163,14 @@ class Reference:
         if self._engine is None:
             raise EngineDown(f"the reference of {self.spec.alias} does not run")
         self.num_users += 1
+        self._unused.clear()
         try:
             yield self._engine.client
         finally:
             self.num_users -= 1
             self.last_used = self._clock()
+            if not self.num_users:
+                self._unused.set()
 
     def succeed(self) -> None:
         """Note that a text was scored."""
@@ -191,15 +195,29 @@ class Reference:
         else:
             self.fail("it took too long for a text")
 
-    async def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
+    async def make_way(self, wait_s: float, grace_s: float = 0.0) -> None:
+        """End it once nobody asks it; who wants to ask it meanwhile waits until it has ended.
+
+        Raises:
+            TimeoutError: it is asked, or starts, for longer than ``wait_s``.
+        """
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(wait_s):
+                await stack.enter_async_context(self._starting)
+                await self._unused.wait()
+            await self.stop(grace_s)
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it; it is started again when it is needed. Safe to repeat."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        self.count_cpu()
-        engine = self._forget()
-        if engine is not None:
-            await engine.stop(grace_s)
+        async with self._stopping:
+            if self._watch is not None:
+                self._watch.cancel()
+                await asyncio.gather(self._watch, return_exceptions=True)
+            self.count_cpu()
+            engine = self._forget()
+            if engine is not None:
+                await engine.stop(grace_s)
+                self.num_bytes = 0
 
     def count_cpu(self) -> None:
         """Add the processor time since the last call to the metric."""
@@ -209,9 +227,11 @@ class Reference:
             counter.inc(max(0.0, used_s - self._cpu_s))
             self._cpu_s = used_s
 
-    async def _start(self) -> Scorer:
+    async def _start(self, *, may_evict: bool) -> Scorer:
+        async with self._stopping:
+            pass  # the one before has ended
         logger.info("the reference of %s starts", self.spec.alias)
-        engine = await (self._reach() if self.is_elsewhere else self._launch_here())
+        engine = await (self._reach() if self.is_elsewhere else self._launch_here(may_evict))
         try:
             info = await engine.client.info()
             _FULL.require_applied(info, rounds_at_load=True)
@@ -221,16 +241,18 @@ class Reference:
             self.num_bytes = 0
             raise
         self._engine, self._cpu_s = engine, 0.0
+        if self.is_elsewhere:
+            self._weights = _told(info)
         self._watch = asyncio.create_task(self._watch_end(engine))
         self._metrics.gauges["shadow_reference_up"].labels(self.spec.alias).set(1)
         logger.info("the reference of %s is ready", self.spec.alias)
         return scorer
 
-    async def _launch_here(self) -> Engine:
+    async def _launch_here(self, may_evict: bool) -> Engine:
         prepared = await self._launch.prepare(self.spec, ignore)
-        num_bytes = self._launch.memory_bytes(self.spec, prepared)
-        await self._make_room(self, num_bytes)
-        self.num_bytes = num_bytes
+        self._weights = prepared.digest
+        self.needed_bytes = self._launch.memory_bytes(self.spec, prepared)
+        await self._make_room(self, self.needed_bytes, may_evict=may_evict)
         try:
             return await self._launch.start(self.spec, prepared, 0)
         except BaseException:
@@ -257,12 +279,12 @@ class Reference:
     async def _watch_end(self, engine: Engine) -> None:
         await engine.wait()
         self._forget()
+        self.num_bytes = 0
         self._pause(f"it ended: {engine.last_words}")
         await engine.stop(0)
 
     def _forget(self) -> Engine | None:
         engine, self._engine, self._scorer = self._engine, None, None
-        self.num_bytes = 0
         self._metrics.gauges["shadow_reference_up"].labels(self.spec.alias).set(0)
         return engine
 
@@ -278,3 +300,9 @@ class Reference:
         self._num_failures += 1
         self.last_error = words
         self._metrics.counters["shadow_reference_failures_total"].labels(self.spec.alias).inc()
+
+
+def _told(info: EngineInfo) -> str:
+    """Return a digest of what an engine elsewhere says of its weights."""
+    told = (info.served_model_name, info.architecture, info.dtype, info.weights_bytes)
+    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -4,19 +4,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from gateway.errors import NarrowgateError, StartupError
+from gateway.errors import NarrowgateError
 from gateway.launch import Launch
 from gateway.model_settings import ModelSettings
 from gateway.registry import Metrics
-from gateway.shadow.reference import MakeScorer, Reference, make_scorer
+from gateway.shadow.reference import STOP_GRACE_S, Reference
 from gateway.shadow.reference_spec import reference_spec
+from gateway.shadow.room import NoRoom, Room
+from gateway.shadow.scorers import MakeScorer, make_scorer
+from gateway.shadow.upkeep import again_and_again
 from gateway.shadow_settings import ReferenceSettings
 
 logger = logging.getLogger(__name__)
 
 _TEND_EVERY_S = 0.5
+_ROOM_WAIT_S = 60.0
+"""How long one that is to be asked waits until another one is asked no more."""
 
 
 class References:
@@ -31,16 +38,17 @@ class References:
         metrics: Metrics,
         is_wanted: Callable[[str], bool],
         make_scorer: MakeScorer = make_scorer,
+        room_wait_s: float = _ROOM_WAIT_S,
     ) -> None:
         self._settings = settings
-        self._memory = settings.memory
+        self._room = Room(settings.memory, lambda: self._references.values(), wait_s=room_wait_s)
         self._is_wanted = is_wanted
         self._references = {
             alias: Reference(
                 reference_spec(alias, model, settings),
                 launch,
                 metrics=metrics,
-                make_room=self._make_room,
+                make_room=self._room.take,
                 make_scorer=make_scorer,
             )
             for alias, model in models.items()
@@ -52,16 +60,8 @@ class References:
 
     async def tend(self) -> None:
         """Start those that are to be resident and end those that are idle, for ever."""
-        while True:
-            await asyncio.sleep(_TEND_EVERY_S)
-            for alias, reference in self._references.items():
-                if reference.is_running:
-                    await self._tend_running(alias, reference)
-                elif self._is_resident(alias) and not reference.pause_left_s:
-                    try:
-                        await reference.scorer()
-                    except NarrowgateError as error:
-                        logger.warning("no reference for %s: %s", alias, error)
+        tending = (partial(self._tend, *each) for each in self._references.items())
+        await asyncio.gather(*(again_and_again(work) for work in tending))
 
     async def stop(self) -> None:
         """End all of them at once."""
@@ -78,6 +78,26 @@ class References:
             "last_error": reference.last_error,
         }
 
+    async def _tend(self, alias: str, reference: Reference) -> None:
+        """Tend one, so that none waits while another one starts."""
+        while True:
+            await asyncio.sleep(_TEND_EVERY_S)
+            if reference.is_running:
+                await self._tend_running(alias, reference)
+            elif self._is_resident(alias) and not reference.pause_left_s:
+                await self._start_resident(alias, reference)
+
+    async def _start_resident(self, alias: str, reference: Reference) -> None:
+        # Two that are to be resident and have room for one must not end each other by turns.
+        if not self._room.has(reference.needed_bytes or 0):
+            return
+        try:
+            await reference.scorer(may_evict=False)
+        except NoRoom as error:
+            logger.warning("no reference for %s until it is asked for: %s", alias, error)
+        except NarrowgateError as error:
+            logger.warning("no reference for %s: %s", alias, error)
+
     def _is_resident(self, alias: str) -> bool:
         return self._settings.mode == "resident" and self._is_wanted(alias)
 
@@ -87,28 +107,5 @@ class References:
         is_idle = idle_s > self._settings.idle_s and not reference.num_users
         if is_idle and not self._is_resident(alias):
             logger.info("the reference of %s is stopped (idle)", alias)
-            await reference.stop()
-
-    async def _make_room(self, claimant: Reference, num_bytes: int) -> None:
-        if self._memory is None:
-            return
-        if num_bytes > self._memory:
-            raise StartupError(
-                f"the reference of {claimant.spec.alias} needs {num_bytes} bytes, "
-                f"'shadow.reference.memory' is {self._memory}: raise it"
-            )
-        others = [each for each in self._references.values() if each.num_bytes]
-        others.sort(key=lambda each: each.last_used)
-        used = sum(each.num_bytes for each in others)
-        for other in others:
-            if used + num_bytes <= self._memory:
-                return
-            if not other.num_users:
-                used -= other.num_bytes
-                await other.stop(0)
-        if used + num_bytes > self._memory:
-            raise StartupError(
-                f"the reference of {claimant.spec.alias} needs {num_bytes} bytes, and there is no "
-                f"room for it now: those in use hold {used} of {self._memory} bytes, which is "
-                "'shadow.reference.memory': wait, or raise it"
-            )
+            with suppress(TimeoutError):  # it was asked at this moment
+                await reference.make_way(0, STOP_GRACE_S)

@@ -23,7 +23,7 @@ from gateway.shadow.capturing import Capturing
 from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.probe import Probe
-from gateway.shadow.records import Captured
+from gateway.shadow.records import Captured, TooLong
 from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import is_drawn, is_private, is_scorable
@@ -198,6 +198,9 @@ class Shadow:
             self._take(candidate, captured)
         except TimeoutError:
             candidate.drop("timeout")
+        except TooLong as error:
+            candidate.num_prompt_tokens = error.num_prompt_tokens
+            candidate.drop("too_long")
         except ApiError as error:
             logger.info("request %s: no capture: %s", candidate.request_id, error)
             candidate.drop("error")
@@ -260,9 +263,9 @@ class Shadow:
         candidate.has_told_slices = True
 
         def tell() -> None:
-            names = slices_of(candidate.fields, num_prompt_tokens=0, own=self._own_slices)
-            # Nobody has counted the tokens of its prompt.
-            known = [name for name in names if not name.startswith("length:")]
+            count = candidate.num_prompt_tokens
+            names = slices_of(candidate.fields, num_prompt_tokens=count or 0, own=self._own_slices)
+            known = [name for name in names if count or not name.startswith("length:")]
             self._note_slices(spec.alias, spec.variant, known)
 
         self._aside.within("the slices of a dropped request", tell, None)

@@ -1,12 +1,13 @@
 """What vLLM tells of its own log-probabilities while it answers, taken out before the client."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from gateway.shadow.records import Captured, Position
+from gateway.shadow.records import Captured, Position, TooLong
 from gateway.upstream import EngineClient
 from gateway.wire import MAX_TOP_LOGPROBS
 
@@ -31,17 +32,20 @@ class VllmCapture:
     as long as it runs with its default ``--logprobs-mode raw_logprobs``; a grammar alone is applied
     before they are taken. Requests with one are not captured, nor are those that ask for
     log-probabilities themselves, for several answers, for an echo, or that show more than text.
+    Of a reply that has more than ``max_tokens`` with its prompt nothing is held.
     """
 
-    def __init__(self, *, top: int = MAX_TOP_LOGPROBS) -> None:
+    def __init__(self, *, top: int = MAX_TOP_LOGPROBS, max_tokens: int) -> None:
         if not MIN_TOP <= top <= MAX_TOP_LOGPROBS:
             raise ValueError(f"top is {top}: must be {MIN_TOP} to {MAX_TOP_LOGPROBS}")
         self._top = top
+        self._max_tokens = max_tokens
         self._is_on = False
         self._shows_ids = False
         self._is_sound = True
         self._prompt_token_ids: tuple[int, ...] = ()
         self._positions: list[Position] = []
+        self._too_long: TooLong | None = None
 
     def fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return what to ask the engine instead; the same if this request is not captured."""
@@ -74,11 +78,13 @@ class VllmCapture:
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(choices, list) or not choices:
             return event  # usage, or an error
-        try:
-            for choice in choices:
-                self._take(reply, choice)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            self._is_sound = False
+        if self._is_sound and self._too_long is None:
+            try:
+                for choice in choices:
+                    self._take(reply, choice)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                self._is_sound = False
+                self._positions.clear()
         if start and not self._shows_ids and all(map(_is_empty, choices)):
             return b""
         return event[:start] + orjson.dumps(self._without(reply)) + event[end:]
@@ -87,7 +93,13 @@ class VllmCapture:
         """Do nothing: vLLM keeps nothing."""
 
     async def result(self, client: EngineClient) -> Captured | None:
-        """Return what was captured; None if the engine did not tell all of it."""
+        """Return what was captured; None if the engine did not tell all of it.
+
+        Raises:
+            TooLong: there was more than is held.
+        """
+        if self._too_long is not None:
+            raise self._too_long
         if not (self._is_sound and self._prompt_token_ids and self._positions):
             return None
         return Captured(self._prompt_token_ids, tuple(self._positions))
@@ -96,8 +108,14 @@ class VllmCapture:
         prompt = reply.get("prompt_token_ids") or choice.get("prompt_token_ids")
         if prompt:
             self._prompt_token_ids = tuple(map(int, prompt))
-        positions = list(_positions(choice.get("logprobs")))
         told = choice.get("token_ids")
+        room = self._max_tokens - len(self._prompt_token_ids) - len(self._positions)
+        positions = list(islice(_positions(choice.get("logprobs")), max(0, room + 1)))
+        if len(positions) > room:
+            self._too_long = TooLong(len(self._prompt_token_ids))
+            self._prompt_token_ids = ()
+            self._positions.clear()
+            return
         if told is not None and [each.token_id for each in positions] != told:
             raise ValueError("tokens without log-probabilities")
         self._positions += positions

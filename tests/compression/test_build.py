@@ -107,6 +107,30 @@ def test_full_is_the_checkpoint_itself(tiny_llama_dir: Path) -> None:
     assert prepared.manifest is None
 
 
+def test_the_checkpoint_itself_has_the_digest_of_its_artifacts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for, it is told without a build, and another one after a weight has changed."""
+    source = make_tiny_checkpoint(tmp_path / "source")
+
+    def told(*options: str) -> str | None:
+        words = ["prepare", "--model", str(source), "--recipe", "full", *options]
+        assert main(words) == 0
+        ready = json.loads(capsys.readouterr().out.splitlines()[-1])
+        found: str | None = ready["digest"]
+        return found
+
+    assert told() is None
+    manifest = prepare(str(source), "int8", None, ignore).manifest
+    assert manifest is not None
+    before = told("--digest")
+    assert before == manifest.source.digest
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert told("--digest") != before
+
+
 @pytest.mark.parametrize("method", ["mse", "imatrix", "gptq"])
 def test_nan_is_refused_and_leaves_nothing(tmp_path: Path, method: str) -> None:
     """A NaN weight is named, whoever meets it first, and the store stays empty."""

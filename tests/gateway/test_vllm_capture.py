@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.shadow.records import Captured
+from gateway.shadow.records import Captured, TooLong
 from gateway.shadow.vllm_capture import VllmCapture
 from gateway.upstream import EngineClient
 from tests.gateway import vllm_frames
@@ -44,7 +44,7 @@ def passed(
     fields: dict[str, Any], events: Sequence[bytes], *, top: int = 3
 ) -> tuple[bytes, Captured | None]:
     """Return what a client sees of these events, and what was captured."""
-    capture = VllmCapture(top=top)
+    capture = VllmCapture(top=top, max_tokens=4096)
     assert capture.fields(fields) != fields
     seen = b"".join(map(capture.pass_on, events))
     return seen, result_of(capture)
@@ -53,10 +53,10 @@ def passed(
 def test_it_asks_for_ids_and_keeps_the_rest() -> None:
     """Chats and texts are asked for log-probabilities in their own words, all by token id."""
     ids = {"return_token_ids": True, "return_tokens_as_token_ids": True}
-    asked = VllmCapture(top=7).fields(CHAT | {"seed": 1})
+    asked = VllmCapture(top=7, max_tokens=4096).fields(CHAT | {"seed": 1})
     assert asked == CHAT | {"seed": 1, "logprobs": True, "top_logprobs": 7} | ids
-    assert VllmCapture(top=7).fields(TEXT) == TEXT | {"logprobs": 7} | ids
-    assert VllmCapture().headers() == {}
+    assert VllmCapture(top=7, max_tokens=4096).fields(TEXT) == TEXT | {"logprobs": 7} | ids
+    assert VllmCapture(max_tokens=4096).headers() == {}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,31 @@ def test_the_client_sees_the_same_bytes(
     for position, logprobs in zip(found.positions, LOGPROBS, strict=True):
         assert position.logprob == next(iter(logprobs.values()))
         assert list(position.top.values()) == list(logprobs.values())
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_no_more_is_held_than_is_scored(is_stream: bool) -> None:
+    """Beyond the limit all is let go at once, the client sees the same, and the end says why."""
+    num_tokens = len(CHAT_PROMPT) + len(CHAT_TOKENS)
+    plain = chat_stream(captured=False) if is_stream else [chat_body(captured=False)]
+    events = chat_stream(captured=True) if is_stream else [chat_body(captured=True)]
+    for limit in (num_tokens, num_tokens - 1, len(CHAT_PROMPT), len(CHAT_PROMPT) - 1):
+        capture = VllmCapture(top=3, max_tokens=limit)
+        capture.fields(CHAT)
+        held = 0
+        seen = b""
+        for event in events:
+            seen += capture.pass_on(event)
+            held = max(held, len(capture._positions) + len(capture._prompt_token_ids))
+        assert seen == b"".join(plain)
+        assert held <= limit
+        if limit == num_tokens:
+            assert result_of(capture) is not None
+            continue
+        assert (capture._positions, capture._prompt_token_ids) == ([], ())
+        with pytest.raises(TooLong) as told:
+            result_of(capture)
+        assert told.value.num_prompt_tokens == len(CHAT_PROMPT)
 
 
 def test_ids_that_were_asked_for_stay() -> None:
@@ -145,7 +170,7 @@ def test_top_tokens_are_the_likeliest_in_their_order() -> None:
 def test_some_requests_are_left_alone(extra: dict[str, Any]) -> None:
     """What has no numbers of the model's own, or not one answer to text, is passed unchanged."""
     fields = (TEXT if "prompt" in extra else CHAT) | extra
-    capture = VllmCapture()
+    capture = VllmCapture(max_tokens=4096)
     assert capture.fields(fields) == fields
     events = chat_stream(captured=True)
     assert [capture.pass_on(event) for event in events] == events
@@ -163,13 +188,13 @@ def test_some_requests_are_left_alone(extra: dict[str, Any]) -> None:
 )
 def test_harmless_fields_do_not_keep_it_off(extra: dict[str, Any]) -> None:
     """Values that ask for nothing, free tool calls and parts of text are captured."""
-    assert "return_token_ids" in VllmCapture().fields(CHAT | extra)
+    assert "return_token_ids" in VllmCapture(max_tokens=4096).fields(CHAT | extra)
 
 
 def test_token_ids_of_one_prompt_are_no_list_of_prompts() -> None:
     """A prompt of ids is one prompt, as is a list with one."""
     for prompt in ([1, 2, 3], [[1, 2, 3]], ["a"]):
-        assert "return_token_ids" in VllmCapture().fields(TEXT | {"prompt": prompt})
+        assert "return_token_ids" in VllmCapture(max_tokens=4096).fields(TEXT | {"prompt": prompt})
 
 
 def masked(event: bytes) -> bytes:
@@ -223,7 +248,7 @@ def test_an_engine_that_tells_nothing_gives_nothing() -> None:
 )
 def test_other_events_are_untouched(event: bytes) -> None:
     """Whatever is no choice passes byte for byte."""
-    capture = VllmCapture()
+    capture = VllmCapture(max_tokens=4096)
     capture.fields(CHAT)
     assert capture.pass_on(event) == event
 
@@ -243,7 +268,7 @@ def test_no_reply_breaks_it() -> None:
 def test_top_has_bounds(top: int) -> None:
     """One candidate would tell nothing, more than 20 are refused by vLLM's default."""
     with pytest.raises(ValueError, match=f"top is {top}: must be 2 to 20"):
-        VllmCapture(top=top)
+        VllmCapture(top=top, max_tokens=4096)
 
 
 def test_frames_differ_where_they_should() -> None:

@@ -84,7 +84,7 @@ def test_the_client_sees_nothing_of_it(
 
     async def both(client: EngineClient) -> Captured | None:
         plain = await reply(client, path, fields, None)
-        capture = VllmCapture(top=20)
+        capture = VllmCapture(top=20, max_tokens=4096)
         assert await reply(client, path, fields, capture) == plain
         captured = await capture.result(client)
         assert captured is not None
@@ -110,7 +110,7 @@ def test_the_client_sees_nothing_of_it(
 def test_a_grammar_changes_the_numbers_and_is_seen(served: Served) -> None:
     """Why requests with one are left alone: what it forbids has no probability at all."""
     path, fields = CHAT
-    asked = VllmCapture(top=5).fields(fields | {"temperature": 0})
+    asked = VllmCapture(top=5, max_tokens=4096).fields(fields | {"temperature": 0})
 
     async def ask(client: EngineClient) -> bytes:
         grammar = {"structured_outputs": {"regex": "[ab]{4}"}}
@@ -118,7 +118,7 @@ def test_a_grammar_changes_the_numbers_and_is_seen(served: Served) -> None:
 
     body = with_client(served, ask)
     assert f'"logprob":{NOTHING}'.encode() in body
-    capture = VllmCapture(top=5)
+    capture = VllmCapture(top=5, max_tokens=4096)
     capture.fields(fields)
     capture.pass_on(body)
     assert with_client(served, capture.result) is None

@@ -141,9 +141,9 @@ def test_free_runs_yield(start_gateway: StartGateway) -> None:
         assert found(gateway)["results"] == {"compared": 1, "busy": 1}
 
 
-def test_a_reference_elsewhere_answers_too(compared: Gateway, start_gateway: StartGateway) -> None:
+def test_a_reference_elsewhere_answers_too(start_gateway: StartGateway) -> None:
     """One at a URL is asked under the name that it serves; it says the same, so no pair differs."""
-    url = compared.engine_url
+    url = start_gateway(models={"tiny": {"model": "fake", "recipe": "full"}}).engine_url
     gateway = start_gateway(shadow=SHADOW | {"reference": {"urls": {"tiny": url}}})
     ask(gateway, fake={"tokens": 6})
     told = eventually(lambda: found(gateway) if "pairs" in found(gateway) else {}, 20)

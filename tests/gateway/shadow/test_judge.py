@@ -16,6 +16,7 @@ from gateway.shadow.divergence import Divergence
 from gateway.shadow.judge import Judge
 from gateway.shadow.ledger import Ledger
 from gateway.shadow.ledger_file import Window
+from gateway.shadow.monitor_state import identified
 from gateway.shadow.rules import Rules, ledger_path, make_rules
 from gateway.shadow.scored import ScoredRequest
 from gateway.shadow.slices import ALL, places_of
@@ -58,6 +59,7 @@ class Bench:
     rate: float = 1.0
     ledger: Ledger | None = None
     subject: Subject | None = SUBJECT
+    reference: str = "full"
     now: float = field(default_factory=time.time)
     events: list[dict[str, Any]] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
@@ -66,7 +68,7 @@ class Bench:
         self.judge = Judge(
             self.rules,
             rate_of=lambda alias: self.rate,
-            reference_of=lambda alias: "full",
+            reference_of=lambda alias: self.reference,
             look=lambda alias, variant: self.subject,
             metrics=self.metrics,
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
@@ -168,6 +170,50 @@ def test_another_digest_begins_anew() -> None:
     assert bench.judge.num_scored("tiny", "int4") == 0
     bench.score(0.2, 3, recipe="another")
     assert bench.judge.num_scored("tiny", "int4") == 3
+
+
+def test_verdicts_are_bound_to_the_weights_of_the_reference() -> None:
+    """Nothing is lost when they become known; other ones under the same name begin anew."""
+    bench = Bench(rules(tolerance={ALL: 0.02}))
+    bench.judge.served("tiny", "int4")  # the reference has not run yet
+    bench.score(0.2, 50)
+    bench.reference = identified("full", "abc")
+    bench.score(0.2, 50)
+    assert bench.state() is State.DRIFT
+    assert bench.judge.num_scored("tiny", "int4") == 100
+    bench.reference = identified("full", "def")
+    bench.score(0.2, 1)
+    assert bench.state() is State.LEARNING
+    assert bench.judge.num_scored("tiny", "int4") == 1
+
+
+@pytest.mark.parametrize(("weights", "state"), [("abc", State.DRIFT), ("def", State.LEARNING)])
+def test_kept_verdicts_are_bound_to_the_weights_of_the_reference(
+    tmp_path: Path, weights: str, state: State
+) -> None:
+    """After a restart they hold until the reference has run, and then if it is the same one."""
+
+    async def use() -> None:
+        path = tmp_path / "ledger"
+        first = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path))
+        first.reference = identified("full", "abc")
+        first.judge._kept = {}
+        first.score(0.2, 100)
+        await first.judge.close()
+        second = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path))
+        running = asyncio.create_task(second.judge.run())
+        while not second.judge.verdicts("tiny", "int4"):
+            second.judge.served("tiny", "int4")
+            await asyncio.sleep(0.001)
+        assert second.state() is State.DRIFT
+        second.reference = identified("full", weights)
+        second.judge.look()
+        assert second.state() is state
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await second.judge.close()
+
+    asyncio.run(use())
 
 
 def test_silence_is_stale_from_the_first_request_on() -> None:

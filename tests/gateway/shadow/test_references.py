@@ -14,9 +14,11 @@ from gateway.model_settings import ModelSettings
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
+from gateway.shadow import references as references_module
 from gateway.shadow.reference import Reference
 from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow.references import References
+from gateway.shadow.room import NoRoom
 from gateway.shadow_settings import ReferenceSettings
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
@@ -39,6 +41,7 @@ class FakeEngine:
     backend: str = "fake"
     last_words: str = "nothing"
     is_stopped: bool = False
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
     client: EngineClient = field(
         default_factory=lambda: Client("http://127.0.0.1:1", served_name="x", read_timeout_s=1)
     )
@@ -60,8 +63,12 @@ class FakeEngine:
         await asyncio.Event().wait()
         return 0
 
+    def __post_init__(self) -> None:
+        self.may_end.set()
+
     async def stop(self, grace_s: float) -> None:
         """Note it."""
+        await self.may_end.wait()
         self.is_stopped = True
 
 
@@ -71,21 +78,46 @@ class Launch:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
         self.is_broken = False
+        self.is_slow = False
+        self.hangs_for = ""
+        self.digest: str | None = None
+        self.most_held = 0
+        """Bytes of all engines that were there or started at once."""
+        self._num_starting = 0
 
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Prepare nothing."""
-        return Prepared(Path("/nowhere"), None)
+        return Prepared(Path("/nowhere"), None, self.digest)
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return an engine."""
         if self.is_broken:
             raise ChildFailed("it ended")
+        if spec.alias == self.hangs_for:
+            await asyncio.Event().wait()
+        self._num_starting += 1
+        num_there = self._num_starting + sum(not each.is_stopped for each in self.engines)
+        self.most_held = max(self.most_held, 100 * num_there)
+        if self.is_slow:
+            await asyncio.sleep(0.01)
+        self._num_starting -= 1
         self.engines.append(FakeEngine())
         return self.engines[-1]
 
     def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:
         """Return 100 bytes."""
         return 100
+
+
+def make_references(names: str, launch: Launch, **settings: object) -> References:
+    """Return references of models with these names, each of 100 bytes."""
+    return References(
+        {name: MODEL for name in names},
+        ReferenceSettings.model_validate(settings),
+        launch,
+        metrics=Metrics(),
+        is_wanted=lambda alias: True,
+    )
 
 
 def test_how_a_reference_is_started() -> None:
@@ -123,7 +155,7 @@ def test_references_share_their_memory(memory: int | None, num_running: int) -> 
 
 
 def test_who_is_asked_makes_no_room() -> None:
-    """A reference in use stays and the other one has no room; once it is free it is ended."""
+    """A reference in use stays and the other one has no room, which is no failure of its own."""
 
     async def use() -> None:
         references = References(
@@ -132,14 +164,130 @@ def test_who_is_asked_makes_no_room() -> None:
             Launch(),
             metrics=Metrics(),
             is_wanted=lambda alias: True,
+            room_wait_s=0.01,
         )
         await references.of("a").scorer()
         with references.of("a").using():
-            with pytest.raises(StartupError, match=r"no room .* those in use hold 100 of 199"):
+            with pytest.raises(NoRoom, match=r"no room .* others hold 100 of 199"):
                 await references.of("b").scorer()
             assert references.of("a").is_running
+            assert references.of("b").state == "stopped"
         await references.of("c").scorer()
         assert not references.of("a").is_running
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_two_at_once_do_not_take_the_same_room() -> None:
+    """While one has room set aside and starts, another one finds it taken."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("abc", launch, memory=150)
+        await references.of("a").scorer()
+        launch.is_slow = True
+        starting = [asyncio.create_task(references.of(name).scorer()) for name in "bc"]
+        await asyncio.wait(starting)
+        # Both have the first one ended, and there was a moment for both to see its room free.
+        assert launch.most_held == 100
+        assert sum(references.of(name).is_running for name in "abc") == 1
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_room_is_free_when_the_process_has_ended() -> None:
+    """One that is given time to end holds its memory until then."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("ab", launch, memory=100)
+        await references.of("a").scorer()
+        launch.engines[0].may_end.clear()
+        stopping = asyncio.create_task(references.of("a").stop())
+        await asyncio.sleep(0)
+        starting = asyncio.create_task(references.of("b").scorer())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not starting.done()
+        assert len(launch.engines) == 1
+        launch.engines[0].may_end.set()
+        await asyncio.gather(stopping, starting)
+        assert (launch.most_held, references.of("b").is_running) == (100, True)
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_who_waits_for_room_gets_it() -> None:
+    """It is ended between two scores, although there is always a next one that wants to begin."""
+
+    async def use() -> None:
+        references = make_references("ab", Launch(), memory=100)
+        first = references.of("a")
+        begun = asyncio.Event()
+
+        async def ask_again_and_again() -> None:
+            while True:
+                await first.scorer()
+                with first.using():
+                    begun.set()
+                    await asyncio.sleep(0.001)
+
+        asking = asyncio.create_task(ask_again_and_again())
+        await begun.wait()
+        async with asyncio.timeout(5):
+            await references.of("b").scorer()
+        with references.of("b").using():
+            assert not first.is_running
+            assert first.state in {"starting", "stopped"}
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_residents_do_not_end_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one of two, one stays until the other one is asked for."""
+    monkeypatch.setattr(references_module, "_TEND_EVERY_S", 0.001)
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("ab", launch, memory=100, mode="resident")
+        tending = asyncio.create_task(references.tend())
+        await asyncio.sleep(0.1)
+        assert len(launch.engines) == 1
+        (other,) = [name for name in "ab" if not references.of(name).is_running]
+        await references.of(other).scorer()
+        await asyncio.sleep(0.1)
+        assert len(launch.engines) == 2
+        assert references.of(other).is_running
+        tending.cancel()
+        await asyncio.gather(tending, return_exceptions=True)
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_a_reference_that_starts_slowly_holds_up_no_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others are tended meanwhile: started, or ended when they are idle."""
+    monkeypatch.setattr(references_module, "_TEND_EVERY_S", 0.001)
+
+    async def use() -> None:
+        launch = Launch()
+        launch.hangs_for = "a"
+        references = make_references("ab", launch, mode="resident")
+        tending = asyncio.create_task(references.tend())
+        async with asyncio.timeout(5):
+            while not references.of("b").is_running:  # noqa: ASYNC110 - a task of its own starts it
+                await asyncio.sleep(0.001)
+        assert references.of("a").state == "starting"
+        tending.cancel()
+        await asyncio.gather(tending, return_exceptions=True)
         await references.stop()
 
     asyncio.run(use())
@@ -163,13 +311,33 @@ def test_a_reference_that_is_too_large_is_refused() -> None:
     asyncio.run(use())
 
 
+def test_a_reference_is_known_by_its_weights() -> None:
+    """Its identity has their digest once it has run, and another one when they are replaced."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("a", launch)
+        reference = references.of("a")
+        assert reference.identity == "fake"
+        seen = []
+        for digest in ("1" * 64, "2" * 64):
+            launch.digest = digest
+            await reference.scorer()
+            seen.append(reference.identity)
+            await reference.stop(0)
+        assert seen == ["fake#" + "1" * 16, "fake#" + "2" * 16]
+        assert reference.identity == seen[-1]
+
+    asyncio.run(use())
+
+
 def test_pauses_grow_and_end() -> None:
     """Starts that fail are tried after 1, 2, 4 ... 300 s; a success begins anew."""
     now = [0.0]
     launch = Launch()
     launch.is_broken = True
 
-    async def room(reference: Reference, num_bytes: int) -> None:
+    async def room(reference: Reference, num_bytes: int, *, may_evict: bool) -> None:
         pass
 
     async def use() -> None:

@@ -21,6 +21,7 @@ from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.shadow.test_references import MODEL, Launch
+from tests.gateway.vllm_frames import CHAT_PROMPT, chat_stream
 
 Told = tuple[str, str, set[str]]
 
@@ -149,6 +150,28 @@ def test_slices_are_told_of_scored_and_dropped(
         assert (model, variant) == ("tiny", "int4")
         kinds = ("length", "position", "sampling")
         assert {each for each in names if each.startswith(kinds)} == slices
+
+    asyncio.run(use())
+
+
+def test_a_reply_of_vllm_without_end_is_too_long() -> None:
+    """It is let go while it is answered, dropped for that reason, and counts in its slices."""
+
+    async def use() -> None:
+        told: list[Told] = []
+        shadow = make_shadow(told, max_tokens=len(CHAT_PROMPT) + 1)
+        fields = {"messages": [{"role": "user", "content": "hi"}]}
+        candidate = shadow.draw("id", "tiny", fields, {})
+        assert candidate is not None
+        spec = VariantSpec("tiny", "int4", VariantSettings(model="fake", engine="vllm"))
+        candidate.ask(fields, spec, Engine(None), None)
+        for event in chat_stream(captured=True):
+            candidate.see(event)
+        candidate.finish(is_complete=True)
+        await shadow.settle()
+        assert dropped(shadow) == {"too_long": 1}
+        ((*_, names),) = told
+        assert "length:0-127" in names
 
     asyncio.run(use())
 
