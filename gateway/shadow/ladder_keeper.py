@@ -8,18 +8,18 @@ from typing import Any
 
 from gateway.errors import ModelLoading, NoCanary
 from gateway.pool.pool import Pool
-from gateway.pool.state import Shape, State
+from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import check_order, decide, no_room
 from gateway.shadow.ladder_hands import LadderHands
 from gateway.shadow.ladder_memory import LadderMemory
 from gateway.shadow.ladder_order import Ending, Outcome, Terms
-from gateway.shadow.ladder_report import LadderReport, canary_fields
+from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules, Situation
+from gateway.shadow.ladder_sight import LadderSight
 from gateway.shadow.ladder_standing import Standing
 from gateway.shadow.ladder_trial import TrialEngines
-from gateway.shadow.slices import ALL
 from gateway.shadow.upkeep import again_and_again
 
 
@@ -59,11 +59,13 @@ class LadderKeeper:
         self._unfinished: Standing | None = None
         """Canary and routes from before a restart, until they are there again."""
         self._is_stepping = False
-        self._scored_before = 0
         self._paused_until = 0.0
         self._hands = LadderHands(model, pool, cool_down_s=rules.cool_down_s, clock=clock)
         self._failures = self._hands.failures
         self._engines = TrialEngines(model, pool)
+        self._sight = LadderSight(
+            model, rules, pool=pool, judge=judge, failures=self._failures, engines=self._engines
+        )
         self._turn = asyncio.Lock()
         """Looks and what operators ask for come one after the other."""
 
@@ -176,23 +178,8 @@ class LadderKeeper:
 
     def status(self) -> dict[str, Any]:
         """Return where the ladder stands, as plain data."""
-        standing, decision = self._standing, self.last
-        shape = self._pool.shape(self.model)
-        return {
-            "rungs": list(shape.ladder),
-            "active": shape.active,
-            "home": standing.home,
-            "canary": None if standing.canary is None else asdict(standing.canary),
-            "ordered": None if standing.ordered is None else asdict(standing.ordered),
-            "ended": None if standing.ended is None else asdict(standing.ended),
-            "routes": dict(standing.routes),
-            "mode": self.rules.mode,
-            "dry_run": self.rules.dry_run,
-            "cool_down_left_s": self._cool_down_left_s(),
-            "decision": None if decision is None else decision.name,
-            "reason": None if decision is None else decision.reason,
-            "steps": [asdict(step) for step in standing.steps[-10:]],
-        }
+        found = self._sight.ladder(self._standing, self.last)
+        return found | {"cool_down_left_s": self._cool_down_left_s()}
 
     def canary(self) -> dict[str, Any]:
         """Return the canary and the end of the last one that an operator asked for."""
@@ -202,15 +189,7 @@ class LadderKeeper:
             canary, state = self._unfinished.canary, "waiting"
         elif standing.ordered is not None:
             canary, state = standing.ordered, "loading"
-        shown = None
-        if canary is not None:
-            verdicts = self._judge.verdicts(self.model, canary.variant)
-            names = sorted((self.rules.pinned | {ALL}) & verdicts.keys())
-            shown = canary_fields(canary, self.rules) | {
-                "state": state,
-                "reason": None if self.last is None else self.last.reason,
-                "verdicts": [asdict(verdicts[name]) for name in names],
-            }
+        shown = None if canary is None else self._sight.canary(canary, state, self.last)
         ended = None if standing.ended is None else asdict(standing.ended)
         return {"model": self.model, "canary": shown, "last": ended}
 
@@ -254,7 +233,7 @@ class LadderKeeper:
             standing = replace(
                 standing, home=shape.active, active=shape.active, routes={}, origin=None
             )
-        canary = self._counted(standing.canary, shape)
+        canary = self._sight.counted(standing.canary, shape)
         if canary is None and standing.canary is not None and standing.canary.terms is not None:
             reason = f"{standing.canary.variant} was activated before it was proven"
             await self._settle(standing, Ending.SUPERSEDED, reason, now)
@@ -266,14 +245,6 @@ class LadderKeeper:
             await self._lose(lost, now)
         if is_by_hand or lost or self._memory.is_old(now):
             await self._keep_up()
-
-    def _counted(self, canary: Canary | None, shape: Shape) -> Canary | None:
-        if canary is None or shape.canary != canary.variant:
-            return None
-        num_scored = self._judge.num_scored(self.model, canary.variant) - self._scored_before
-        # A count that fell began anew with another digest.
-        self._scored_before = min(self._scored_before, self._scored_before + num_scored)
-        return replace(canary, num_scored=max(0, num_scored))
 
     async def _lose(self, routes: dict[str, str], now: float) -> None:
         """Forget routes whose rung was stopped by hand or given up; try again after a pause."""
@@ -288,27 +259,7 @@ class LadderKeeper:
         await self._pool.end_routes(self.model, routes)
 
     def _situation(self, now: float) -> Situation:
-        shape, room = self._pool.shape(self.model), self._pool.room(self.model)
-        standing, canary = self._standing, self._standing.canary
-        return Situation(
-            now=now,
-            ladder=shape.ladder,
-            active=shape.active,
-            home=standing.home,
-            verdicts={
-                name: found
-                for name in shape.ladder
-                if (found := self._judge.verdicts(self.model, name))
-            },
-            steps=standing.steps,
-            routed=standing.routes,
-            canary=canary,
-            trouble=self._engines.trouble(canary.variant) if canary else None,
-            ordered=standing.ordered.variant if standing.ordered else None,
-            free_bytes=room.free,
-            needed_bytes=room.needed,
-            failed=self._failures.look(now),
-        )
+        return self._sight.situation(self._standing, now)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -333,9 +284,7 @@ class LadderKeeper:
         share = terms.share if terms else self.rules.canary_share
         again = Decision(Act.START_CANARY, reason, to=rung, share=share)
         if await self._do_again(again, now):
-            counted = self._judge.num_scored(self.model, rung)
-            self._scored_before = counted - canary.num_scored
-            self._engines.watch(rung)
+            self._sight.count_from(rung, canary.num_scored)
             self._standing = replace(self._standing, canary=canary)
         elif terms is not None:
             before = replace(self._standing, canary=canary)
@@ -348,6 +297,8 @@ class LadderKeeper:
         if ordered is None or ordered.terms is None:
             return
         rung, active = ordered.variant, self._standing.active
+        if not self._engines.are_loading and self._pool.find(self.model).state is not State.READY:
+            return  # after a restart what serves is loaded first
         if active != ordered.terms.beside:
             await self._engines.give_up(rung)
             reason = f"{active} was activated while {rung} was loading"
@@ -404,8 +355,7 @@ class LadderKeeper:
             await self._engines.give_up(before.ordered.variant)
         if planned.canary is not None and decision.act is Act.START_CANARY:
             self._judge.try_again(self.model, planned.canary.variant)
-            self._scored_before = self._judge.num_scored(self.model, planned.canary.variant)
-            self._engines.watch(planned.canary.variant)
+            self._sight.count_from(planned.canary.variant)
             await self._judge.keep()
         self._report.done(decision, left)
         if planned.ended is not None and planned.ended is not before.ended:
