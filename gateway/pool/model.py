@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from gateway.errors import Superseded
 from gateway.pool.events import EventLog
@@ -112,6 +112,10 @@ class Model:
                 self._metrics.counters["variant_swaps_total"].labels(alias, result).inc()
                 self._events.publish("swap_ended", {**fields, "result": result})
             return await self._release({old, *beside})
+
+    def keeping_active(self) -> AbstractContextManager[None]:
+        """Keep the active variant in memory while the block is open, in use or not."""
+        return self._holding(self.active)
 
     async def start_canary(
         self, variant: Variant, share: float, *, expected: str | None = None

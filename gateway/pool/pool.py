@@ -248,6 +248,16 @@ class Pool:
         await variant.ensure_ready()
         return variant.snapshot()
 
+    async def load_beside(self, name: str) -> None:
+        """Load a variant while the model's active one keeps its memory, in use or not.
+
+        Raises:
+            NarrowgateError: unknown name, or the load failed.
+        """
+        model, _ = self._find(name)
+        with model.keeping_active():
+            await self.load(name)
+
     async def unload(self, name: str) -> Snapshot:
         """Stop what answers to that name, after its running requests have ended.
 

@@ -1,32 +1,26 @@
 """The keeper of a model's ladder: asks what to do, does it through the pool, and tells why."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from gateway.errors import ModelLoading, NarrowgateError, NoCanary, Superseded
+from gateway.errors import ModelLoading, NoCanary
 from gateway.pool.pool import Pool
-from gateway.pool.state import Shape, State
+from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import check_order, decide, no_room
-from gateway.shadow.ladder_failures import Failures
-from gateway.shadow.ladder_order import Ending, Terms
-from gateway.shadow.ladder_report import LadderReport, canary_fields
+from gateway.shadow.ladder_hands import LadderHands
+from gateway.shadow.ladder_memory import LadderMemory
+from gateway.shadow.ladder_order import Ending, Outcome, Terms
+from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules, Situation
+from gateway.shadow.ladder_sight import LadderSight
 from gateway.shadow.ladder_standing import Standing
-from gateway.shadow.ladder_state import from_state, to_state
 from gateway.shadow.ladder_trial import TrialEngines
-from gateway.shadow.slices import ALL
 from gateway.shadow.upkeep import again_and_again
-
-logger = logging.getLogger(__name__)
-
-_KEEP_EVERY_S = 30.0
-"""How old the count of a canary's scored requests may be in the ledger."""
 
 
 class LadderKeeper:
@@ -53,7 +47,6 @@ class LadderKeeper:
         self.rules = rules
         self.last: Decision | None = None
         """What was decided at the last look."""
-        self._plan = plan
         self._pool = pool
         self._judge = judge
         self._report = LadderReport(
@@ -62,34 +55,27 @@ class LadderKeeper:
         self._clock = clock
         active = pool.shape(model).active
         self._standing = Standing(home=active, active=active)
-        self._kept: Standing | None = None
-        """What the ledger has."""
-        self._kept_at = clock()
+        self._memory = LadderMemory(model, plan, judge.ledger, clock=clock)
         self._unfinished: Standing | None = None
         """Canary and routes from before a restart, until they are there again."""
         self._is_stepping = False
-        self._scored_before = 0
         self._paused_until = 0.0
-        self._failures = Failures(model, pool)
+        self._hands = LadderHands(model, pool, cool_down_s=rules.cool_down_s, clock=clock)
+        self._failures = self._hands.failures
         self._engines = TrialEngines(model, pool)
+        self._sight = LadderSight(
+            model, rules, pool=pool, judge=judge, failures=self._failures, engines=self._engines
+        )
         self._turn = asyncio.Lock()
         """Looks and what operators ask for come one after the other."""
 
     async def restore(self) -> None:
         """Take up where the ladder stood before a restart; call it before anything is loaded."""
-        if self._judge.ledger is None:
-            return
-        state = (await self._judge.ledger.ladders()).get(self.model)
-        if state is None:
-            return
         shape = self._pool.shape(self.model)
-        found = from_state(
-            state, plan=self._plan, ladder=shape.ladder, home=shape.active, now=self._clock()
-        )
+        found = await self._memory.read(shape)
         if found is None:
-            await self._begin_anew()
+            await self._tell_of_lost(self._memory.lost)
             return
-        self._kept = found
         self._standing = replace(found, canary=None, routes={})
         self._unfinished = found if found.canary or found.routes else None
         if found.active != shape.active:
@@ -97,6 +83,13 @@ class LadderKeeper:
             why = next((s.reason for s in reversed(found.steps) if s.to == found.active), "")
             reason = f"{found.active} served before the restart: {why}"
             self._report.done(Decision(Act.RESTORE, reason, to=found.active), shape.active)
+
+    async def _tell_of_lost(self, lost: Outcome | None) -> None:
+        if lost is not None:
+            self._standing = replace(self._standing, ended=lost)
+            self._tell(Decision(Act.ROLL_BACK, lost.reason, to=lost.variant), lost.ending.value)
+            self._report.ended(lost.variant, lost.ending)
+        await self._memory.keep(self._standing)
 
     async def run(self) -> None:
         """Look every second, for ever."""
@@ -121,7 +114,7 @@ class LadderKeeper:
             check_order(self.model, rung, self._situation(now))
             ordered = Canary(rung, now, 0, replace(terms, beside=self._standing.active))
             self._standing = replace(self._standing, ordered=ordered, ended=None)
-            await self._keep(self._standing)
+            await self._memory.keep(self._standing)
             self._tell(_start_of(ordered), "ordered")
             self._engines.is_loaded(rung)
 
@@ -181,27 +174,12 @@ class LadderKeeper:
 
     async def _keep_up(self) -> None:
         if self._unfinished is None and not self._is_stepping:
-            await self._keep(self._standing)
+            await self._memory.keep(self._standing)
 
     def status(self) -> dict[str, Any]:
         """Return where the ladder stands, as plain data."""
-        standing, decision = self._standing, self.last
-        shape = self._pool.shape(self.model)
-        return {
-            "rungs": list(shape.ladder),
-            "active": shape.active,
-            "home": standing.home,
-            "canary": None if standing.canary is None else asdict(standing.canary),
-            "ordered": None if standing.ordered is None else asdict(standing.ordered),
-            "ended": None if standing.ended is None else asdict(standing.ended),
-            "routes": dict(standing.routes),
-            "mode": self.rules.mode,
-            "dry_run": self.rules.dry_run,
-            "cool_down_left_s": self._cool_down_left_s(),
-            "decision": None if decision is None else decision.name,
-            "reason": None if decision is None else decision.reason,
-            "steps": [asdict(step) for step in standing.steps[-10:]],
-        }
+        found = self._sight.ladder(self._standing, self.last)
+        return found | {"cool_down_left_s": self._cool_down_left_s()}
 
     def canary(self) -> dict[str, Any]:
         """Return the canary and the end of the last one that an operator asked for."""
@@ -211,15 +189,7 @@ class LadderKeeper:
             canary, state = self._unfinished.canary, "waiting"
         elif standing.ordered is not None:
             canary, state = standing.ordered, "loading"
-        shown = None
-        if canary is not None:
-            verdicts = self._judge.verdicts(self.model, canary.variant)
-            names = sorted((self.rules.pinned | {ALL}) & verdicts.keys())
-            shown = canary_fields(canary, self.rules) | {
-                "state": state,
-                "reason": None if self.last is None else self.last.reason,
-                "verdicts": [asdict(verdicts[name]) for name in names],
-            }
+        shown = None if canary is None else self._sight.canary(canary, state, self.last)
         ended = None if standing.ended is None else asdict(standing.ended)
         return {"model": self.model, "canary": shown, "last": ended}
 
@@ -263,7 +233,7 @@ class LadderKeeper:
             standing = replace(
                 standing, home=shape.active, active=shape.active, routes={}, origin=None
             )
-        canary = self._counted(standing.canary, shape)
+        canary = self._sight.counted(standing.canary, shape)
         if canary is None and standing.canary is not None and standing.canary.terms is not None:
             reason = f"{standing.canary.variant} was activated before it was proven"
             await self._settle(standing, Ending.SUPERSEDED, reason, now)
@@ -273,16 +243,8 @@ class LadderKeeper:
         self._standing = standing
         if lost:
             await self._lose(lost, now)
-        if is_by_hand or lost or not 0 <= now - self._kept_at < _KEEP_EVERY_S:
+        if is_by_hand or lost or self._memory.is_old(now):
             await self._keep_up()
-
-    def _counted(self, canary: Canary | None, shape: Shape) -> Canary | None:
-        if canary is None or shape.canary != canary.variant:
-            return None
-        num_scored = self._judge.num_scored(self.model, canary.variant) - self._scored_before
-        # A count that fell began anew with another digest.
-        self._scored_before = min(self._scored_before, self._scored_before + num_scored)
-        return replace(canary, num_scored=max(0, num_scored))
 
     async def _lose(self, routes: dict[str, str], now: float) -> None:
         """Forget routes whose rung was stopped by hand or given up; try again after a pause."""
@@ -297,27 +259,7 @@ class LadderKeeper:
         await self._pool.end_routes(self.model, routes)
 
     def _situation(self, now: float) -> Situation:
-        shape, room = self._pool.shape(self.model), self._pool.room(self.model)
-        standing, canary = self._standing, self._standing.canary
-        return Situation(
-            now=now,
-            ladder=shape.ladder,
-            active=shape.active,
-            home=standing.home,
-            verdicts={
-                name: found
-                for name in shape.ladder
-                if (found := self._judge.verdicts(self.model, name))
-            },
-            steps=standing.steps,
-            routed=standing.routes,
-            canary=canary,
-            trouble=self._engines.trouble(canary.variant) if canary else None,
-            ordered=standing.ordered.variant if standing.ordered else None,
-            free_bytes=room.free,
-            needed_bytes=room.needed,
-            failed=self._failures.look(now),
-        )
+        return self._sight.situation(self._standing, now)
 
     async def _take_up(self, before: Standing, now: float) -> None:
         """Bring back canary and routes of before a restart, once the active rung is there."""
@@ -334,7 +276,7 @@ class LadderKeeper:
         if before.canary is not None:
             await self._take_up_canary(before.canary, now)
         self._unfinished = None
-        await self._keep(self._standing)
+        await self._memory.keep(self._standing)
 
     async def _take_up_canary(self, canary: Canary, now: float) -> None:
         rung, terms = canary.variant, canary.terms
@@ -342,9 +284,7 @@ class LadderKeeper:
         share = terms.share if terms else self.rules.canary_share
         again = Decision(Act.START_CANARY, reason, to=rung, share=share)
         if await self._do_again(again, now):
-            counted = self._judge.num_scored(self.model, rung)
-            self._scored_before = counted - canary.num_scored
-            self._engines.watch(rung)
+            self._sight.count_from(rung, canary.num_scored)
             self._standing = replace(self._standing, canary=canary)
         elif terms is not None:
             before = replace(self._standing, canary=canary)
@@ -357,6 +297,8 @@ class LadderKeeper:
         if ordered is None or ordered.terms is None:
             return
         rung, active = ordered.variant, self._standing.active
+        if not self._engines.are_loading and self._pool.find(self.model).state is not State.READY:
+            return  # after a restart what serves is loaded first
         if active != ordered.terms.beside:
             await self._engines.give_up(rung)
             reason = f"{active} was activated while {rung} was loading"
@@ -375,7 +317,7 @@ class LadderKeeper:
         """Note the end of an operator's canary that no step of the ladder brought about."""
         trial = standing.trial
         self._standing = standing.without_trial(ending, reason, now)
-        await self._keep(self._standing)
+        await self._memory.keep(self._standing)
         if trial is None:
             return
         self._report.ended(trial.variant, ending)
@@ -401,11 +343,11 @@ class LadderKeeper:
         planned, left = before.after(decision, now), before.left_by(decision)
         self._is_stepping = True
         await self._judge.keep()
-        await self._keep(planned)
+        await self._memory.keep(planned)
         result = await self._try(decision)
         self._is_stepping = False
         if result is not None:
-            await self._keep(before)
+            await self._memory.keep(before)
             self._tell(decision, result)
             return result
         self._standing = planned
@@ -413,8 +355,7 @@ class LadderKeeper:
             await self._engines.give_up(before.ordered.variant)
         if planned.canary is not None and decision.act is Act.START_CANARY:
             self._judge.try_again(self.model, planned.canary.variant)
-            self._scored_before = self._judge.num_scored(self.model, planned.canary.variant)
-            self._engines.watch(planned.canary.variant)
+            self._sight.count_from(planned.canary.variant)
             await self._judge.keep()
         self._report.done(decision, left)
         if planned.ended is not None and planned.ended is not before.ended:
@@ -422,49 +363,8 @@ class LadderKeeper:
         return None
 
     async def _try(self, decision: Decision) -> str | None:
-        """Carry out a decision; return None, or what became of it instead."""
-        try:
-            await self._carry_out(decision, f"{self.model}@{decision.to}")
-        except Superseded:
-            return "superseded"
-        except NarrowgateError as error:
-            # The rung that serves goes on; the same again at once would fail the same way.
-            self._failures.add(decision.to or "", until=self._clock() + self.rules.cool_down_s)
-            logger.error("%s: %s to %s failed: %s", self.model, decision.act, decision.to, error)
-            return "failed"
-        return None
-
-    async def _carry_out(self, decision: Decision, name: str) -> None:
-        left = self._standing.active  # an operator may choose another one while this waits
-        match decision.act:
-            case Act.STEP_UP | Act.PROMOTE:
-                await self._pool.activate(name, expected=left, waits=False)
-                await self._pool.end_canary(self.model)
-            case Act.START_CANARY:
-                await self._pool.start_canary(name, decision.share, expected=left)
-            case Act.ROLL_BACK:
-                await self._pool.end_canary(self.model)
-            case Act.ROUTE_SLICES:
-                await self._pool.route(name, decision.slices, decision.share)
-            case Act.GIVE_BACK_SLICES:
-                await self._pool.end_routes(self.model, decision.slices)
-
-    async def _begin_anew(self) -> None:
-        """Drop what was kept of something else."""
-        ledger = self._judge.ledger
-        if ledger is not None:
-            others = set(await ledger.ladders()) - {self.model}
-            await ledger.forget_ladders(but=sorted(others))
-        await self._keep(self._standing)
-
-    async def _keep(self, standing: Standing) -> None:
-        self._kept_at = self._clock()
-        ledger = self._judge.ledger
-        if self._kept is None and not (self.is_telling or standing.steps):
-            return
-        if ledger is not None and standing != self._kept:
-            self._kept = standing
-            await ledger.keep_ladder(self.model, to_state(standing, self._plan))
+        left = self._standing.active
+        return await self._hands.try_to(decision, leaving=left)
 
     def _tell(self, decision: Decision, result: str) -> None:
         self._report.tell(decision, self._standing.left_by(decision), result)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from gateway.registry import Metrics
 from gateway.shadow.judge import Judge, Publish
 from gateway.shadow.ladder_order import Ending
-from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules
+from gateway.shadow.ladder_rules import Act, Decision
 from gateway.shadow.slices import ALL
 
 logger = logging.getLogger(__name__)
@@ -89,17 +89,3 @@ class LadderReport:
             names = decision.slices or (ALL,)
             found = [verdicts[name] for name in names if name in verdicts]
         return [asdict(each) for each in found]
-
-
-def canary_fields(canary: Canary, rules: LadderRules) -> dict[str, object]:
-    """Return what is told of a canary: on what terms it is tried, and how far it is."""
-    terms = canary.terms
-    return {
-        "variant": canary.variant,
-        "by": "operator" if terms else "ladder",
-        "share": terms.share if terms else rules.canary_share,
-        "since": canary.since,
-        "scored": canary.num_scored,
-        "requests": terms.num_requests if terms else rules.canary_requests,
-        "patience_s": terms.patience_s if terms else rules.canary_patience_s,
-    }

@@ -129,6 +129,20 @@ def from_state(
     )
 
 
+def lost_trial(state: object, now: float) -> Outcome | None:
+    """Return the end of an operator's canary that was under way on what is another ladder now."""
+    try:
+        kept = _LadderState.model_validate(state)
+    except ValidationError:
+        return None
+    under_way = [each for each in (kept.canary, kept.ordered) if each and each.terms]
+    if not under_way:
+        return None
+    reason = "the settings name another ladder, recipe, mode or active rung since the restart"
+    trial = under_way[0]
+    return Outcome(trial.variant, min(trial.since, now), now, Ending.WITHDRAWN, reason)
+
+
 def _step(said: _StepState, now: float) -> Step:
     # A clock that was set back must not hold up a step until it has caught up.
     time = min(said.time, now)

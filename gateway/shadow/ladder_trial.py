@@ -23,6 +23,11 @@ class TrialEngines:
         self._load: asyncio.Task[str | None] | None = None
         self._num_restarts = 0
 
+    @property
+    def are_loading(self) -> bool:
+        """Return whether a load was begun, ended or not."""
+        return self._load is not None
+
     def is_loaded(self, rung: str) -> bool:
         """Return whether its load has ended, well or not; it is begun if that was not done."""
         if self._load is None:
@@ -73,7 +78,7 @@ class TrialEngines:
 
     async def _loaded(self, name: str) -> str | None:
         try:
-            await self._pool.load(name)
+            await self._pool.load_beside(name)
         except NarrowgateError as error:
             return str(error)
         return None

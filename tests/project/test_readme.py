@@ -183,7 +183,7 @@ def test_shell_examples_run(demo: Demo, tmp_path: Path) -> None:
             command += " --max-tokens 8"
         run(command, tmp_path)
         ran += 1
-    assert ran == 13
+    assert ran == 15
     assert (tmp_path / "smollm2-int4/compression_manifest.json").exists()
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "report.json").read_text())

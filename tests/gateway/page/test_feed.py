@@ -95,6 +95,28 @@ def test_routes_of_slices_are_shown(view: OpenView) -> None:
     page.unroute_all(behavior="wait")
 
 
+def test_an_operators_canary_is_shown(view: OpenView) -> None:
+    """The ladder has the share that a rung takes on trial, and how the last trial ended."""
+    page = view().page
+    terms = {"share": 0.1, "num_requests": 300, "patience_s": 60, "beside": "int8"}
+    canary = {"variant": "int4", "since": 0, "num_scored": 7, "terms": terms}
+    ended = {"variant": "int4", "time": 0, "ending": "rolled_back", "reason": "it drifts"}
+    status: dict[str, Any] = {"canary": canary}
+
+    def tried(route: Route) -> None:
+        told = route.fetch().json()
+        told["ladders"] = {"tiny": STATUS | {"mode": "off", "routes": {}} | status}
+        route.fulfill(json=told)
+
+    page.route("**/admin/fidelity*", tried)
+    block = page.locator(".ladder-block").first
+    expect(block).to_contain_text("On trial: int4 takes 10 % of the requests, 7 of 300 scored.")
+    expect(block).to_contain_text("Keeper off")
+    status |= {"canary": None, "ended": ended}
+    expect(block).to_contain_text("int4 rolled back (it drifts).")
+    page.unroute_all(behavior="wait")
+
+
 def test_no_sign_is_cut_in_two(view: OpenView) -> None:
     """Where two answers part amid a sign of two halves, the whole sign is the difference."""
     page = view().page

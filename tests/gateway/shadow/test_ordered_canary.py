@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ async def start(bench: Bench, rung: str = "int4", terms: Terms = TERMS) -> None:
         while bench.keeper.canary()["canary"]["state"] == "loading":
             await asyncio.sleep(0.01)
             await bench.look()
+
+
+async def begun(bench: Bench, name: str) -> None:
+    """Wait until the load of a variant has begun."""
+    async with aclosing(bench.pool.events.follow(0)) as events:
+        async for event in events:
+            if event.fields == {"model": name, "state": State.LOADING}:
+                return
 
 
 def told(bench: Bench) -> list[tuple[str, str, str]]:
@@ -197,8 +206,7 @@ def test_an_operator_ends_it() -> None:
         bench = await at()
         bench.launch.prepare_s = 30.0
         await bench.keeper.order("int4", TERMS)
-        while bench.pool.find("tiny@int4").state is not State.LOADING:
-            await asyncio.sleep(0.01)
+        await begun(bench, "tiny@int4")
         await bench.keeper.withdraw()
         assert bench.pool.find("tiny@int4").state is State.STOPPED
         assert last(bench) == ("withdrawn", "an operator ended it")
@@ -266,7 +274,7 @@ def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
         if is_loading:
             bench.launch.prepare_s = 30.0
             await bench.keeper.order("int4", TERMS)
-            await bench.look()
+            await begun(bench, "tiny@int4")
             bench.launch.prepare_s = 0.0
         else:
             await start(bench)
@@ -347,8 +355,9 @@ def test_the_ladders_own_tries_are_not_used_up() -> None:
             await bench.keeper.withdraw()
         bench.score("int8", 0.001, 200)
         bench.now += 100
-        while await bench.look() is not Act.START_CANARY:
+        while bench.keeper.canary()["canary"] is None:
             await asyncio.sleep(0.01)  # the rung still ends what was begun
+            await bench.look()
         assert bench.keeper.canary()["canary"]["by"] == "ladder"
         with pytest.raises(CanaryRunning):
             await bench.keeper.order("int4", TERMS)
@@ -390,6 +399,24 @@ def test_a_canary_survives_a_restart(
             assert bench.pool.shape("tiny").active == "int8"
             assert last(bench)[0] == "promoted"
             assert bench.keeper.status()["home"] == "int8"
+
+    over(use)
+
+
+def test_another_ladder_ends_it(tmp_path: Path) -> None:
+    """What was under way on other rungs is told as withdrawn at the next start, and kept so."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        async with home.process(is_killed=True) as bench:
+            await bench.pool.ensure_ready()
+            await bench.keeper.order("int8", TERMS)
+        async with home.process(plan="another") as bench:
+            ending, reason = last(bench)
+            assert ending == "withdrawn"
+            assert reason.startswith("the settings name another ladder, recipe, mode")
+            assert told(bench) == [("roll_back", "int8", "withdrawn")]
+        assert home.standing()["ended"]["ending"] == "withdrawn"
 
     over(use)
 
