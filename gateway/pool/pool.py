@@ -150,13 +150,20 @@ class Pool:
                     self._idle.set()
 
     @asynccontextmanager
-    async def lease(self, name: str, demand: Demand = _ANY) -> AsyncIterator[Lease]:
+    async def lease(
+        self, name: str, demand: Demand = _ANY, *, borrows: bool = False
+    ) -> AsyncIterator[Lease]:
         """Count one running request against an engine of a name's first choice.
+
+        One that ``borrows`` lets a variant go, after some idle minutes, that it had to load.
 
         Raises:
             ApiError: unknown name, or it cannot serve now.
         """
-        async with self.use(self.targets(name)[0], demand) as lease:
+        variant = self.targets(name)[0]
+        if borrows and variant.state in {State.STOPPED, State.FAILED}:
+            variant.is_borrowed = True
+        async with self.use(variant, demand) as lease:
             yield lease
 
     # -- what there is ----------------------------------------------------------------------
@@ -245,6 +252,7 @@ class Pool:
         variant = self._variant(name)
         if variant.state is State.FAILED:
             await variant.stop(0)  # an operator who asks again does not wait for the pause
+        variant.is_borrowed = False
         await variant.ensure_ready()
         return variant.snapshot()
 

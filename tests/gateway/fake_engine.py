@@ -179,7 +179,8 @@ class FakeEngine:
         raise RouteNotFound(f"no such path: {path}")
 
     def _info(self) -> EngineInfo:
-        recipe = self.name.partition("@")[2] or "full"
+        variant = self.name.partition("@")[2]
+        recipe = "full" if variant in {"", "reference"} else variant
         return EngineInfo(
             served_model_name=self.name,
             architecture="FakeForCausalLM",
