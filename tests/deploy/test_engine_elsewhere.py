@@ -167,6 +167,12 @@ def test_models_tell_recipe_and_what_is_applied(gateway: httpx.Client) -> None:
     assert info.labels["source_digest"]
 
 
+def test_its_own_metrics_pass_through_the_gateway(gateway: httpx.Client) -> None:
+    """Nobody else can reach the engine, so the gateway tells what it says of its steps."""
+    ask(gateway)
+    assert total(gateway, "narrowgate_engine_generated_tokens_total") > 0
+
+
 def test_its_requests_are_scored(gateway: httpx.Client) -> None:
     """The shadow takes captures from the one engine and scores from the other."""
     before = total(gateway, "narrowgate_shadow_scored_total")
