@@ -161,7 +161,7 @@ def test_free_runs_are_told_apart(tmp_path: Path) -> None:
         series(tokens, labels, side="full"): "0+30x30",
     }
     who = '{model="chat", variant="int4", side="%s"}'
-    wanted = {
+    wanted: dict[str, dict[str, float]] = {
         "Free runs, by result": {'{result="compared"}': 2 / 60, '{result="busy"}': 4 / 60},
         "Failed checks of both answers": {
             (who % "variant").replace("}", ', check="refusal"}'): 0.25,
