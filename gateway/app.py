@@ -55,6 +55,7 @@ def create_service(
             used, or traces need libraries.
     """
     metrics, specs = Metrics(), make_specs(settings)
+    metrics.begin_doors()
     for spec in specs:
         for variant in spec.variants:
             metrics.begin(spec.alias, variant.variant)

@@ -1,19 +1,28 @@
 """The live registry of the gateway's own families, and how a registry becomes text."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.metrics import FAMILIES, PREFIX, Family
+from gateway.metrics import FAMILIES, OTHER, PREFIX, Family, RejectionReason
 
 _MOST_BEGUN = 16
+_ALL_TRAFFIC = "all"
+_USUAL_OPERATIONS = ("chat", "completion")
+_BEFORE_AN_ENGINE = tuple((each, "error") for each in ("rejected", "timeout", "shed", "error"))
+_ENDINGS = (
+    *(("ok", finish) for finish in ("stop", "length", "tool_calls")),
+    ("client_abort", "abort"),
+    *_BEFORE_AN_ENGINE,
+)
+"""Outcomes of requests, and how their answers end then."""
 
 
 class Metrics:
@@ -47,18 +56,41 @@ class Metrics:
         self.gauges["build_info"].labels(version("narrowgate")).set(1)
 
     def begin(self, model: str, variant: str) -> None:
-        """Let counters of a variant begin at 0: the first event of a series is no rise otherwise.
+        """Let series of a variant begin at 0: the first event of a series is no rise otherwise.
 
-        Prometheus sees a rise between two samples only. Families of many combinations are left to
-        begin with what happens.
+        Prometheus sees a rise between two samples only. Families of many combinations begin with
+        those that are usual; slices are left to begin with what happens, but for all traffic.
         """
-        given = {"model": (model,), "variant": (variant,), "recipe": (variant,)}
-        for family in _of("counter"):
+        given = {
+            "model": (model,),
+            "variant": (variant,),
+            "recipe": (variant,),
+            "slice": (_ALL_TRAFFIC,),
+        }
+        for family in FAMILIES:
             values = [given.get(label.name, label.values) for label in family.labels]
-            if math.prod(map(len, values)) <= _MOST_BEGUN and family.labels:
-                for each in product(*values):
-                    self.counters[family.name].labels(*each)
-        self.histograms["model_load_seconds"].labels(model, variant)
+            if family.type == "gauge" or not values or math.prod(map(len, values)) > _MOST_BEGUN:
+                continue
+            kind = self.counters if family.type == "counter" else self.histograms
+            for each in product(*values):
+                kind[family.name].labels(*each)
+        self._begin_requests(model, variant, _ENDINGS)
+        self._begin_requests(model, OTHER, _BEFORE_AN_ENGINE)
+
+    def begin_key(self, key: str) -> None:
+        """Let what is counted of a key begin at 0."""
+        for name in ("key_requests_total", "key_tokens_total"):
+            self.counters[name].labels(key)
+
+    def begin_doors(self) -> None:
+        """Let what is turned away before its model is known begin at 0."""
+        for reason in get_args(RejectionReason):
+            self.counters["admission_rejections_total"].labels(OTHER, reason)
+        self._begin_requests(OTHER, OTHER, _BEFORE_AN_ENGINE)
+
+    def _begin_requests(self, model: str, variant: str, endings: Sequence[tuple[str, str]]) -> None:
+        for operation, ending in product(_USUAL_OPERATIONS, endings):
+            self.counters["requests_total"].labels(model, variant, operation, *ending)
 
 
 def _of(kind: str) -> Iterator[Family]:

@@ -8,7 +8,7 @@ from grafana.colours import at_least, at_most, verdicts
 from grafana.dashboard import Dashboard, Row
 from grafana.judgement import all_traffic, worst_slices, worst_verdict
 from grafana.panel import Panel, Query
-from grafana.query import gained, highest, quantile, rate, ratio, root_mean_square, series
+from grafana.query import gained, happened, highest, quantile, rate, ratio, root_mean_square, series
 from grafana.table import coloured, table
 from grafana.variable import slices
 
@@ -91,7 +91,8 @@ def _tiles() -> tuple[Panel, ...]:
 
 def _slices() -> tuple[Panel, ...]:
     counted = "fidelity_requests_total"
-    agreed = gained("fidelity_tokens_total", _MVS, 'agree="true"')
+    # The first scores of a slice are no rise yet.
+    agreed = happened("fidelity_tokens_total", _MVS, 'agree="true"')
     return (
         table(
             "Slices, worst first",
@@ -111,8 +112,8 @@ def _slices() -> tuple[Panel, ...]:
             Query(highest("drift_mean_upper_nats", _MVS), "", "upper"),
             Query(highest("drift_tolerance_nats", _MVS), "", "tolerance"),
             Query(highest("drift_e_value_log10", _MVS), "", "evidence (log10)", units.COUNT),
-            Query(ratio(agreed, gained("fidelity_tokens_total", _MVS)), "", "same", units.SHARE),
-            Query(gained(counted, _MVS), "", "scored in range", units.COUNT),
+            Query(ratio(agreed, happened("fidelity_tokens_total", _MVS)), "", "same", units.SHARE),
+            Query(happened(counted, _MVS), "", "scored in range", units.COUNT),
             Query(_routed(), "", "routed here", units.STATE),
             sorted_by="mean / tolerance",
             first=("model", "variant", "slice"),

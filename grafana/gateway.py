@@ -16,8 +16,8 @@ def _requests() -> tuple[Panel, ...]:
         lines(
             "Requests",
             "Requests that ended each second, by what became of them (narrowgate_requests_total); "
-            "the very first one of a kind is no rise yet, so not drawn. shed and rejected are "
-            "answers to too much; error and timeout are faults.",
+            "other operations than chat and completion are drawn from their second on. shed and "
+            "rejected are answers to too much; error and timeout are faults.",
             units.REQUESTS_PER_SECOND,
             NO_TRAFFIC,
             Query(rate("requests_total", "outcome"), "{{outcome}}"),

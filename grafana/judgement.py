@@ -1,6 +1,6 @@
 """Verdicts in PromQL."""
 
-from grafana.query import gained, highest, ratio, series
+from grafana.query import happened, highest, ratio, series
 
 DRIFT, STALE, LEARNING = 2, 3, 0
 
@@ -36,7 +36,7 @@ def all_traffic() -> str:
 def _over_tolerance(by: str, *matchers: str) -> str:
     # Bounds of the mean begin anew with an alarm, so they would be green while a slice drifts.
     mean = ratio(
-        gained("fidelity_kl_nats_total", by, *matchers),
-        gained("fidelity_requests_total", by, *matchers),
+        happened("fidelity_kl_nats_total", by, *matchers),
+        happened("fidelity_requests_total", by, *matchers),
     )
     return ratio(mean, highest("drift_tolerance_nats", by, *matchers))

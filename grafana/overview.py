@@ -119,8 +119,8 @@ def _course() -> tuple[Panel, ...]:
         lines(
             "Requests",
             "Requests that ended each second, by what became of them "
-            "(narrowgate_requests_total); the very first one of a kind is no rise yet, so not "
-            "drawn. Errors that grow: see the dashboard Gateway.",
+            "(narrowgate_requests_total); other operations than chat and completion are drawn "
+            "from their second request on. Errors that grow: see the dashboard Gateway.",
             units.REQUESTS_PER_SECOND,
             NO_TRAFFIC,
             Query(rate("requests_total", "outcome"), "{{outcome}}"),

@@ -56,6 +56,8 @@ class Admission:
         """
         aliases = list(settings.models)
         self.ring = KeyRing(settings.api_keys, settings.api_keys_file, aliases=aliases)
+        for key in self.ring.current():
+            metrics.begin_key(key.name)
         self.door = Door(settings, self.ring, metrics)
         failures = metrics.counters["rate_store_failures_total"]
         self._store = RateStore(settings.redis_url, on_failure=failures.inc)

@@ -55,7 +55,7 @@ class _Given(Collector):
 
 
 async def _read_engines(service: Service) -> list[EngineSeries]:
-    """Return what each engine that was started here says; others have scrapers of their own."""
+    """Return what each engine of ours says; others have scrapers of their own."""
     asked = [each for each in service.pool.ready_engines() if each.is_ours]
     found = await asyncio.gather(*(_read(each) for each in asked))
     return [each for each in found if each is not None]

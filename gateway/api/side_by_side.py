@@ -186,7 +186,7 @@ class _Pair:
 
     async def _ready(self, spec: VariantSpec) -> float:
         """Return when a variant could be asked, so that its load is no part of its time."""
-        async with self._service.pool.lease(spec.served_name):
+        async with self._service.pool.lease(spec.served_name, borrows=True):
             return time.perf_counter()
 
     async def _dispatch(

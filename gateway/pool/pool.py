@@ -19,6 +19,7 @@ from gateway.pool.model import Model
 from gateway.pool.replica import Replica
 from gateway.pool.state import Patience, Room, Shape, Snapshot, State
 from gateway.pool.variant import Variant
+from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
 from gateway.specs import NEXT_RUNG, ModelSpec, VariantSpec
 from gateway.upstream import EngineClient
@@ -46,11 +47,13 @@ class ReadyEngine:
     name: str
     client: EngineClient
     index: int = 0
+    info: EngineInfo | None = None
 
     @property
     def is_ours(self) -> bool:
-        """Return whether it was started here."""
-        return not self.spec.settings.urls
+        """Return whether it was started here, or elsewhere by `narrowgate engine`."""
+        describes_layers = self.info is not None and self.info.schemes is not None
+        return describes_layers or not self.spec.settings.urls
 
 
 class Pool:
@@ -150,13 +153,20 @@ class Pool:
                     self._idle.set()
 
     @asynccontextmanager
-    async def lease(self, name: str, demand: Demand = _ANY) -> AsyncIterator[Lease]:
+    async def lease(
+        self, name: str, demand: Demand = _ANY, *, borrows: bool = False
+    ) -> AsyncIterator[Lease]:
         """Count one running request against an engine of a name's first choice.
+
+        One that ``borrows`` lets a variant go, after some idle minutes, that it had to load.
 
         Raises:
             ApiError: unknown name, or it cannot serve now.
         """
-        async with self.use(self.targets(name)[0], demand) as lease:
+        variant = self.targets(name)[0]
+        if borrows and variant.state in {State.STOPPED, State.FAILED}:
+            variant.is_borrowed = True
+        async with self.use(variant, demand) as lease:
             yield lease
 
     # -- what there is ----------------------------------------------------------------------
@@ -182,7 +192,9 @@ class Pool:
     def ready_engines(self) -> list[ReadyEngine]:
         """Return the engines that take requests; looking at them is no use of them."""
         return [
-            ReadyEngine(variant.spec, replica.name, replica.engine.client, replica.index)
+            ReadyEngine(
+                variant.spec, replica.name, replica.engine.client, replica.index, replica.info
+            )
             for variant in self._all()
             for replica in variant.replicas
             if replica.engine is not None and replica.state is State.READY
@@ -245,6 +257,7 @@ class Pool:
         variant = self._variant(name)
         if variant.state is State.FAILED:
             await variant.stop(0)  # an operator who asks again does not wait for the pause
+        variant.is_borrowed = False
         await variant.ensure_ready()
         return variant.snapshot()
 

@@ -35,6 +35,8 @@ class Patience:
     drain_s: float = 30.0
     load_wait_s: float = 30.0
     retry_load_after_s: float = 30.0
+    borrowed_s: float = 300.0
+    """How long a variant stays that was loaded for one question, unless its model says it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class Variant:
         self.is_active = False
         self.is_held = False
         """Whether it must stay in memory for now, in use or not: it is being swapped in."""
+        self.is_borrowed = False
+        """Whether it was loaded for one question: nobody asked for it to stay."""
         self._model = model
         self._launch = launch
         self._metrics = metrics
@@ -100,7 +102,8 @@ class Variant:
             is_in_use=self.num_running > 0 or self.is_held or self._state is not State.READY,
             is_pinned=self._model.pin and self.is_active,
             last_used=self._last_used,
-            keep_alive_s=self._model.keep_alive_s,
+            keep_alive_s=self._model.keep_alive_s
+            or (self._patience.borrowed_s if self.is_borrowed and not self.is_active else None),
         )
 
     @property
@@ -225,7 +228,7 @@ class Variant:
                 await self._finish_requests(drain_s)
             await asyncio.gather(*(replica.stop(grace_s) for replica in self._replicas))
             self._forget()
-            self._load = None
+            self._load, self.is_borrowed = None, False
             self._failed_at = -float("inf")
             self._change(State.STOPPED)
 

@@ -234,7 +234,8 @@ class Reference:
         engine = await (self._reach() if self.is_elsewhere else self._launch_here(may_evict))
         try:
             info = await engine.client.info()
-            _FULL.require_applied(info, rounds_at_load=True)
+            if self.is_elsewhere:
+                _FULL.require_applied(info, rounds_at_load=True)
             scorer = self._make_scorer(engine.client, info, engine.backend)
         except BaseException:
             await engine.stop(0)

@@ -28,7 +28,7 @@ def _availability(window: str) -> Iterator[Recording]:
         f"sum without ({_OF_REQUESTS}) (\n"
         f'  rate({_REQUESTS}{{outcome!~"rejected|client_abort"}}[{window}])\n)',
     )
-    # The first failure of a series is no rise; alerts ask for several, so it may be missed here.
+    # The first failure of a rare operation is no rise, those of chat and completion begin at 0.
     # A model that never failed has no series of failures: that is 0, not nothing.
     yield Recording(
         failed,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def running(words: list[str], home: Path, log: Path) -> Iterator[subprocess.Pope
         process.wait()
 
 
+def is_well(url: str) -> bool:
+    """Return whether the server there says so."""
+    return answers(f"{url}/health") == 200
+
+
 @dataclass(frozen=True)
 class Engines:
     """Two engines: the compressed model and the full one that it is held against."""
@@ -78,8 +84,8 @@ def engines(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             stack.enter_context(running(words, home, home / f"{recipe}.log"))
             urls.append(f"http://127.0.0.1:{port}")
         for url in urls:
-            eventually(lambda url=url: answers(f"{url}/health") == 200, START_LIMIT_S)
-        yield Engines(*urls, home)
+            eventually(partial(is_well, url), START_LIMIT_S)
+        yield Engines(urls[0], urls[1], home)
 
 
 def settings(engines: Engines, **shadow: Any) -> dict[str, Any]:
@@ -165,6 +171,12 @@ def test_models_tell_recipe_and_what_is_applied(gateway: httpx.Client) -> None:
         if sample.name == "narrowgate_model_info"
     ]
     assert info.labels["source_digest"]
+
+
+def test_its_own_metrics_pass_through_the_gateway(gateway: httpx.Client) -> None:
+    """Nobody else can reach the engine, so the gateway tells what it says of its steps."""
+    ask(gateway)
+    assert total(gateway, "narrowgate_engine_generated_tokens_total") > 0
 
 
 def test_its_requests_are_scored(gateway: httpx.Client) -> None:

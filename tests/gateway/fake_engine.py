@@ -179,8 +179,8 @@ class FakeEngine:
         raise RouteNotFound(f"no such path: {path}")
 
     def _info(self) -> EngineInfo:
-        named = self.name.partition("@")[2]
-        recipe = "full" if named in {"", "reference"} else named
+        variant = self.name.partition("@")[2]
+        recipe = "full" if variant in {"", "reference"} else variant
         return EngineInfo(
             served_model_name=self.name,
             architecture="FakeForCausalLM",

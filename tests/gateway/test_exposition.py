@@ -307,6 +307,23 @@ def test_the_first_event_is_a_rise(start_gateway: StartGateway) -> None:
         ):
             assert f"\n{line} " in page
     assert '\nnarrowgate_shadow_dropped_total{model="tiny",reason="busy"} 0.0' in page
+    for variant, outcome, finish in (
+        ("int8", "ok", "stop"),
+        ("int8", "client_abort", "abort"),
+        ("int4", "error", "error"),
+        ("_other", "shed", "error"),
+    ):
+        ending = f'finish_reason="{finish}",model="tiny",operation="chat",outcome="{outcome}"'
+        assert f'requests_total{{{ending},variant="{variant}"}} 0.0' in page
+    assert 'rejections_total{model="_other",reason="invalid_key"} 0.0' in page
+
+
+def test_what_keys_ask_is_a_rise(start_gateway: StartGateway) -> None:
+    """Requests and tokens of each key of the settings stand at 0, too."""
+    keys = [{"name": "boss", "key": "sk-boss", "admin": True}]
+    page = start_gateway(ready=False, api_keys=keys).http.get("/metrics").text
+    for name in ("requests", "tokens"):
+        assert f'\nnarrowgate_key_{name}_total{{key="boss"}} 0.0' in page
 
 
 def test_promtool_likes_engines_too(gateway: Gateway) -> None:

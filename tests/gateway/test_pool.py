@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,33 @@ def test_concurrent_loads_are_one() -> None:
 
     launch = asyncio.run(run())
     assert (launch.num_prepared, len(launch.engines)) == (1, 1)
+
+
+def test_what_was_loaded_for_one_question_leaves_again() -> None:
+    """A borrowed variant goes after its idle time; the active one, and one that is wanted, stay."""
+
+    async def run() -> list[State]:
+        ladder = ModelSettings.model_validate({"model": "x", "ladder": ["int4", "int8", "full"]})
+        pool = Pool(
+            make_specs(Settings(models={"tiny": ladder})),
+            FakeLaunch(),
+            metrics=Metrics(),
+            on_progress=lambda progress: None,
+            patience=replace(IMPATIENT, load_wait_s=10, borrowed_s=0.1),
+        )
+        tending = asyncio.create_task(pool.tend())
+        try:
+            for name in ("tiny", "tiny@int8", "tiny@full"):
+                async with pool.lease(name, borrows=True):
+                    assert pool.find(name).state is State.READY
+            await pool.load("tiny@int8")
+            await until(lambda: pool.find("tiny@full").state is State.STOPPED)
+            return [pool.find(f"tiny@{variant}").state for variant in ("int4", "int8")]
+        finally:
+            tending.cancel()
+            await pool.close(0)
+
+    assert asyncio.run(run()) == [State.READY, State.READY]
 
 
 def test_a_caller_that_gives_up_does_not_end_the_load() -> None:

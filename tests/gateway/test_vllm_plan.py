@@ -17,7 +17,8 @@ from compression.schemes import (
     KvInt8,
     Nf4,
 )
-from gateway.backends.vllm import VllmStart, command, environment, kv_cache_bytes
+from gateway.backends import vllm_facts
+from gateway.backends.vllm import ARTIFACT_VARIABLE, VllmStart, command, environment, kv_cache_bytes
 from gateway.backends.vllm_capabilities import (
     CUDA_KV,
     WEIGHTS,
@@ -315,3 +316,26 @@ def test_size_of_the_cache() -> None:
     assert kv_cache_bytes(facts(), None) == 4 * 2**30
     assert kv_cache_bytes(facts(), 7) == 7
     assert kv_cache_bytes(gpu(), None) is None
+
+
+def test_the_middleware_reads_what_a_lone_engine_is_told() -> None:
+    """The variable's name stands in both interpreters' code, which cannot import each other."""
+    inside = Path(vllm_facts.__file__).parent / "inside_vllm/narrowgate_vllm/middleware.py"
+    assert f'"{ARTIFACT_VARIABLE}"' in inside.read_text()
+
+
+def test_a_lone_engine_listens_where_it_is_told() -> None:
+    """In a container that is every address, otherwise loopback."""
+    start = VllmStart(Path("/v"), facts(), VllmPlan({}, {}, ()))
+    settings = VariantSettings(model="x", recipe="full", engine="vllm")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        words = command(
+            start,
+            Path("/m"),
+            served_name="x",
+            port=1,
+            settings=settings,
+            kv_cache_memory_bytes=None,
+            host=host,
+        )
+        assert f"--host={host}" in words

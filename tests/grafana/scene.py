@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
         "rate": 1,
         "tokens_per_second": 2000,
         "floor_every": 2,
-        "free_run": 1,
         "probe_every_s": 1,
         "max_running": 1000,
         "reference": {"mode": "resident", "memory": "1GiB"},

@@ -144,6 +144,45 @@ def test_a_first_failure_is_seen_in_its_panel(tmp_path: Path) -> None:
         )
 
 
+def test_free_runs_are_told_apart(tmp_path: Path) -> None:
+    """Panels show runs by result, failures by side and check, and tokens of a compared run."""
+    labels = HERE | {"model": "chat", "variant": "int4"}
+    runs, checks, tokens = (
+        f"narrowgate_fidelity_free_run{name}_total" for name in ("s", "_checks", "_tokens")
+    )
+    refusal = labels | {"check": "refusal", "side": "variant"}
+    inputs = {
+        series(runs, labels, result="compared"): "0+2x30",
+        series(runs, labels, result="busy"): "0+4x30",
+        series(checks, refusal, result="failed"): "0+1x30",
+        series(checks, refusal, result="ok"): "0+3x30",
+        series(checks, refusal | {"side": "full"}, result="ok"): "0+4x30",
+        series(tokens, labels, side="variant"): "0+60x30",
+        series(tokens, labels, side="full"): "0+30x30",
+    }
+    who = '{model="chat", variant="int4", side="%s"}'
+    wanted: dict[str, dict[str, float]] = {
+        "Free runs, by result": {'{result="compared"}': 2 / 60, '{result="busy"}': 4 / 60},
+        "Failed checks of both answers": {
+            (who % "variant").replace("}", ', check="refusal"}'): 0.25,
+            (who % "full").replace("}", ', check="refusal"}'): 0,
+        },
+        "Length of both answers": {who % "variant": 30, who % "full": 15},
+    }
+    tests = [
+        {
+            "expr": substituted(query.expr, rate_interval="10m"),
+            "eval_time": "25m",
+            "exp_samples": [{"labels": key, "value": value} for key, value in found.items()],
+        }
+        for query in all_queries()
+        if (found := wanted.get(query.panel))
+    ]
+    assert len(tests) == len(wanted)
+    samples = [{"series": name, "values": values} for name, values in inputs.items()]
+    promtool(tmp_path, [{"interval": "1m", "input_series": samples, "promql_expr_test": tests}])
+
+
 def test_long_windows_are_read_seldom() -> None:
     """Rules over hours and days have an interval of their own, shorter than Prometheus' memory."""
     for group in groups_of("recording.yaml"):

@@ -139,6 +139,19 @@ def test_refusals_have_words(
     assert words in reply.json()["error"]["message"]
 
 
+def test_the_full_model_leaves_with_the_keep_alive(start_gateway: StartGateway) -> None:
+    """Loaded for a question, it goes as any idle variant does; the pinned active one stays."""
+    model = FAKE | {"ladder": ["int4", "full"], "keep_alive_s": 0.3, "pin": True, "shadow": "off"}
+    gateway = start_gateway(models={"tiny": model}, launch=LAUNCH)
+    assert ask(gateway, "tiny", max_tokens=2).status_code == 200
+
+    def states() -> dict[str, str]:
+        found = gateway.http.get("/admin/models").json()["data"]
+        return {each["id"]: each["state"] for each in found}
+
+    eventually(lambda: states() == {"tiny@int4": "ready", "tiny@full": "stopped"}, 20)
+
+
 def test_settings_without_a_full_model_say_what_to_add(start_gateway: StartGateway) -> None:
     """Under a memory budget without room for references the remedy is named."""
     gateway = start_gateway(memory_budget=1000)

@@ -48,7 +48,8 @@ class Bench:
         settings = load_settings(None, fields, {})
         self.now = time.time()
         self.events: list[dict[str, Any]] = []
-        metrics, self.launch = Metrics(), FakeLaunch()
+        self.metrics, self.launch = Metrics(), FakeLaunch()
+        metrics = self.metrics
         self.pool = Pool(
             make_specs(settings),
             self.launch,

@@ -167,11 +167,18 @@ def test_a_rung_that_is_lost_is_fetched_again() -> None:
 
 
 def test_a_swap_by_hand_ends_routes() -> None:
-    """The rung that an operator activates gets everything; what nobody needs is stopped."""
+    """The rung that an operator activates gets everything, and metrics say so."""
+
+    def routed(bench: Bench) -> list[dict[str, str]]:
+        (family,) = bench.metrics.gauges["slice_routed"].collect()
+        return [sample.labels for sample in family.samples]
 
     async def use(bench: Bench) -> None:
+        assert routed(bench) == []
         await bench.look()
+        assert routed(bench) == [{"model": "tiny", "variant": "int8", "slice": CODE}]
         await bench.pool.activate("tiny@full")
+        assert routed(bench) == []
         assert bench.first_choices(CODE) == {"full": 100}
         assert bench.pool.find("tiny@int8").state is State.STOPPED
         await bench.look()
