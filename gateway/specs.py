@@ -25,6 +25,8 @@ class VariantSpec:
     settings: VariantSettings
     niceness: int = 0
     """How far its engines stand back for other processes of the machine."""
+    is_reference: bool = False
+    """Whether it only reads what others served."""
 
     @property
     def served_name(self) -> str:

@@ -30,4 +30,4 @@ def reference_spec(alias: str, model: ModelSettings, settings: ReferenceSettings
         # A text that is read twice shall be computed twice, or the noise floor says nothing.
         enable_prefix_caching=False,
     )
-    return VariantSpec(alias, _NAME, here, niceness=NICENESS)
+    return VariantSpec(alias, _NAME, here, niceness=NICENESS, is_reference=True)

@@ -102,8 +102,9 @@ def offline(served: RunningEngine, full: RunningEngine, captured: Captured) -> T
     found = []
     for start in range(0, len(ids) - 1, CHUNK):
         part = ids[:-1][start : start + CHUNK]
-        found.append(full.runner.forward([(cache, part, len(part))]))
-    return score_tokens(torch.cat(found)[len(prompt) - 1 :], torch.cat(rows), answer)
+        wanted = min(len(part), start + len(part) - len(prompt) + 1)
+        found.append(full.runner.forward([(cache, part, wanted)]))
+    return score_tokens(torch.cat(found), torch.cat(rows), answer)
 
 
 @pytest.mark.parametrize("count", [1, 150])
@@ -228,24 +229,24 @@ class Keeper:
         self._is_silent = is_silent
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            while (await reader.readline()).strip():
-                pass
-            self.is_asked.set()
-            start, stop = (
-                int(part.partition("=")[2])
-                for part in line.split()[1].decode().partition("?")[2].split("&")
-            )
-            if stop > self._num_rows:
-                if self._is_silent:
+        try:
+            while line := await reader.readline():
+                while (await reader.readline()).strip():
+                    pass
+                self.is_asked.set()
+                query = line.split()[1].decode().partition("?")[2].split("&")
+                start, stop = (int(part.partition("=")[2]) for part in query)
+                if stop <= self._num_rows:
+                    raw = bytes(4 * self._vocab_size * (stop - start))
+                    self.num_given += stop - start
+                    head = b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n" % len(raw)
+                    writer.write(head + raw)
+                elif self._is_silent:
                     await reader.read()
-                    break
-                writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
-                continue
-            raw = bytes(4 * self._vocab_size * (stop - start))
-            self.num_given += stop - start
-            writer.write(b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw)
-        writer.close()
+                else:
+                    writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
+        finally:
+            writer.close()
 
 
 def test_rows_that_do_not_come_end_the_score_alone(
