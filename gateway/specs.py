@@ -26,7 +26,7 @@ class VariantSpec:
     niceness: int = 0
     """How far its engines stand back for other processes of the machine."""
     is_reference: bool = False
-    """Whether others are held against it, so that its weights must be known."""
+    """Whether it only reads what others served; they are held against its weights."""
 
     @property
     def served_name(self) -> str:

@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--row-memory-bytes", type=_positive, help="of whole distributions that wait for a score"
     )
+    parser.add_argument(
+        "--read-in-float32",
+        dest="reads_in_float32",
+        action="store_true",
+        help="read texts in float32, also where another dtype is faster",
+    )
     parser.add_argument("--otlp-endpoint", metavar="URL", help="of a collector of traces")
     parser.add_argument(
         "--no-end-with-parent",
@@ -92,7 +98,10 @@ def _serve(options: argparse.Namespace) -> int:
     with ThreadPoolExecutor(1) as pool:
         tokenizer_to_come = pool.submit(load_tokenizer, options.model)
         runner = load_runner(
-            options.model, threads=options.threads, max_model_len=options.max_model_len
+            options.model,
+            threads=options.threads,
+            max_model_len=options.max_model_len,
+            reads_in_float32=options.reads_in_float32,
         )
         tokenizer = tokenizer_to_come.result()
 

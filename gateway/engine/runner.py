@@ -56,7 +56,11 @@ class Runner:
             wanted.append(hidden[stop - count : stop])
         if not any(count for _, _, count in batch):
             return torch.empty(0, self.vocab_size)
-        return self.decoder.logits(torch.cat(wanted).to(torch.bfloat16))
+        rows = torch.cat(wanted)
+        if len(batch) == 1 and len(rows) > 1:
+            # A text that is scored: what it is for is the numbers, and dense products take them.
+            return self.decoder.logits(rows)
+        return self.decoder.logits(rows.to(torch.bfloat16))
 
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:
@@ -110,12 +114,19 @@ def _kernels(linears: list[PackedLinear], scheme: str) -> str:
     return ", ".join(sorted({linear.kernel for linear in linears if linear.scheme == scheme}))
 
 
-def load_runner(directory: Path, *, threads: int | None, max_model_len: int | None) -> Runner:
+def load_runner(
+    directory: Path,
+    *,
+    threads: int | None,
+    max_model_len: int | None,
+    reads_in_float32: bool = False,
+) -> Runner:
     """Load a checkpoint or an artifact.
 
     ``threads`` defaults to the processors this process may use. ``max_model_len`` defaults to the
     checkpoint's context, at most
-    :data:`gateway.engine.model.DEFAULT_MAX_MODEL_LEN`.
+    :data:`gateway.engine.model.DEFAULT_MAX_MODEL_LEN`. Texts are read in the dtype that is fastest
+    here now, or always in float32.
 
     Raises:
         CompressionError: the directory is no checkpoint or artifact this engine can serve, or its
@@ -128,6 +139,9 @@ def load_runner(directory: Path, *, threads: int | None, max_model_len: int | No
         architecture = decoder.architecture
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         tune(decoder.linears)
+        if reads_in_float32:
+            for linear in decoder.linears:
+                linear.dense_from, linear.dense_dtype = 2, torch.float32
         kv_cache = kv_cache_of(checkpoint.manifest)
         codecs = make_codecs(kv_cache, architecture, read_centres(directory, architecture))
         runner = Runner(

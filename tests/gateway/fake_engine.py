@@ -31,11 +31,13 @@ from gateway.errors import (
     render,
 )
 from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
-from gateway.score import parse_score
+from gateway.score import ROWS_GONE, parse_score
 from tests.gateway.fake_metrics import FakeMetrics
 from tests.gateway.fake_routes import ROUTES, reply_to, response_events
 
 MAX_MODEL_LEN = 4096
+KL = 0.75
+"""What every position of an exact score has."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,15 @@ class Script:
     with_done: bool = True
     write_all_at_once: bool = False
     label: str = ""
+    keeps_rows: bool = True  # where whole distributions are asked for
     text: str = ""  # is answered, a token a word, instead of made-up words
     reference: dict[str, Any] = field(default_factory=dict)  # what a reference does otherwise
+
+
+class RowsGone(InvalidRequest):
+    """As the embedded engine says it."""
+
+    code = ROWS_GONE
 
 
 @dataclass
@@ -66,6 +75,8 @@ class Counts:
     completed: int = 0
     cancelled: int = 0
     decoded: int = 0
+    rows_asked: int = 0
+    rows_kept: int = 0
 
 
 @dataclass
@@ -109,6 +120,7 @@ class FakeEngine:
         self.nll = nll
         self.score_fault = score_fault
         self.captures: dict[str, dict[str, Any]] = {}
+        self.rows: set[str] = set()  # of captures that are not forgotten
         self.counts = Counts()
         self.metrics = FakeMetrics(name)
         self.times: dict[str, Times] = {}
@@ -136,6 +148,9 @@ class FakeEngine:
                 await self._answer_with(TextAnswer, body, wire, parse_wish(headers))
             elif path == "/engine/score":
                 await self._score(parse_object(body), wire.writer)
+            elif path.startswith("/engine/capture/") and method == "DELETE":
+                self.rows.discard(path.rpartition("/")[2])
+                _write(wire.writer, 204, b"", {})
             elif path == "/metrics":
                 _write(wire.writer, 200, self.metrics.render(), {"content-type": "text/plain"})
             elif path in ROUTES and method == "POST":
@@ -170,7 +185,7 @@ class FakeEngine:
             columns = self.captures.pop(path.rpartition("/")[2], None)
             return (200, columns) if columns else (404, {"error": {"message": "no capture"}})
         if path == "/fake/state":
-            return 200, asdict(self.counts)
+            return 200, asdict(replace(self.counts, rows_kept=len(self.rows)))
         if path == "/fake/times":
             return 200, {label: asdict(times) for label, times in self.times.items()}
         if path == "/v1/models":
@@ -215,6 +230,8 @@ class FakeEngine:
             await asyncio.sleep(2)
         elif self.score_fault == "refuse":
             raise UnsupportedParameter("this engine scores nothing", param="candidates")
+        elif self.score_fault == "no_rows" and request.rows is not None:
+            raise RowsGone("they are gone", param="rows")
         logprobs = [_logprobs(len(ids), self.nll) for ids in request.candidates]
         if self.score_fault == "uneven":
             for row in logprobs[2::3]:
@@ -225,7 +242,8 @@ class FakeEngine:
             ids[max(range(len(ids)), key=row.__getitem__) if row[0] == row[0] else 0]
             for ids, row in zip(request.candidates, logprobs, strict=True)
         ]
-        reply = {"scores": {"logprobs": logprobs, "argmax": argmax}}
+        exact = [KL] * len(logprobs) if request.rows is not None else []
+        reply = {"scores": {"logprobs": logprobs, "argmax": argmax, "kl": exact}}
         _write(writer, 200, orjson.dumps(reply), {})
 
     async def _answer_with(
@@ -245,7 +263,13 @@ class FakeEngine:
         if script.label:
             self.times[script.label] = answer.times
         if wish is not None:
-            self.captures[wish.capture_id] = answer.columns(wish.num_top)
+            columns = answer.columns(wish.num_top)
+            if wish.num_rows:
+                self.counts.rows_asked += 1
+                self.rows.add(wish.capture_id)
+                is_kept = script.keeps_rows and len(answer.tokens) <= wish.num_rows
+                columns["num_rows"] = len(answer.tokens) if is_kept else None
+            self.captures[wish.capture_id] = columns
         self.counts.running += 1
         self.metrics.running(self.counts.running)
         self.idle.clear()

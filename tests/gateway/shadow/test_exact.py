@@ -1,0 +1,157 @@
+"""Exact scores over a real gateway process: what is asked, what is told, what is forgotten."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.model_settings import VariantSettings
+from gateway.shadow.exact import reading
+from gateway.shadow.records import Captured, ScoredPosition
+from gateway.shadow_settings import Estimator, ShadowSettings
+from tests.gateway.conftest import StartGateway
+from tests.gateway.fake_engine import KL
+from tests.gateway.harness import CHAT, Gateway, body, eventually
+from tests.gateway.shadow.counts import settled
+
+SHADOW: dict[str, Any] = {
+    "rate": 1,
+    "floor_every": 2,
+    "max_tokens": 9,
+    "estimator": "exact",
+    "exact_tokens": 5,
+}
+NAMES = {"model": "tiny", "variant": "int4"}
+
+
+def kept(gateway: Gateway) -> tuple[int, int]:
+    """Return of how many answers the engine was to keep rows, and of how many it still does."""
+    state = gateway.engine_state()
+    return state["rows_asked"], state["rows_kept"]
+
+
+def test_exact_scores_are_marked_and_known_beside_top_k(start_gateway: StartGateway) -> None:
+    """In metrics, verdicts and ledger; the noise floor stays as it was; nothing stays behind."""
+    gateway = start_gateway(shadow=SHADOW, launch={"nll": {"reference": 0.75}})
+    for _ in range(4):
+        gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
+    found = eventually(settled(gateway, 4), 20)
+    assert (found["scored"], found["dropped"]) == (4, {})
+    sums = NAMES | {"slice": "all"}
+    assert gateway.metric("fidelity_kl_nats_total", **sums, estimator="exact") == 4 * KL
+    assert gateway.metric("fidelity_kl_nats_total", **sums, estimator="topk") == 0
+    assert gateway.metric("fidelity_requests_total", **sums) == 4
+    bound = gateway.metric("fidelity_kl_bound_nats_total", **sums)
+    assert 0 < bound < 4 * KL
+    floor = {"model": "tiny", "variant": "full", "slice": "all"}
+    assert gateway.metric("fidelity_requests_total", **floor) == 2
+    assert gateway.metric("fidelity_kl_nats_total", **floor, estimator="exact") == 0
+
+    told = eventually(lambda: _variant(gateway, scored=4))
+    assert told["estimator"] == "exact"
+    assert told["topk_gap"] == {"num_requests": 4, "exact": KL, "topk": pytest.approx(bound / 4)}
+    (whole,) = [each for each in told["slices"] if each["slice"] == "all"]
+    assert whole["mean"] > 0
+    eventually(lambda: kept(gateway) == (4, 0))
+    eventually(lambda: ("int4", "exact", 4) in _sources(gateway))
+    assert ("full", "topk", 2) in _sources(gateway)
+
+
+def _variant(gateway: Gateway, *, scored: int) -> dict[str, Any]:
+    (found,) = gateway.http.get("/admin/fidelity").json()["data"]
+    return found if found["scored"] == scored else {}
+
+
+def _sources(gateway: Gateway) -> list[tuple[str, str, int]]:
+    slices = gateway.http.get("/admin/fidelity").json()["ledger"]["slices"]
+    return [
+        (each["variant"], each["estimator"], each["num_requests"])
+        for each in slices
+        if each["slice"] == "all"
+    ]
+
+
+def test_what_cannot_be_exact_is_dropped(start_gateway: StartGateway) -> None:
+    """Each for its reason, none as top-k; the engine is told to forget each, however it ended."""
+    gateway = start_gateway(shadow=SHADOW)
+    post = gateway.http.post
+    post(CHAT, json=body(fake={"tokens": 4, "keeps_rows": False}))
+    post(CHAT, json=body(fake={"tokens": 6}))
+    post(CHAT, json=body(fake={"tokens": 9}))
+    post(CHAT, json=body(fake={"tokens": 0}))
+    post(CHAT, json=body(stream=True, fake={"fault": "truncate", "after": 1}))
+    with gateway.stream({"tokens": 200, "pace_s": 0.02}) as stream:
+        next(stream.iter_raw())
+    post(CHAT, json=body(), headers={"x-narrowgate-shadow": "off"})
+    post(CHAT, json=body(fake={"tokens": 4}))
+    found = eventually(settled(gateway, 8), 20)
+    assert found["scored"] == 1
+    assert found["dropped"] == {
+        "rows": 1,
+        "too_long": 2,
+        "empty": 1,
+        "unfinished": 2,
+        "private": 1,
+    }
+    assert gateway.metric("shadow_dropped_total", model="tiny", reason="rows") == 1
+    eventually(lambda: kept(gateway) == (7, 0))
+
+
+def test_rows_that_are_gone_cost_that_score_alone(start_gateway: StartGateway) -> None:
+    """It is dropped as such, the reference is not to blame, and stays."""
+    gateway = start_gateway(shadow=SHADOW, launch={"score_faults": {"tiny": "no_rows"}})
+    for _ in range(4):
+        gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
+    found = eventually(settled(gateway, 4), 20)
+    assert found["dropped"] == {"rows": 4}
+    assert found["reference"]["state"] == "ready"
+    assert gateway.metric("shadow_reference_failures_total", model="tiny") == 0
+    eventually(lambda: kept(gateway) == (4, 0))
+
+
+@pytest.mark.parametrize("fault", ["crash", "hang"])
+def test_a_lost_reference_leaves_nothing_behind(start_gateway: StartGateway, fault: str) -> None:
+    """Killed or silent in the middle of a score: the engine that served forgets."""
+    shadow = SHADOW | {"score_timeout_s": 0.3}
+    gateway = start_gateway(shadow=shadow, launch={"score_faults": {"tiny": fault}})
+    gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
+    found = eventually(settled(gateway, 1), 20)
+    assert found["scored"] == 0
+    eventually(lambda: kept(gateway) == (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("shadow", "variant", "estimator"),
+    [
+        ({}, {}, "topk"),
+        ({"estimator": "exact"}, {}, "exact"),
+        ({"estimator": "exact"}, {"recipe": "full"}, "topk"),
+        ({"estimator": "exact"}, {"engine": "vllm"}, "topk"),
+        ({"estimator": "exact"}, {"urls": ["http://10.0.0.5:8000"]}, "topk"),
+        ({"estimator": "exact", "reference": {"engine": "vllm"}}, {}, "topk"),
+        ({"estimator": "exact", "reference": {"urls": {"tiny": "http://a:1"}}}, {}, "topk"),
+        ({"estimator": "exact", "reference": {"urls": {"other": "http://a:1"}}}, {}, "exact"),
+    ],
+)
+def test_the_estimator_follows_from_the_settings(
+    shadow: dict[str, Any], variant: dict[str, Any], estimator: Estimator
+) -> None:
+    """Exact where both engines are embedded and here, and for no full model."""
+    settings = ShadowSettings.model_validate(shadow)
+    found = VariantSettings.model_validate({"model": "m", "recipe": "int4"} | variant)
+    assert settings.estimator_of("tiny", found) == estimator
+
+
+def test_a_reply_without_rows_is_read_as_ever() -> None:
+    """The reference is asked for candidates alone."""
+
+    class Scorer:
+        async def score(self, token_ids: Any, start: int, candidates: Any) -> list[ScoredPosition]:
+            return [ScoredPosition({}, start)]
+
+    found = asyncio.run(_await(reading(Scorer(), Captured((1, 2), ()))))
+    assert found == [ScoredPosition({}, 2)]
+
+
+async def _await(work: Any) -> Any:
+    return await work
