@@ -26,12 +26,19 @@ def render(results: Mapping[str, Any]) -> str:
 
 def _goals(found: Sequence[Outcome]) -> str:
     rows = [
-        f"| {each.what} | {'at least' if each.is_least else 'at most'} {_amount(each.goal, each.unit)} "
-        f"| {'-' if each.value is None else _amount(each.value, each.unit)} | {each.said} "
-        f"| {each.verdict} |"
+        f"| {each.what} | {_asked(each)} | {_value(each)} | {each.said} | {each.verdict} |"
         for each in found
     ]
     return _table(("goal", "asked", "measured", "figures", ""), rows)
+
+
+def _asked(outcome: Outcome) -> str:
+    border = "at least" if outcome.is_least else "at most"
+    return f"{border} {_amount(outcome.goal, outcome.unit)}"
+
+
+def _value(outcome: Outcome) -> str:
+    return "-" if outcome.value is None else _amount(outcome.value, outcome.unit)
 
 
 def _amount(value: float, unit: str) -> str:
