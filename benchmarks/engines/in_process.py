@@ -18,7 +18,7 @@ import psutil
 from benchmarks.engines.children import EngineFailed, child, last_words, pss_mb
 from benchmarks.engines.replies import Replies
 
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class Script:
 
 @contextmanager
 def script(python: Path, name: str, *words: str, log: Path) -> Iterator[Script]:
-    """Run ``script_<name>.py`` by an interpreter.
+    """Run ``benchmarks.engines.script_<name>`` by an interpreter.
 
     Raises:
         EngineFailed: it ended before it was ready.
     """
-    file = Path(__file__).with_name(f"script_{name}.py")
-    command = [str(python), str(file), *words]
-    with child(command, log, pipes=True) as process:
+    command = [str(python), "-m", f"benchmarks.engines.script_{name}", *words]
+    variables = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with child(command, log, environment=variables, pipes=True) as process:
         running = Script(process, log)
         running.read()
         yield running

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.engines.checkpoints import SMOLLM2, ensure_artifact, ensure_checkpoint
-from benchmarks.engines.contestants import HOME, Engine, start_ours
+from benchmarks.engines.checkpoints import HOME, SMOLLM2, ensure_artifact, ensure_checkpoint
+from benchmarks.engines.contestants import Engine, start_ours
 from benchmarks.engines.measures import Measure, Prompts
 from compression.facts import read_facts
 from compression.kv.layers import bytes_per_token

@@ -18,8 +18,8 @@ from benchmarks.engines.children import EngineFailed, child, last_words, pss_mb
 from benchmarks.engines.replies import Replies
 
 NAME = "m"
-START_LIMIT_S = 300.0
-ANSWER_LIMIT_S = 300.0
+START_LIMIT_S = 600.0
+ANSWER_LIMIT_S = 600.0
 _TEXT = re.compile(rb'"text": ?"[^"]')
 _COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
 _DONE = b"data: [DONE]"

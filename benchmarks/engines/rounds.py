@@ -13,7 +13,7 @@ from benchmarks.engines.measures import LONG_LIMIT_S, MEASURES, Measure, Prompts
 
 _SETTLE_S = 0.4
 """Threads of an engine that has just answered may still spin."""
-_WARM_TOKENS = 4
+_WARM_PROMPT, _WARM_TOKENS = 64, 4
 
 
 class Progress:
@@ -122,8 +122,8 @@ def _started(
             try:
                 engine = own.enter_context(contestant.start(model))
                 for measure in measures:
-                    if measure.prompt <= 512:
-                        engine.generate(prompts.draw(measure, -1), _WARM_TOKENS)
+                    drawn = prompts.draw(measure, -1)
+                    engine.generate([ids[:_WARM_PROMPT] for ids in drawn], _WARM_TOKENS)
             except EngineFailed as error:
                 left_out[contestant.name] = str(error)
                 progress.say(f"{model} {contestant.name} is left out: {error}")

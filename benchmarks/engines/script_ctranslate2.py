@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ctranslate2
-from script_pipes import answer_lines
+
+from benchmarks.engines.script_pipes import answer_lines
 
 
 def main(directory: str) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import onnxruntime_genai as og
-from script_pipes import answer_lines
+
+from benchmarks.engines.script_pipes import answer_lines
 
 
 def main(directory: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import openvino
 import openvino_genai
-from script_pipes import answer_lines
+
+from benchmarks.engines.script_pipes import answer_lines
 
 
 class FirstToken(openvino_genai.StreamerBase):

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from script_pipes import answer_lines
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.generation.streamers import BaseStreamer
+
+from benchmarks.engines.script_pipes import answer_lines
 
 
 class FirstToken(BaseStreamer):
