@@ -170,7 +170,7 @@ def _vllm(contestant: Contestant, model: str) -> Iterator[Engine]:
     for kernel in own_kernels(facts):
         # Ours would stand in for it behind the gateway; here vLLM is measured as it is.
         if kernel.scheme == _SCHEMES.get(contestant.precision):
-            raise EngineFailed(kernel.reason)
+            raise EngineFailed(kernel.reason.partition(":")[0])
     directory = served_directory(contestant.precision, model)
     port = free_port()
     words = [str(python), "-m"]

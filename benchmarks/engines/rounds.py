@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.engines.bandwidth import read_gb_per_s
 from benchmarks.engines.children import EngineFailed
-from benchmarks.engines.contestants import Contestant, Engine
-from benchmarks.engines.measures import LONG_LIMIT_S, MEASURES, Measure, Prompts
+from benchmarks.engines.contestants import OURS, Contestant, Engine
+from benchmarks.engines.measures import FIRST, LONG_LIMIT_S, MEASURES, Measure, Prompts
 
 _SETTLE_S = 0.4
 """Threads of an engine that has just answered may still spin."""
@@ -40,6 +40,8 @@ class Entry:
     def measure(self, measure: Measure, prompts: Sequence[Sequence[int]]) -> float | None:
         """Ask and keep the figure; None where it is not taken (again)."""
         found = None
+        if self._reads_too_long(measure):
+            self.too_long.add(measure.name)
         if self.failed is None and measure.name not in self.too_long:
             started = time.monotonic()
             try:
@@ -50,6 +52,17 @@ class Entry:
                 self.too_long.add(measure.name)
         self.figures.setdefault(measure.name, []).append(found)
         return found
+
+    def skip(self, measure: Measure) -> None:
+        """Note a round in which the figure is not taken."""
+        self.figures.setdefault(measure.name, []).append(None)
+
+    def _reads_too_long(self, measure: Measure) -> bool:
+        """Tell from the shorter prompt whether prompts alone would take longer than the limit."""
+        taken = [each for each in self.figures.get(FIRST.name, []) if each is not None]
+        if not taken or measure.prompt <= FIRST.prompt:
+            return False
+        return min(taken) / 1e3 * measure.prompt / FIRST.prompt > LONG_LIMIT_S
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -86,6 +99,9 @@ def run(
             for measure in chosen:
                 drawn = prompts.draw(measure, turn)
                 for entry in rotated(entries, turn, rounds):
+                    if turn and measure.is_ours_alone and entry.contestant.family != OURS:
+                        entry.skip(measure)
+                        continue
                     time.sleep(_SETTLE_S)
                     figure = entry.measure(measure, drawn)
                     shown = "not taken" if figure is None else f"{figure:.1f} {measure.unit}"

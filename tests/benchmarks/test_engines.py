@@ -161,3 +161,13 @@ def test_a_measure_that_fails_leaves_the_engine_out() -> None:
     entry.failed = "it broke"
     assert entry.measure(FIRST, [[1]]) is None
     assert entry.record()["figures"] == {"first": [pytest.approx(500.0), None]}
+
+
+def test_a_prompt_that_would_take_too_long_is_not_sent() -> None:
+    """Ten seconds for 512 tokens are 39 for 2,000, which is over the limit; two are not."""
+    slow, quick = (
+        Entry(each, Scripted(s, s + 1)) for each, s in zip(ALL[:2], (10.0, 2.0), strict=True)
+    )
+    for entry, expected in ((slow, None), (quick, pytest.approx(1e3 / 31))):
+        entry.measure(FIRST, [[1]])
+        assert entry.measure(LONG, [[1]]) == expected
