@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ def main() -> int:
     options = _options()
     contestants = pick(options.engines, ALL) if options.engines else list(ALL)
     progress = Progress()
+    # Whoever ends us must not leave engines behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if options.prepare:
             return _prepare(contestants, options.models, progress)
