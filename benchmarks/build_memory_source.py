@@ -34,14 +34,14 @@ def write(directory: Path) -> None:
         file = f"model-{number:05}-of-{SHARDS:05}.safetensors"
         with TensorFileWriter(directory / file, tensors) as writer:
             for tensor in tensors:
-                writer.write_pieces(tensor.name, _random(tensor.shape, generator))
+                writer.write_pieces(tensor.name, random_rows(tensor.shape, generator))
                 weight_map[tensor.name] = file
             writer.finish()
     index = {"metadata": {"total_size": done}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _random(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
+def random_rows(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
     """Yield normal values of the spread that trained weights have, a run of rows at a time."""
     rows, *rest = shape
     for start in range(0, rows, _PIECE_ROWS):

@@ -25,6 +25,8 @@ class Environment:
 
     name: str
     work: Path
+    pins: Path = _HERE
+    """The folder of its ``requirements-<name>.txt``."""
 
     @property
     def python(self) -> Path:
@@ -37,7 +39,7 @@ class Environment:
         Raises:
             subprocess.CalledProcessError: pip failed.
         """
-        requirements = _HERE / f"requirements-{self.name}.txt"
+        requirements = self.pins / f"requirements-{self.name}.txt"
         marker = self.python.parent.parent / requirements.name
         pins = requirements.read_text(encoding="utf-8")
         if marker.is_file() and marker.read_text(encoding="utf-8") == pins:

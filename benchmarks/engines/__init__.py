@@ -1,0 +1,1 @@
+"""The embedded engine beside the CPU engines people use (``python -m benchmarks.engines``)."""
