@@ -20,8 +20,7 @@ _NIBBLES = 8
 
 def pack_rows(nibbles: Tensor) -> Tensor:
     """Pack 0…15 values ``[rows, columns]`` along the columns into int32 ``[rows, ⌈columns/8⌉]``."""
-    rows, columns = nibbles.shape
-    padded = functional.pad(nibbles, (0, -columns % _NIBBLES)).to(torch.uint8)
+    padded = functional.pad(nibbles, (0, -nibbles.shape[1] % _NIBBLES)).to(torch.uint8)
     # Two nibbles a byte, the lower one first: the bytes of a word in the order of its memory.
     packed = padded[:, 0::2] | (padded[:, 1::2] << 4)
     return packed.contiguous().view(torch.int32)

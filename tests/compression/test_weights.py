@@ -92,7 +92,7 @@ def test_blocks_do_not_show() -> None:
 @pytest.mark.parametrize("grid", [INT4_ASYMMETRIC, INT4_SYMMETRIC, INT8])
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_search_finds_what_one_range_after_another_finds(grid: Grid, is_weighted: bool) -> None:
-    """The ranges are, bit for bit, those of trying each fraction alone; the first of equals wins."""
+    """Ranges are bit for bit those of one fraction at a time; the first of equals wins."""
     generator = torch.Generator().manual_seed(5)
     values = torch.randn(40, 6, 32, generator=generator) ** 3
     values[0] = 0  # every fraction errs alike
