@@ -21,8 +21,8 @@ _TRAIN = "train"
 def hub_file(text: str) -> Path:
     """Return a file of the data set ``hub:org/dataset``.
 
-    It is the first .txt or .jsonl file, else a .parquet file: the first that is called ``train``, or
-    the first of all. Where the hub cannot be reached, it is the one that was fetched before.
+    It is the first .txt or .jsonl file, else a .parquet file: the first called ``train``, or the
+    first of all. Where the hub cannot be reached, it is the one that was fetched before.
 
     Raises:
         CalibrationError: there is no such data set, it has no such file, it cannot be fetched, or
