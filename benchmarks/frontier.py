@@ -2,7 +2,8 @@
 
 ``make bench-peers`` lets the peers do their work (once; it takes long). ``python -m
 benchmarks.frontier`` scores them and our artifacts and rewrites
-``benchmarks/results/frontier.{md,json,png}``.
+``benchmarks/results/frontier.{md,json,png}``. ``--keep NAME`` takes a point from the results as
+they are: what takes half an hour to build need not be built for another's sake.
 """
 
 import argparse
@@ -39,7 +40,6 @@ def main(words: Sequence[str]) -> None:
     """Score everything that is there and write the results."""
     options = parse(words)
     checkpoint = ensure_demo_model()
-
     windows = read_windows(checkpoint, options.max_tokens)
     scorer = Scorer(checkpoint, windows, options.work / "scores")
     results: dict[str, Any] = {
@@ -48,6 +48,7 @@ def main(words: Sequence[str]) -> None:
         "tokens": sum(len(each.targets) for parts in windows.values() for each in parts),
         "points": [],
     }
+    results["points"] = kept(options, results["tokens"])
     options.out.mkdir(parents=True, exist_ok=True)
     for point in points(options):
         results["points"].append(scorer.figures(point))
@@ -69,6 +70,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--artifact", action="append", type=Path, default=[], help="an artifact that is built"
     )
     parser.add_argument(
+        "--keep", action="append", default=[], metavar="NAME", help="a point of the last results"
+    )
+    parser.add_argument(
         "--method",
         action="append",
         choices=METHODS,
@@ -76,6 +80,23 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         help="also int4 in groups of 32 with this way of choosing the codes",
     )
     return parser.parse_args(words)
+
+
+def kept(options: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
+    """Return the points that stay as they are in the last results, which must be of this text.
+
+    Raises:
+        SystemExit: there is no such point, or it was measured on another text.
+    """
+    if not options.keep:
+        return []
+    last = json.loads((options.out / "frontier.json").read_text(encoding="utf-8"))
+    if last["tokens"] != tokens:
+        raise SystemExit(f"--keep: the last results are of {last['tokens']} tokens, not {tokens}")
+    found = {point["name"]: point for point in last["points"]}
+    if missing := [name for name in options.keep if name not in found]:
+        raise SystemExit(f"--keep: the last results have no {', '.join(missing)}")
+    return [found[name] for name in options.keep]
 
 
 def read_windows(checkpoint: Path, max_tokens: int | None) -> Cut:

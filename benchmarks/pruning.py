@@ -2,11 +2,13 @@
 
 ``python -m benchmarks.pruning`` rewrites ``benchmarks/results/pruning.md`` and ``pruning.json``.
 Every divergence is the mean over the built-in evaluation slices, which no method has seen.
+``--untimed`` leaves the seconds out, for a machine that has other work to do.
 """
 
+import argparse
 import json
+import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ WRITTEN = {
 
 def main() -> None:
     """Measure everything and write the results."""
-    start = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--untimed", action="store_true", help="leave the seconds out")
+    is_timed = not parser.parse_args().untimed
     directory = ensure_demo_model()
     facts = read_facts(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -44,23 +48,25 @@ def main() -> None:
     evaluation = Evaluation(directory, tokenizer)
     results: dict[str, Any] = {
         "machine": describe(),
-        "command": "python -m benchmarks.pruning",
+        "command": " ".join(["python -m benchmarks.pruning", *sys.argv[1:]]),
         "calibration_tokens": windows.numel(),
         "slice_tokens": SLICE_TOKENS,
         "masked": [],
         "written": [],
     }
     for name, recipe in WRITTEN.items():
-        results["written"].append(written(facts, name, recipe, windows, evaluation))
-        save(results, start)
+        row = written(facts, name, recipe, windows, evaluation)
+        if not is_timed:
+            del row["seconds"]
+        results["written"].append(row)
+        save(results)
     for row in MaskedHeads(facts, windows).measure(evaluation):
         results["masked"].append(row)
-        save(results, start)
+        save(results)
 
 
-def save(results: dict[str, Any], start: float) -> None:
+def save(results: dict[str, Any]) -> None:
     """Write what is measured so far."""
-    results["seconds"] = time.perf_counter() - start
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "pruning.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = render(results)
@@ -124,9 +130,10 @@ def render(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in results["written"]:
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else "not timed"
         lines.append(
             f"| {row['removed']} | {_mean(row['kld']):.4f} | {max(row['kld'].values()):.4f} | "
-            f"{row['bytes']:.3f} | {row['seconds']:.0f} |"
+            f"{row['bytes']:.3f} | {seconds} |"
         )
     return "\n".join([*lines, ""])
 

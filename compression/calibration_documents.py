@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from compression.errors import CalibrationError
+from compression.parquet_text import SUFFIX, parquet_documents
 from compression.recipe import BUILT_IN, HUB
 
 SEPARATOR = "\n\n---\n\n"
@@ -43,12 +44,16 @@ def read_calibration_text(name: str) -> CalibrationText:
 def documents_of(path: Path, *, name: str) -> list[str]:
     """Return the documents of one file.
 
-    A ``.jsonl`` file has one in the field ``text`` of each line, any other file has a line of three
-    hyphens between empty lines from one document to the next.
+    A ``.jsonl`` file has one in the field ``text`` of each line and a ``.parquet`` file one in the
+    column ``text`` of each row; any other file has a line of three hyphens between empty lines from
+    one document to the next.
 
     Raises:
         CalibrationError: the file cannot be read, or is no such text.
     """
+    if path.suffix == SUFFIX:
+        found = parquet_documents(path, name=name)
+        return [piece for document in found for piece in _pieces(document)]
     try:
         body = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":

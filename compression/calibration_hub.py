@@ -11,18 +11,22 @@ from huggingface_hub.errors import (
 )
 
 from compression.errors import CalibrationError
+from compression.parquet_text import SUFFIX, require_parquet
 from compression.recipe import HUB
 
 _SUFFIXES = (".txt", ".jsonl")
+_TRAIN = "train"
 
 
 def hub_file(text: str) -> Path:
-    """Return the first text file (.txt, .jsonl) of the data set ``hub:org/dataset``.
+    """Return a file of the data set ``hub:org/dataset``.
 
-    Where the hub cannot be reached, it is the one that was fetched before.
+    It is the first .txt or .jsonl file, else a .parquet file: the first called ``train``, or the
+    first of all. Where the hub cannot be reached, it is the one that was fetched before.
 
     Raises:
-        CalibrationError: there is no such data set, it has no such file, or it cannot be fetched.
+        CalibrationError: there is no such data set, it has no such file, it cannot be fetched, or
+            Parquet cannot be read here.
     """
     name = text.removeprefix(HUB)
     try:
@@ -50,13 +54,17 @@ def _fetched_before(text: str, error: Exception) -> Path:
 
 
 def _first(files: list[str], text: str) -> str:
-    found = sorted(file for file in files if file.endswith(_SUFFIXES))
-    if not found:
+    if found := sorted(file for file in files if file.endswith(_SUFFIXES)):
+        return found[0]
+    tables = sorted(file for file in files if file.endswith(SUFFIX))
+    if not tables:
         raise CalibrationError(
-            f"calibration.text {text!r} has no .txt or .jsonl file: give a data set that has one, "
-            "or a local text file"
+            f"calibration.text {text!r} has no .txt, .jsonl or .parquet file: give a data set that "
+            "has one, or a local text file"
         )
-    return found[0]
+    # Before it is fetched, which takes long.
+    require_parquet(text)
+    return next((file for file in tables if _TRAIN in file), tables[0])
 
 
 def _refusal(text: str, error: Exception) -> CalibrationError:

@@ -14,24 +14,23 @@ from compression.schemes import NF4_BLOCK
 from compression.weights.codes import Codes
 from compression.weights.nf4 import NF4_LEVELS, Nf4Codes
 
-_SHIFTS = tuple(range(0, 32, 4))
+_NIBBLES = 8
+"""In a word."""
 
 
 def pack_rows(nibbles: Tensor) -> Tensor:
     """Pack 0…15 values ``[rows, columns]`` along the columns into int32 ``[rows, ⌈columns/8⌉]``."""
-    rows, columns = nibbles.shape
-    padded = functional.pad(nibbles, (0, -columns % 8))
-    words = padded.reshape(rows, -1, 8)
-    packed = torch.zeros(words.shape[:2], dtype=torch.int32)
-    for position, shift in enumerate(_SHIFTS):
-        packed |= words[:, :, position].to(torch.int32) << shift
-    return packed
+    padded = functional.pad(nibbles, (0, -nibbles.shape[1] % _NIBBLES)).to(torch.uint8)
+    # Two nibbles a byte, the lower one first: the bytes of a word in the order of its memory.
+    packed = padded[:, 0::2] | (padded[:, 1::2] << 4)
+    return packed.contiguous().view(torch.int32)
 
 
 def unpack_rows(packed: Tensor, columns: int) -> Tensor:
     """Undo :func:`pack_rows`; returns int8 0…15 ``[rows, columns]``."""
-    nibbles = torch.stack([(packed >> shift) & 0xF for shift in _SHIFTS], dim=-1)
-    return nibbles.reshape(packed.shape[0], -1)[:, :columns].to(torch.int8)
+    halves = packed.contiguous().view(torch.uint8)
+    nibbles = torch.stack((halves & 0xF, halves >> 4), dim=-1)
+    return nibbles.view(packed.shape[0], -1)[:, :columns].contiguous().view(torch.int8)
 
 
 def pack_int4(name: str, codes: Codes, *, symmetric: bool) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The frontier: one evaluator for all, sizes counted from what is stored."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from benchmarks.frontier import kept, parse
 from benchmarks.frontier_evaluator import Cut, Evaluator
 from benchmarks.frontier_page import plot, render
 from benchmarks.frontier_points import (
@@ -156,3 +158,16 @@ def test_the_page_has_a_row_for_each_method(
 
 def sum_weights(checkpoint: Path) -> int:
     return sum(weight.numel() for _, weight in linears(checkpoint))
+
+
+def test_points_of_the_last_results_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Only where they are of the same text, and only those that there are."""
+    points = [{"name": "mixed-5.0", "kld": 0.06}, {"name": "int4", "kld": 0.2}]
+    (tmp_path / "frontier.json").write_text(json.dumps({"tokens": 9, "points": points}))
+    words = ["--out", str(tmp_path), "--keep"]
+    assert kept(parse([*words, "mixed-5.0"]), 9) == points[:1]
+    with pytest.raises(SystemExit, match="are of 9 tokens, not 10"):
+        kept(parse([*words, "mixed-5.0"]), 10)
+    with pytest.raises(SystemExit, match=r"have no mixed-6\.0"):
+        kept(parse([*words, "mixed-6.0"]), 9)
+    assert kept(parse([]), 9) == []

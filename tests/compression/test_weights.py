@@ -4,9 +4,20 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from compression.schemes import Int4, Int8
+from compression.weights.codes import (
+    INT4_ASYMMETRIC,
+    INT4_SYMMETRIC,
+    INT8,
+    Grid,
+    fit_range,
+    round_to,
+)
+from compression.weights.mse import SHRINKS
 from compression.weights.quantizer import quantize
+from compression.weights.search import best_range
 
 
 def weight(rows: int = 24, columns: int = 128, *, seed: int = 0) -> torch.Tensor:
@@ -76,3 +87,38 @@ def test_blocks_do_not_show() -> None:
     part = quantize(exact[2900:], Int4())
     assert torch.equal(whole.codes[2900:], part.codes)
     assert torch.equal(whole.scales[2900:], part.scales)
+
+
+@pytest.mark.parametrize("grid", [INT4_ASYMMETRIC, INT4_SYMMETRIC, INT8])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_search_finds_what_one_range_after_another_finds(grid: Grid, is_weighted: bool) -> None:
+    """Ranges are bit for bit those of one fraction at a time; the first of equals wins."""
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(40, 6, 32, generator=generator) ** 3
+    values[0] = 0  # every fraction errs alike
+    values[1, 0] = 1e38  # a scale that bf16 still holds, and squares that overflow
+    values[1, 1, ::2], values[1, 1, 1::2] = 3.4e38, -3.4e38  # a range that overflows
+    importance = torch.rand(6, 32, generator=generator) if is_weighted else None
+    scale, zero = best_range(values, grid, shrinks=SHRINKS, importance=importance)
+    expected_scale, expected_zero = one_after_another(values, grid, importance)
+    assert torch.equal(scale, expected_scale)
+    assert torch.equal(zero, expected_zero)
+
+
+def one_after_another(
+    values: Tensor, grid: Grid, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Search ranges as they are defined: by fitting, rounding and comparing one at a time."""
+    low = values.amin(-1, keepdim=True).clamp_max(0)
+    high = values.amax(-1, keepdim=True).clamp_min(0)
+    best_scale, best_zero = fit_range(low, high, grid)
+    best_error = torch.full_like(best_scale, float("inf"))
+    for shrink in SHRINKS:
+        scale, zero = fit_range(low * shrink, high * shrink, grid)
+        errors = ((round_to(values, scale, zero, grid) - zero) * scale - values).square()
+        error = (errors if importance is None else errors * importance).sum(-1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero

@@ -16,7 +16,7 @@ from compression.prepare import build_to
 from compression.weights.nf4 import Nf4Codes, quantize_nf4
 from gateway.engine.decoder import Decoder
 from gateway.engine.runner import Runner, load_runner
-from tests.checkpoints import make_tiny_checkpoint
+from tests.checkpoints import CONFIGS, make_tiny_checkpoint
 
 IDS = [1, 17, 250, 3, 99, 4, 300, 12, 12, 45, 200, 7, 31, 8, 150, 66, 5, 271, 90, 33]
 # The noise of bf16 on these models; where inputs are rounded to int8, noise flips roundings too.
@@ -61,7 +61,7 @@ def one_by_one(runner: Runner) -> torch.Tensor:
     return torch.cat([runner.forward([(cache, [token], 1)]) for token in IDS])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", list(CONFIGS))
 @pytest.mark.parametrize("recipe", ["nf4", "w8a8"])
 def test_artifacts_are_served_as_what_they_are(tmp_path: Path, family: str, recipe: str) -> None:
     """Whole texts and single tokens give the dequantized model's distribution."""
