@@ -21,7 +21,6 @@ SHARE = 0.05
 
 _SLOW = "the full model would answer each stream at its pace; their queries are held by promtool"
 SILENT = {
-    "Free runs, by result": _SLOW,
     "Failed checks of both answers": _SLOW,
     "Length of both answers": _SLOW,
     "First divergence": "the fake reference finds the very same tokens the likeliest",
