@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def test_what_is_scored_is_measured_when_it_is_made(
 
     async def run(words: list[str], on_progress: OnProgress, *, niceness: int) -> dict[str, Any]:
         asked.extend(words)
-        return {"directory": "/nowhere", "manifest": None}
+        return {"directory": "/nowhere", "manifest": None, "digest": None}
 
     monkeypatch.setattr("gateway.launch.run_job", run)
     fields = {"models": {"a": {"model": "x", **model}}, "shadow": shadow}
@@ -243,6 +244,9 @@ def test_what_is_scored_is_measured_when_it_is_made(
     spec = make_specs(settings)[0].variants[0]
     asyncio.run(Launcher(settings).prepare(spec, ignore))
     assert ("--fidelity" in asked) is is_measured
+    assert "--digest" not in asked  # which is for references alone
+    asyncio.run(Launcher(settings).prepare(replace(spec, is_reference=True), ignore))
+    assert "--digest" in asked
 
 
 def test_launcher_refuses_a_missing_model() -> None:

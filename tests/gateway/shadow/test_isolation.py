@@ -36,7 +36,8 @@ def test_a_broken_reference_costs_scores_alone(start_gateway: StartGateway) -> N
     """Absent, crashing, hanging or talking nonsense: it is left alone, and all others go on."""
     gateway = start_gateway(
         models={name: {"model": "fake"} for name in (*REASONS, "sound")},
-        shadow=SHADOW,
+        # Time enough for six references that start and answer at once.
+        shadow=SHADOW | {"score_timeout_s": 1},
         launch={"score_faults": {name: name for name in REASONS}},
     )
     for name in (*REASONS, "sound"):
