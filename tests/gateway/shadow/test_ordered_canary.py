@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import ApiError, CanaryRunning, InvalidRequest, NoCanary, NoMemory
-from gateway.pool.state import State
+from gateway.pool.state import Patience, State
 from gateway.shadow.ladder_order import Terms
 from gateway.shadow.ladder_rules import Act
 from tests.gateway.shadow.test_ladder_keeper import Bench
@@ -174,6 +174,27 @@ def test_a_canary_that_cannot_be_loaded() -> None:
         assert num_ended(bench, "int8", "failed") == 1
         await bench.keeper.order("int8", TERMS)
         await bench.keeper.withdraw()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_canary_takes_no_memory_of_what_serves() -> None:
+    """One whose size is known only once it is made fails, and the idle active rung stays."""
+
+    async def use() -> None:
+        bench = await at(budget=150)
+        bench.pool._memory._patience = Patience(load_wait_s=0.1)
+        await bench.keeper.order("int4", TERMS)
+        while bench.keeper.canary()["canary"] is not None:
+            await asyncio.sleep(0.01)
+            await bench.look()
+        ending, reason = last(bench)
+        assert ending == "failed"
+        assert "the memory budget has no room for tiny@int4" in reason
+        assert bench.pool.find("tiny").state is State.READY
+        with pytest.raises(NoMemory, match="int4 needs 100 bytes of memory, and 50 are free"):
+            await bench.keeper.order("int4", TERMS)
         await bench.pool.close(0)
 
     over(use)
