@@ -1,5 +1,6 @@
 """The composition root: where all parts of the gateway meet."""
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from compression.events import OnProgress, ignore
+from compression.recipe import FULL
 from gateway.admission.admission import Admission
 from gateway.api.border import Border, on_api_error, on_http_exception
 from gateway.api.dispatch import Dispatch
@@ -36,6 +38,8 @@ from gateway.shadow.shadow import Shadow
 from gateway.shadow.subject import Subject
 from gateway.specs import ModelSpec, make_specs
 from gateway.telemetry import open_tracing
+
+logger = logging.getLogger(__name__)
 
 _EXPOSED = ("x-request-id", "x-narrowgate-variant", "retry-after")
 """The headers of a reply that pages of other origins may read."""
@@ -81,6 +85,7 @@ def create_service(
     tracing = open_tracing(settings.otlp_endpoint)
     rules = make_rules(settings.shadow)
     rates = {alias: settings.shadow_rate(alias) for alias in settings.models}
+    _tell_of_bounds(specs, settings)
     references = References(
         settings.models,
         settings.shadow.reference,
@@ -124,6 +129,20 @@ def create_service(
         keepers=keepers,
         tracing=tracing,
     )
+
+
+def _tell_of_bounds(specs: Sequence[ModelSpec], settings: Settings) -> None:
+    """Say which variants are not scored exactly, where that is what was asked for."""
+    shadow = settings.shadow
+    for variant in (variant for spec in specs for variant in spec.variants):
+        is_asked = shadow.estimator == "exact" and settings.shadow_rate(variant.alias) > 0
+        found = shadow.estimator_of(variant.alias, variant.settings)
+        if is_asked and found != "exact" and variant.settings.recipe != FULL:
+            logger.warning(
+                "%s is scored by 'topk': 'exact' needs engine and reference to be embedded ones "
+                "of this gateway",
+                variant.served_name,
+            )
 
 
 def _subject(shot: Snapshot, settings: Settings) -> Subject | None:

@@ -70,6 +70,12 @@ function floorWords(floor) {
   return `Noise floor, the full model against itself: mean ${nats(floor.mean)}, largest ${nats(floor.largest)} (${many(floor.num_requests, "request")}).`;
 }
 
+function estimatorWords(variant) {
+  if (variant.estimator !== "exact") return "Divergences are over the likeliest tokens and one bin for the rest: a lower bound.";
+  const gap = variant.topk_gap;
+  return `Divergences are exact, over the whole vocabulary${gap ? `; over the likeliest tokens alone the mean would be ${nats(gap.topk)} instead of ${nats(gap.exact)} (${many(gap.num_requests, "request")})` : ""}.`;
+}
+
 function nothing(model, shadow, tell) {
   const told = shadow.models[model];
   if (!told?.rate) {
@@ -121,6 +127,7 @@ export function fidelity(place, state, tell, repaint) {
         h("p", {}, chip(variant.verdict), " ", h("strong", {}, variant.id), h("span", { class: "muted" }, ` ${MEANING[variant.verdict]}${since ? `, since ${clock(since)}` : ""}`)),
         h("p", { class: "muted small" }, `${many(variant.scored, "request")} scored since the start`)),
       table(variant, repaint),
+      h("p", { class: "muted small" }, estimatorWords(variant)),
       h("p", { class: "muted small" }, floorWords(told.noise_floor[model])),
       h("p", { class: "muted small" }, `What a verdict promises: ${told.promise}`),
     ];

@@ -104,10 +104,16 @@ def test_exact_scores_are_those_of_transformers_in_f32(
     for (_, rows, found), p in zip(answers, expected, strict=True):
         whole = (p.exp() * (p - rows.double().log_softmax(1))).sum(1)
         assert found.estimator == "exact"
-        print(recipe, len(found.kl), found.mean_kl, found.mean_bound, float(whole.mean()))
+        print(recipe, found.mean_kl, found.mean_bound, float(whole.mean()))
         assert found.mean_kl == pytest.approx(float(whole.mean()), abs=1e-3)
+        assert (
+            max(abs(kl - other) for kl, other in zip(found.kl, whole.tolist(), strict=True)) < 0.01
+        )
         assert found.mean_kl > smallest
-        assert all(bound <= kl + 1e-5 for bound, kl in zip(found.bound, found.kl, strict=True))
+        # A rest that is below the rounding of float32 counts as none, which costs a hundred nats.
+        excess = [bound - kl for bound, kl in zip(found.bound, found.kl, strict=True)]
+        assert max(excess) < 1e-4
+        assert found.mean_bound < found.mean_kl
         shares.append(found.mean_bound / found.mean_kl)
     assert min(shares) < 0.9
     assert max(shares) - min(shares) > 0.1

@@ -1,18 +1,28 @@
 """Exact scores over a real gateway process: what is asked, what is told, what is forgotten."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.model_settings import VariantSettings
+from gateway.backends.process import EngineProcess
+from gateway.launch import Launcher
+from gateway.model_settings import ModelSettings, VariantSettings
+from gateway.prepared import Prepared
+from gateway.settings import load_settings
 from gateway.shadow.exact import reading
 from gateway.shadow.records import Captured, ScoredPosition
+from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow_settings import Estimator, ShadowSettings
+from gateway.specs import VariantSpec
+from gateway.upstream import EngineClient
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_engine import KL
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 from tests.gateway.shadow.counts import settled
+from tests.gateway.shadow.test_judge import SUBJECT, Bench, rules
 
 SHADOW: dict[str, Any] = {
     "rate": 1,
@@ -155,3 +165,47 @@ def test_a_reply_without_rows_is_read_as_ever() -> None:
 
 async def _await(work: Any) -> Any:
     return await work
+
+
+def test_engines_are_started_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is scored exactly gets memory for rows, which is counted; the reference reads in f32."""
+    commands: list[list[str]] = []
+
+    async def start(command: list[str], client: EngineClient, **options: Any) -> None:
+        commands.append(command)
+        await client.aclose()
+
+    monkeypatch.setattr(EngineProcess, "start", start)
+    prepared = Prepared(Path("/nowhere"), None)
+    variant = VariantSpec("m", "int4", VariantSettings(model="x", recipe="int4"))
+    model = ModelSettings(model="x", recipe="int4")
+    reference = reference_spec("m", model, ShadowSettings().reference)
+    sizes = {}
+    for estimator in ("topk", "exact"):
+        said = {"models": {"m": {"model": "x"}}, "shadow": {"estimator": estimator}}
+        launch = Launcher(load_settings(None, said, {}))
+        for spec in (variant, reference):
+            asyncio.run(launch.start(spec, prepared, 0))
+            sizes[estimator, spec.variant] = launch.memory_bytes(spec, _sized(prepared))
+    flags = [
+        {word.partition("=")[0] for word in command if word.startswith(("--row", "--read"))}
+        for command in commands
+    ]
+    assert flags == [set(), set(), {"--row-memory-bytes"}, {"--read-in-float32"}]
+    assert sizes["exact", "int4"] - sizes["topk", "int4"] == ShadowSettings().exact_memory
+    assert sizes["exact", "reference"] == sizes["topk", "reference"]
+
+
+def _sized(prepared: Prepared) -> Prepared:
+    return replace(prepared, manifest={"bytes_in_memory": 100})
+
+
+def test_evidence_of_one_kind_is_none_for_the_other() -> None:
+    """Another estimator begins anew, and a stray score of the other kind does not count."""
+    exact = replace(SUBJECT, estimator="exact")
+    assert exact.digest("full") != SUBJECT.digest("full")
+    bench = Bench(rules(), subject=exact)
+    bench.score(0.5, 1)
+    assert bench.judge.num_scored("tiny", "int4") == 0
+    assert bench.judge.estimator("tiny", "int4") == "exact"
+    assert bench.judge.gap("tiny", "int4") is None
