@@ -23,12 +23,13 @@ def pack_rows(nibbles: Tensor) -> Tensor:
     padded = functional.pad(nibbles, (0, -nibbles.shape[1] % _NIBBLES)).to(torch.uint8)
     # Two nibbles a byte, the lower one first: the bytes of a word in the order of its memory.
     packed = padded[:, 0::2] | (padded[:, 1::2] << 4)
-    return packed.contiguous().view(torch.int32)
+    # Flat, because a side of one element may have any stride, which a view of words refuses.
+    return packed.flatten().view(torch.int32).view(len(nibbles), -1)
 
 
 def unpack_rows(packed: Tensor, columns: int) -> Tensor:
     """Undo :func:`pack_rows`; returns int8 0…15 ``[rows, columns]``."""
-    halves = packed.contiguous().view(torch.uint8)
+    halves = packed.flatten().view(torch.uint8)
     nibbles = torch.stack((halves & 0xF, halves >> 4), dim=-1)
     return nibbles.view(packed.shape[0], -1)[:, :columns].contiguous().view(torch.int8)
 

@@ -12,7 +12,7 @@ from compression.recipe import Budget, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, Option
 from compression.search.budget import mean_kld, pooled_top1, violations, worst_kld
-from compression.search.sensitivity import UnitErrors
+from compression.search.remembered import Costs
 from compression.search.units import Unit
 
 MAX_TRIALS = 6
@@ -45,24 +45,25 @@ class Found:
 
 
 def cost_table(
-    errors: Sequence[UnitErrors], divergences: Mapping[str, float], menu: Mapping[str, Int4 | Int8]
+    units: Sequence[Unit], costs: Costs, menu: Mapping[str, Int4 | Int8]
 ) -> dict[str, list[Option]]:
     """Return the options of every unit, "none" (bf16) among them.
 
     Args:
-        errors: output errors of every unit under every scheme of the menu.
-        divergences: measured KL divergence of each unit, by name, under the menu's first scheme.
+        units: all of a model.
+        costs: output errors of every unit under every scheme of the menu, and the divergence that
+            each unit makes under the menu's first scheme.
         menu: schemes by label.
     """
     first = next(iter(menu))
     table: dict[str, list[Option]] = {}
-    for each in errors:
-        measured, base = divergences[each.unit.name], each.output_errors[first]
-        options = [Option("none", _bytes(each.unit, Unquantized()), 0.0)]
+    for unit in units:
+        measured, errors = costs.divergences[unit.name], costs.output_errors[unit.name]
+        options = [Option("none", _bytes(unit, Unquantized()), 0.0)]
         for label, scheme in menu.items():
-            share = each.output_errors[label] / base if base > 0 else 0.0
-            options.append(Option(label, _bytes(each.unit, scheme), measured * share))
-        table[each.unit.name] = options
+            share = errors[label] / errors[first] if errors[first] > 0 else 0.0
+            options.append(Option(label, _bytes(unit, scheme), measured * share))
+        table[unit.name] = options
     return table
 
 

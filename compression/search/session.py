@@ -15,6 +15,7 @@ from compression.recipe import Budget, Calibration, Recipe
 from compression.schemes import Int4, Int8, Unquantized
 from compression.search.allocation import Allocation, frontier
 from compression.search.choice import TABLES, recipe_of
+from compression.search.remembered import Costs, costs_path, recall, remember
 from compression.search.search import (
     Found,
     Trial,
@@ -23,6 +24,7 @@ from compression.search.search import (
     within_budget,
 )
 from compression.search.sensitivity import Sensitivity, UnitErrors, unit_errors
+from compression.search.units import units
 from compression.source import resolve_source
 from compression.tokenizer_file import load_tokenizer
 
@@ -58,10 +60,10 @@ class Session:
         # Both are cut at once: too short a text is told before anything long begins.
         self._windows = self._cut(self._calibration, WINDOW_TOKENS)
         self._probe = self._cut(self._probe_calibration(), PROBE_TOKENS)[:PROBE_WINDOWS]
-        self._errors = self._unit_errors()
-        divergences = self._divergences()
-        table = cost_table(self._errors, divergences, self._menu)
-        table[TABLES] = tables_options(self._facts, divergences[TABLES])
+        costs = self._costs()
+        self._units = list(units(self._facts.architecture))
+        table = cost_table(self._units, costs, self._menu)
+        table[TABLES] = tables_options(self._facts, costs.divergences[TABLES])
         self.points = frontier(table)
         self.trials: list[Trial] = []
 
@@ -114,27 +116,42 @@ class Session:
         return trial
 
     def _recipe(self, allocation: Allocation) -> Recipe:
-        units = [each.unit for each in self._errors]
         menu = {**self._menu, "none": Unquantized()}
-        return recipe_of(allocation, units, menu, name=self._name, calibration=self._calibration)
+        return recipe_of(
+            allocation, self._units, menu, name=self._name, calibration=self._calibration
+        )
 
     def _bytes(self, recipe: Recipe) -> int:
         return make_plan(self._facts, recipe).bytes_in_memory
+
+    def _costs(self) -> Costs:
+        """Return what every unit costs: remembered, or measured now."""
+        texts = (self._windows, self._probe)
+        path = costs_path(self._facts, self._menu, texts, self._on_progress)
+        if (known := recall(path)) is not None:
+            return known
+        errors = self._unit_errors()
+        costs = Costs(
+            output_errors={each.unit.name: each.output_errors for each in errors},
+            divergences=self._divergences(errors),
+        )
+        remember(path, costs)
+        return costs
 
     def _unit_errors(self) -> list[UnitErrors]:
         workers = len(os.sched_getaffinity(0))
         menu = list(self._menu.values())
         return unit_errors(self._facts, self._windows, menu, workers, self._on_progress)
 
-    def _divergences(self) -> dict[str, float]:
+    def _divergences(self, errors: list[UnitErrors]) -> dict[str, float]:
         """Return each unit's measured KL divergence under the first scheme of the menu.
 
         That of the embedding and the output head is under int8.
         """
         found = {}
         with Sensitivity(self._facts, self._probe) as sensitivity:
-            for done, each in enumerate(self._errors):
-                self._on_progress(Progress("search", done, len(self._errors), "units"))
+            for done, each in enumerate(errors):
+                self._on_progress(Progress("search", done, len(errors), "units"))
                 found[each.unit.name] = sensitivity.divergence(each.unit.layer, each.probe)
             found[TABLES] = sensitivity.tables_divergence()
         return found

@@ -18,6 +18,17 @@ def test_words_equal_compressed_tensors(shape: tuple[int, int]) -> None:
     assert torch.equal(unpack_rows(pack_rows(nibbles), shape[1]), nibbles.to(torch.int8))
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (1, 3), (8, 1), (9, 4), (16, 2)])
+def test_transposed_words_come_back(shape: tuple[int, int]) -> None:
+    """Values that lie in memory by columns, as zero points do, are packed by rows all the same."""
+    generator = torch.Generator().manual_seed(0)
+    by_columns = torch.randint(0, 16, shape[::-1], dtype=torch.int8, generator=generator).T
+    nibbles = torch.tensor(by_columns.tolist(), dtype=torch.int8)
+    assert torch.equal(pack_rows(by_columns), pack_rows(nibbles))
+    packed = pack_rows(by_columns).T.contiguous().T
+    assert torch.equal(unpack_rows(packed, shape[1]), by_columns)
+
+
 @pytest.mark.parametrize("rows", [16, 13])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_round_trip(rows: int, symmetric: bool) -> None:

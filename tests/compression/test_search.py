@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -216,6 +217,26 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert fitting.best.bytes_in_memory <= found.best.bytes_in_memory + 1
     with pytest.raises(SearchError, match=r"--max-bytes 1000 is less than the smallest artifact"):
         session.fit(1000)
+    again = another_session(directory, Calibration(tokens=1024), monkeypatch)
+    assert again.points == session.points
+    with pytest.raises(AssertionError, match="measured again"):
+        another_session(directory, Calibration(tokens=1024, seed=1), monkeypatch)
+    (remembered,) = (tmp_path / "home" / "search").iterdir()
+    remembered.write_text(remembered.read_text()[:-9])
+    with pytest.raises(AssertionError, match="measured again"):
+        another_session(directory, Calibration(tokens=1024), monkeypatch)
+
+
+def another_session(
+    directory: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> Session:
+    """Return a session that must find its costs in memory."""
+
+    def fail(*_: object) -> NoReturn:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("compression.search.session.unit_errors", fail)
+    return Session(str(directory), None, name="x", calibration=calibration, on_progress=ignore)
 
 
 @torch.no_grad()
