@@ -31,6 +31,8 @@ def main(arguments: Items[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    # It would write a line for each part of what is fetched for a score.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return _serve(options)
     except (CompressionError, StartupError) as error:
