@@ -52,14 +52,14 @@ def _rate(replies: Replies) -> float:
     return replies.tokens_per_s
 
 
-ONE = Measure("one", "one stream", "ms/token", 200, 64, _decode_ms)
+ONE = Measure("one", "one stream", "ms/token", 200, 48, _decode_ms)
 FIRST = Measure("first", "first token, 512-token prompt", "ms", 512, 1, _first_ms)
-MANY = Measure("many", "16 streams", "tokens/s", 64, 48, _rate, streams=16, is_rate=True)
+MANY = Measure("many", "16 streams", "tokens/s", 16, 64, _rate, streams=16, is_rate=True)
 LONG = Measure(
     "long", "one stream at 2,000 tokens", "ms/token", 2000, 32, _decode_ms, is_ours_alone=True
 )
 ALL = (ONE, FIRST, MANY, LONG)
-MEASURES = {SMOLLM2: ALL, LLAMA_1B: (replace(ONE, tokens=24),)}
+MEASURES = {SMOLLM2: ALL, LLAMA_1B: (replace(ONE, prompt=64, tokens=24),)}
 
 
 class Prompts:

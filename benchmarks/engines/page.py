@@ -54,11 +54,20 @@ def _model(name: str, model: Mapping[str, Any]) -> str:
     heads = ["engine", "asked", *(f"{each.title}, {each.unit}" for each in measures), "memory, MB"]
     fastest = {each.name: best(model, each, ours=False) for each in measures}
     rows = [_row(engine, measures, fastest) for engine in model["engines"].values()]
-    parts = [f"## {name}\n", _table(heads, rows), _floor(model)]
+    parts = [f"## {name}\n", _table(heads, rows), _asked_of(measures), _floor(model)]
     if model["left_out"]:
         reasons = [f"- {each}: {why}" for each, why in sorted(model["left_out"].items())]
         parts.append("Left out:\n\n" + "\n".join(reasons) + "\n")
     return "\n".join(parts)
+
+
+def _asked_of(measures: Sequence[Measure]) -> str:
+    told = [
+        f"{each.title}: {each.streams} prompt{'s' * (each.streams > 1)} of {each.prompt} tokens, "
+        f"answers of {each.tokens}"
+        for each in measures
+    ]
+    return f"{'; '.join(told)}. Rates count the time from asking to the last token.\n"
 
 
 def _row(
