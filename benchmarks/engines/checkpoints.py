@@ -83,9 +83,10 @@ def _write_llama(directory: Path) -> None:
 def _write_tokenizer(directory: Path, size: int) -> None:
     """Write a byte-level vocabulary whose tokens beyond the bytes are plain words."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*_ENDS, *letters]
+    # llama.cpp does not read a vocabulary without a merge.
+    words = [*_ENDS, *letters, "th"]
     words += [f"w{index}" for index in range(len(words), size)]
-    backend = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
+    backend = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [("t", "h")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(_ENDS))
