@@ -76,6 +76,7 @@ def test_info(engine: Client) -> None:
         pytest.skip("a gateway shows it in its list of models instead")
     info = EngineInfo.model_validate_json(reply.content)
     not_all = {"recipe_digest", "kv_scheme", "kv_dtype", "kv_bits"}
+    not_all |= {"source_digest", "recorded_schemes", "fidelity"}  # only of an artifact
     assert None not in info.model_dump(exclude=not_all).values()
     assert info.served_model_name == engine.name
     assert 0 < (info.weights_bytes or 0) <= (info.weights_bytes_before or 0)
