@@ -131,9 +131,9 @@ def test_a_client_cannot_ask_for_a_capture(shadowed: Gateway) -> None:
     assert shadowed.http.post(CHAT, json=body(), headers=headers).status_code == 200
 
 
-def test_references_elsewhere(shadowed: Gateway, start_gateway: StartGateway) -> None:
+def test_references_elsewhere(start_gateway: StartGateway) -> None:
     """A reference at a URL is asked under the name that it serves, also while requests run."""
-    url = shadowed.engine_url
+    url = start_gateway(models={"tiny": {"model": "fake", "recipe": "full"}}).engine_url
     gateway = start_gateway(shadow={"rate": 1, "reference": {"urls": {"tiny": f"{url}/v1"}}})
     with gateway.stream({"tokens": 1000, "pace_s": 0.02}) as stream:
         events = stream.iter_raw()
