@@ -4,7 +4,7 @@ from grafana import units
 from grafana.charts import lines, tile
 from grafana.dashboard import Dashboard, Row
 from grafana.panel import Panel, Query
-from grafana.query import against_full, highest, mean, quantile, rate, ratio, total
+from grafana.query import against_full, happened, highest, mean, quantile, rate, ratio, total
 from grafana.table import table
 
 NOT_LOADED = "No engine is loaded"
@@ -177,6 +177,33 @@ def _speed() -> tuple[Panel, ...]:
     )
 
 
+def _canaries() -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Canary's share",
+            "Share of the requests for a model's plain name that a variant on trial takes "
+            "(narrowgate_canary_traffic_ratio). A verdict or its time limit ends it; "
+            "DELETE /admin/models/MODEL/canary ends it at once.",
+            units.SHARE,
+            NOT_LOADED,
+            Query(highest("canary_traffic_ratio", _MV), _NAMED),
+            width=12,
+        ),
+        tile(
+            "Canaries ended",
+            "Canaries that operators asked for in the time range, by how they ended "
+            "(narrowgate_canaries_ended_total). rolled_back: GET /admin/models/MODEL/canary says "
+            "what spoke against it.",
+            units.COUNT,
+            "No canary has ended",
+            Query(
+                happened("canaries_ended_total", "model, variant, result"), _NAMED + " {{result}}"
+            ),
+            width=12,
+        ),
+    )
+
+
 def dashboard() -> Dashboard:
     """Return the dashboard of sizes and speeds."""
     return Dashboard(
@@ -187,5 +214,6 @@ def dashboard() -> Dashboard:
             Row("Size", (*_size(), *_memory())),
             Row("Recipe", _applied()),
             Row("Speed against the full model", _speed()),
+            Row("New recipes on trial", _canaries()),
         ),
     )

@@ -68,10 +68,9 @@ def test_leaving_in_the_middle_of_the_body(gateway: Gateway) -> None:
 def test_tokens_of_a_left_stream_are_counted(gateway: Gateway) -> None:
     """Without a usage report the text that went out is what counts as generated."""
     before = gateway.metric("generated_tokens_total")
-    aborts = gateway.metric("requests_total", outcome="client_abort")
     leave_early(gateway, body(stream=True, fake=NEVER), after=b"aae")
-    eventually(lambda: gateway.metric("requests_total", outcome="client_abort") > aborts)
-    assert 5 <= gateway.metric("generated_tokens_total") - before < 50
+    counted = eventually(lambda: max(0, gateway.metric("generated_tokens_total") - before - 4))
+    assert counted < 46
 
 
 def test_leaving_after_the_end_is_success(gateway: Gateway) -> None:

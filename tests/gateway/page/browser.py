@@ -38,6 +38,7 @@ class View:
         )
         self.page: Page = self._context.new_page()
         self.page.set_default_timeout(10_000)
+        self.begins_locked = not key
         self.complaints: list[str] = []
         self.strangers: list[str] = []
         self._host = urlsplit(url).netloc

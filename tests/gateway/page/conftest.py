@@ -66,7 +66,13 @@ def view(browser: Browser, served: Gateway) -> Iterator[OpenView]:
         return found
 
     yield open_page
-    complaints = [each for one in opened for each in one.complaints]
+    complaints = [
+        each
+        for one in opened
+        for each in one.complaints
+        # Refused until somebody types a key; the browser may tell of it later than the page.
+        if not (one.begins_locked and "status of 401" in each)
+    ]
     strangers = [each for one in opened for each in one.strangers]
     for each in opened:
         each.close()
