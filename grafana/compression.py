@@ -200,6 +200,7 @@ def _canaries() -> tuple[Panel, ...]:
                 happened("canaries_ended_total", "model, variant, result"), _NAMED + " {{result}}"
             ),
             width=12,
+            height=8,
         ),
     )
 
