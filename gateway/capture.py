@@ -14,6 +14,8 @@ ROWS_HEADER = "x-narrowgate-capture-rows"
 """For up to how many tokens to keep the whole distributions, too."""
 MAX_TOP = 64
 MAX_ROWS = 1 << 20
+MAX_ROWS_WAIT_S = 600.0
+"""For how long an engine keeps them after the answer's numbers were taken."""
 
 CAPTURE_ID = r"^[0-9a-f]{32}$"
 

@@ -44,7 +44,9 @@ async def prepare(spec: VariantSpec, on_progress: OnProgress, *, is_measured: bo
     settings = spec.settings
     if settings.urls:
         recipe = recipe_of(settings)
-        return Prepared(None, None, called=FULL if recipe is None else recipe.name)
+        if recipe is None:
+            return Prepared(None, None, called=FULL)
+        return Prepared(None, None, called=recipe.name, called_digest=recipe.digest)
     start = None
     if settings.engine == vllm.BACKEND:
         start = await check_vllm(settings, recipe_of(settings))

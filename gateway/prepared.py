@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from compression.recipe import FULL
 from compression.schemes import Unquantized
 from gateway.errors import SchemeMismatch
 from gateway.protocol import EngineInfo
@@ -26,6 +27,8 @@ class Prepared:
     digest: str | None = None
     """Of all that the engine reads, where it was asked for."""
     called: str | None = None
+    called_digest: str | None = None
+    """Of that recipe; None for the full model, which has none."""
 
     @property
     def weights_bytes(self) -> int:
@@ -80,10 +83,23 @@ class Prepared:
             _require_schemes(info, recorded, f"the artifact {str(self.directory)!r}")
 
     def _require_called(self, info: EngineInfo) -> None:
-        if self.called is not None and info.recipe not in {None, self.called}:
+        here, there = self.called_digest, info.recipe_digest
+        if self.called is None or (here is not None and here == there):
+            return  # the same under another name is the same
+        engine = f"the engine of {info.served_model_name}"
+        told = info.recipe
+        if told is None and _live(info) == {_UNQUANTIZED}:
+            told = FULL  # a recipe that changes no layer would have been told
+        if told not in {None, self.called}:
             raise SchemeMismatch(
-                f"the engine of {info.served_model_name} runs recipe {info.recipe!r}, and the "
-                f"settings call it {self.called!r}: say 'recipe': {info.recipe}, or another URL"
+                f"{engine} runs recipe {told!r}, and the settings call it {self.called!r}: "
+                f"say 'recipe': {told}, or another URL"
+            )
+        if here is not None and there is not None:
+            raise SchemeMismatch(
+                f"{engine} runs another recipe of the name {self.called!r} than this gateway has: "
+                f"its digest is {there[:12]}, here {here[:12]}: "
+                "use the same recipe file and version of Narrowgate on both sides"
             )
 
 
@@ -115,13 +131,17 @@ def num_weights(manifest: Mapping[str, Any]) -> int:
 def _require_schemes(info: EngineInfo, recorded: set[str], whose: str) -> None:
     if info.schemes is None or not recorded:
         return
-    live = {label for label, count in info.schemes.items() if count}
+    live = _live(info)
     # Unquantized matrices may be recorded and yet not be layers, but never the other way.
     if live - recorded or recorded - live - {_UNQUANTIZED}:
         raise SchemeMismatch(
             f"the engine of {info.served_model_name} runs {_listed(live)}, but {whose} "
             f"records {_listed(recorded)}: build it again"
         )
+
+
+def _live(info: EngineInfo) -> set[str]:
+    return {label for label, count in (info.schemes or {}).items() if count}
 
 
 def _is_rounded(cache: Mapping[str, Any]) -> bool:

@@ -182,6 +182,8 @@ class EngineInfo(BaseModel):
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
     max_capture: int | None = None
+    vocab_size: int | None = None
+    """The width of the logits."""
     row_memory_bytes: int = 0
     """For whole distributions that wait to be compared."""
     threads: int | None = None

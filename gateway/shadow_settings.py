@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from compression.recipe import FULL
-from gateway.capture import MAX_ROWS, MAX_TOP
+from gateway.capture import MAX_ROWS, MAX_ROWS_WAIT_S, MAX_TOP
 from gateway.model_settings import (
     EngineKind,
     Frozen,
@@ -153,6 +153,15 @@ class ShadowSettings(Frozen):
             raise ValueError(
                 f"'max_tokens' is {self.max_tokens}, but 'tokens_per_second' makes only "
                 f"{self.burst_tokens:.0f} in a minute: lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_outlast_the_queue(self) -> Self:
+        if self.estimator == "exact" and self.queue_s > MAX_ROWS_WAIT_S:
+            raise ValueError(
+                f"'queue_s' is {self.queue_s:g}, but engines keep what an exact score needs for "
+                f"{MAX_ROWS_WAIT_S:g} s: use at most that, or 'estimator': topk"
             )
         return self
 

@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from compression.manifest import read_manifest
+from compression.recipe import FULL
 from gateway.backends import embedded, vllm
 from gateway.cli.jobs import run_until_signal
 from gateway.cli.serving import model_fields
@@ -82,11 +85,26 @@ async def _vllm(
     environment = vllm.environment(
         start, settings=settings, replica=0, kv_cache_memory_bytes=kv_bytes
     )
-    if (manifest := prepared.manifest) is not None:
-        told = told_of(manifest, rounds_at_load=False)
-        told |= {
-            "weights_bytes_before": manifest["bytes_before"],
-            "num_weights": num_weights(manifest),
-        }
-        environment[vllm.ARTIFACT_VARIABLE] = json.dumps(told)
+    environment[vllm.ARTIFACT_VARIABLE] = json.dumps(told_by_vllm(prepared.manifest, directory))
     return _Program(words, environment)
+
+
+def told_by_vllm(manifest: Mapping[str, Any] | None, directory: Path) -> dict[str, Any]:
+    """Return what a vLLM that runs by itself must be told of what it serves.
+
+    ``manifest`` is that of the artifact which was asked for; None: the full model, although an
+    artifact may lie where it should be.
+
+    Raises:
+        ArtifactError: there is a manifest, and it is unreadable.
+    """
+    if manifest is None:
+        found = read_manifest(directory)
+        if found is None:
+            return {"recipe": FULL}
+        manifest = found.model_dump(mode="json")
+    return {
+        **told_of(manifest, rounds_at_load=False),
+        "weights_bytes_before": manifest["bytes_before"],
+        "num_weights": num_weights(manifest),
+    }

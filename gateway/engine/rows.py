@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 
+from gateway.capture import MAX_ROWS_WAIT_S
+
 MAX_AGE_S = 60.0
 """Since the last row: who wants them asks for the answer's numbers right after it."""
-MAX_WAIT_S = 600.0
-"""Since then: the score may have to wait for its turn."""
 
 
 class RowBudget:
@@ -59,7 +59,7 @@ class Rows:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.keep_until = clock() + MAX_WAIT_S
+        self.keep_until = clock() + MAX_ROWS_WAIT_S
         """On the monotonic clock."""
         self._budget = budget
         self._limit = limit
@@ -96,7 +96,7 @@ class Rows:
 
     def await_score(self) -> None:
         """Stay for as long as a score may wait for its turn."""
-        self.keep_until = self._clock() + MAX_WAIT_S
+        self.keep_until = self._clock() + MAX_ROWS_WAIT_S
 
     def let_go(self) -> None:
         """Give the memory back; safe to repeat."""

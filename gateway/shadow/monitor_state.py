@@ -24,7 +24,10 @@ def identified(name: str, weights: str | None) -> str:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Return whether two digests agree, of which one may not know the reference's weights yet."""
+    """Return whether two digests agree, of which one may not know the reference's weights yet.
+
+    A digest ends in the reference, as :func:`identified` names it.
+    """
     shorter, longer = sorted((one, other), key=len)
     return one == other or longer.startswith(f"{shorter}{_WEIGHTS}")
 

@@ -40,4 +40,5 @@ class Subject:
     def digest(self, reference: str) -> str:
         """Return what stands for it and for the full model that it is held against."""
         of_scores = () if self.estimator == "topk" else (self.estimator,)
-        return " ".join((self.recipe_digest, self.source_digest, reference, *of_scores))
+        # The reference is last: a digest of its weights may follow later.
+        return " ".join((*of_scores, self.recipe_digest, self.source_digest, reference))

@@ -13,10 +13,9 @@ import torch
 from compression.events import ignore
 from compression.fidelity import TokenScores, score_tokens
 from compression.prepare import build_to
-from gateway.capture import ROWS_HEADER, Wish, headers_of
+from gateway.capture import MAX_ROWS_WAIT_S, ROWS_HEADER, Wish, headers_of
 from gateway.engine import captures, row_feed
 from gateway.engine.captures import Captures
-from gateway.engine.rows import MAX_WAIT_S
 from gateway.engine.runner import load_runner
 from gateway.engine.scoring import divergences
 from gateway.engine.tokenizer import load_tokenizer
@@ -192,7 +191,7 @@ def test_nobody_needs_to_come_for_rows() -> None:
     store.forget_old()
     assert (store.rows("left", 0, 1), store.row_budget.used) == (None, 16)
     assert store.rows("told", 0, 1) is not None
-    now[0] = MAX_WAIT_S + 1
+    now[0] = MAX_ROWS_WAIT_S + 1
     store.forget_old()
     assert (store.rows("told", 0, 1), store.row_budget.used) == (None, 0)
 

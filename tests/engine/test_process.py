@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.protocol import EngineInfo
 from tests.engine.processes import MODEL, START_LIMIT_S, EngineProcess, started
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -75,7 +76,9 @@ def test_the_context_bounds_prompt_and_answer(engine: EngineProcess) -> None:
     assert caught.value.param == "messages"
 
 
-def test_it_describes_itself_from_the_live_tensors(engine: EngineProcess) -> None:
+def test_it_describes_itself_from_the_live_tensors(
+    engine: EngineProcess, tiny_llama_dir: Path
+) -> None:
     """Info has every key of the contract, with this process's own values."""
     info = httpx.get(f"{engine.url}/engine/info").json()
 
@@ -83,6 +86,8 @@ def test_it_describes_itself_from_the_live_tensors(engine: EngineProcess) -> Non
     assert (info["recipe"], info["recipe_digest"], info["threads"]) == ("full", None, 1)
     assert info["architecture"] == "LlamaForCausalLM"
     assert (info["max_model_len"], info["served_model_name"]) == (512, MODEL)
+    config = json.loads((tiny_llama_dir / "config.json").read_bytes())
+    assert EngineInfo.model_validate(info).vocab_size == config["vocab_size"]
     assert info["weights_bytes"] == info["weights_bytes_before"] > 0
     assert sum(info["schemes"].values()) > 0
     assert info["kv_scheme"]["key"]["applied"] == {"none": 2}

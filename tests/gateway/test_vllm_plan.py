@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
+from compression.errors import ArtifactError
 from compression.presets import PRESETS
 from compression.recipe import KvCache, Recipe
 from compression.schemes import (
@@ -27,6 +28,7 @@ from gateway.backends.vllm_capabilities import (
     require_servable_by,
 )
 from gateway.backends.vllm_facts import VllmFacts
+from gateway.cli.engine import told_by_vllm
 from gateway.errors import LoadRefused
 from gateway.model_settings import VariantSettings
 
@@ -322,6 +324,18 @@ def test_the_middleware_reads_what_a_lone_engine_is_told() -> None:
     """The variable's name stands in both interpreters' code, which cannot import each other."""
     inside = Path(vllm_facts.__file__).parent / "inside_vllm/narrowgate_vllm/middleware.py"
     assert f'"{ARTIFACT_VARIABLE}"' in inside.read_text()
+
+
+def test_a_lone_engine_is_told_what_it_serves(tmp_path: Path) -> None:
+    """The full model is called so, which the gateway elsewhere could not know otherwise."""
+    assert told_by_vllm(None, tmp_path) == {"recipe": "full"}
+
+
+def test_an_artifact_is_not_told_as_the_full_model(tmp_path: Path) -> None:
+    """Where its directory is named as the model, its own manifest says what it is."""
+    (tmp_path / "compression_manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="build the artifact again"):
+        told_by_vllm(None, tmp_path)
 
 
 def test_a_lone_engine_listens_where_it_is_told() -> None:

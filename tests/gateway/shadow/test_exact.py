@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.backends.process import EngineProcess
 from gateway.launch import Launcher
 from gateway.model_settings import ModelSettings, VariantSettings
 from gateway.prepared import Prepared
+from gateway.protocol import EngineInfo
 from gateway.settings import load_settings
+from gateway.shadow.capturing import Capturing
 from gateway.shadow.exact import reading
 from gateway.shadow.records import Captured, ScoredPosition
 from gateway.shadow.reference_spec import reference_spec
@@ -171,6 +174,55 @@ def test_a_reply_without_rows_is_read_as_ever() -> None:
 
 async def _await(work: Any) -> Any:
     return await work
+
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        (399, "it is never scored"),
+        (0, "it is never scored"),
+        (400, "answers of more than 1 tokens are never scored"),
+        (3199, "answers of more than 7 tokens are never scored"),
+        (3200, None),
+    ],
+)
+def test_too_little_room_is_told_once(
+    caplog: pytest.LogCaptureFixture, room: int, words: str | None
+) -> None:
+    """Settings that leave answers without a score are named in one line, with the bytes."""
+    settings = ShadowSettings(estimator="exact", exact_tokens=8)
+    info = EngineInfo(served_model_name="x", max_capture=8, vocab_size=100, row_memory_bytes=room)
+    spec = VariantSpec("m", "int4", VariantSettings(model="x", recipe="int4"))
+    capturing = Capturing(settings)
+    for _ in range(3):
+        assert capturing.for_score(info, spec) is not None
+    if words is None:
+        assert not caplog.messages
+    else:
+        (line,) = caplog.messages
+        assert line == (
+            f"m@int4: {words}: its engine has 'shadow.exact_memory' of {room} bytes, and an answer "
+            "of 'shadow.exact_tokens' 8 takes 3200, 400 a token: raise the one"
+            + (" or lower the other" if room >= 400 else "")
+        )
+
+
+def test_room_is_no_matter_of_other_scores(caplog: pytest.LogCaptureFixture) -> None:
+    """Top-k scores keep no rows, and an engine that does not tell its width is not guessed at."""
+    spec = VariantSpec("m", "int4", VariantSettings(model="x", recipe="int4"))
+    info = EngineInfo(served_model_name="x", max_capture=8, vocab_size=100)
+    Capturing(ShadowSettings()).for_score(info, spec)
+    untold = info.model_copy(update={"vocab_size": None})
+    Capturing(ShadowSettings(estimator="exact")).for_score(untold, spec)
+    assert not caplog.messages
+
+
+def test_the_queue_is_not_longer_than_rows_are_kept() -> None:
+    """A request that would wait beyond them could only be dropped; top-k needs none."""
+    with pytest.raises(ValidationError, match=r"'queue_s' is 601, .* for 600 s: use at most that"):
+        ShadowSettings(estimator="exact", queue_s=601)
+    assert ShadowSettings(estimator="exact", queue_s=600).queue_s == 600
+    assert ShadowSettings(queue_s=3600).queue_s == 3600
 
 
 def test_engines_are_started_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from gateway.shadow.slices import ALL, places_of
 from gateway.shadow.subject import Subject
 from gateway.shadow.tolerance import Source
 from gateway.shadow.verdict import State
-from gateway.shadow_settings import LedgerSettings, ShadowSettings
+from gateway.shadow_settings import Estimator, LedgerSettings, ShadowSettings
 
 SUBJECT = Subject("recipe", "source", None)
 NAMES = [ALL, "domain:code"]
@@ -34,7 +34,9 @@ def rules(**verdict: Any) -> Rules:
     return make_rules(ShadowSettings.model_validate({"verdict": verdict}))
 
 
-def record(kl: float, *, variant: str = "int4", recipe: str = "recipe") -> ScoredRequest:
+def record(
+    kl: float, *, variant: str = "int4", recipe: str = "recipe", estimator: Estimator = "topk"
+) -> ScoredRequest:
     """Return a request of four tokens."""
     found = Divergence((kl,) * 4, (True,) * 4, (1.0,) * 4, (0.0,) * 4)
     return ScoredRequest(
@@ -46,7 +48,7 @@ def record(kl: float, *, variant: str = "int4", recipe: str = "recipe") -> Score
         slices=places_of(NAMES, 4),
         num_prompt_tokens=3,
         divergence=found,
-        estimator="topk",
+        estimator=estimator,
         time=time.time(),
     )
 
@@ -187,20 +189,22 @@ def test_verdicts_are_bound_to_the_weights_of_the_reference() -> None:
     assert bench.judge.num_scored("tiny", "int4") == 1
 
 
+@pytest.mark.parametrize("estimator", ["topk", "exact"])
 @pytest.mark.parametrize(("weights", "state"), [("abc", State.DRIFT), ("def", State.LEARNING)])
 def test_kept_verdicts_are_bound_to_the_weights_of_the_reference(
-    tmp_path: Path, weights: str, state: State
+    tmp_path: Path, weights: str, state: State, estimator: Estimator
 ) -> None:
     """After a restart they hold until the reference has run, and then if it is the same one."""
+    subject = replace(SUBJECT, estimator=estimator)
 
     async def use() -> None:
         path = tmp_path / "ledger"
-        first = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path))
+        first = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path), subject=subject)
         first.reference = identified("full", "abc")
         first.judge._kept = {}
-        first.score(0.2, 100)
+        first.score(0.2, 100, estimator=estimator)
         await first.judge.close()
-        second = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path))
+        second = Bench(rules(tolerance={ALL: 0.02}), ledger=Ledger(path), subject=subject)
         running = asyncio.create_task(second.judge.run())
         while not second.judge.verdicts("tiny", "int4"):
             second.judge.served("tiny", "int4")
