@@ -24,7 +24,7 @@ from gateway.shadow.ladder_standing import Standing
 from gateway.shadow.upkeep import again_and_again
 
 _TURN_S = 1.0
-"""How long an operator waits for the ladder's turn to end; a step may build and load for minutes."""
+"""How long an operator waits for the ladder's turn; a step may build and load for minutes."""
 
 
 class LadderKeeper:

@@ -41,7 +41,8 @@ class Verdict:
     """A slice at one moment; divergences are in nats a token, times in seconds since the epoch.
 
     Mean and bounds are of what was scored since the tests began, or since the alarm, or since it
-    became a canary; they count each request with its mean, cut at the largest divergence that matters.
+    became a canary; they count each request with its mean, cut at the largest divergence that
+    matters.
     """
 
     slice: str

@@ -148,11 +148,53 @@ def test_a_new_try_forgets_what_was_undecided() -> None:
         feed(monitor, TOLERANCE, 400, slices=(ALL,), seed=2)
         assert monitor.verdicts()[ALL].state is State.DRIFT
         if is_told:
-            monitor.try_again()
+            monitor.try_again(0.0)
         (change,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,), seed=3)
         needed.append(change.time)
     assert needed[1] < 400
     assert needed[1] < needed[0]
+
+
+def test_a_new_try_proves_what_is_ok_anew() -> None:
+    """Told to try again, `ok` is left, and shown by as many good requests as a new rung needs."""
+    monitor = make_monitor(slices=(ALL,))
+    (first,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,))
+    (left,) = monitor.try_again(5_000.0)
+    assert (left.before, left.after, left.reason) == (State.OK, State.LEARNING, Reason.BEGUN_ANEW)
+    begun = monitor.verdicts()[ALL]
+    assert (begun.state, begun.n, begun.since) == (State.LEARNING, 0, 5_000.0)
+    assert monitor.try_again(5_001.0) == []
+    (again,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,), start=6_000)
+    assert again.after is State.OK
+    assert first.time <= again.time - 6_000 <= 2 * first.time
+    assert monitor.verdicts()[ALL].upper < TOLERANCE
+    assert monitor.try_again(9_500.0, unless_since=6_000.0) == []
+    assert monitor.verdicts()[ALL].state is State.OK
+
+
+def test_many_tries_are_no_more_often_wrong_than_one() -> None:
+    """A mean above the tolerance passes no more often for ok the more often one tries."""
+    num_wrong = 0
+    for seed in range(100):
+        monitor = make_monitor(slices=(ALL,))
+        states = set()
+        for attempt in range(20):
+            begun = 1000.0 * attempt
+            monitor.try_again(begun)
+            feed(monitor, TOLERANCE, 30, slices=(ALL,), seed=100 * seed + attempt, start=begun)
+            states.add(monitor.verdicts()[ALL].state)
+        num_wrong += State.OK in states
+    assert num_wrong <= 5
+
+
+def test_a_new_try_hides_no_damage() -> None:
+    """The detector goes on through a new try: its evidence neither begins anew nor is doubled."""
+    told, untold = (make_monitor(slices=(ALL,)) for _ in range(2))
+    for monitor in (told, untold):
+        feed(monitor, 0.5 * TOLERANCE, 500, slices=(ALL,))
+        feed(monitor, 2 * TOLERANCE, 5, slices=(ALL,), seed=2)
+    told.try_again(1.0)
+    assert told.verdicts()[ALL].log10_e == untold.verdicts()[ALL].log10_e > 0.5
 
 
 def test_a_drift_that_stays_is_not_left() -> None:
