@@ -6,6 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,10 @@ def test_a_step_is_not_waited_for() -> None:
         bench.launch.prepare_s = 30.0
         step = asyncio.create_task(bench.look())
         await begun(bench, "tiny@full")
-        for asked in (bench.keeper.order("int4", TERMS), bench.keeper.withdraw()):
+        for ask in (partial(bench.keeper.order, "int4", TERMS), bench.keeper.withdraw):
             with pytest.raises(StepUnderWay, match="a step to full of tiny is under way") as caught:
                 async with asyncio.timeout(5):
-                    await asked
+                    await ask()
             assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
         step.cancel()
         await asyncio.gather(step, return_exceptions=True)
