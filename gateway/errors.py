@@ -323,6 +323,13 @@ class ModelLoading(Unavailable):
     default_retry_after_s = 5
 
 
+class StepUnderWay(Unavailable):
+    """The ladder is in the middle of a step, which nobody waits for."""
+
+    code = "step_under_way"
+    default_retry_after_s = 5
+
+
 class NoMemory(Unavailable):
     """The memory budget has no room for the model, and nothing idle can make some."""
 

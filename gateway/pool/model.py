@@ -1,8 +1,9 @@
 """One model: its variants, who serves its name, and how that changes without a failed request."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from gateway.errors import Superseded
 from gateway.pool.events import EventLog
@@ -46,6 +47,10 @@ class Model:
         self._events = events
         self._patience = patience
         self._swapping = asyncio.Lock()
+        self._holds: Counter[Variant] = Counter()
+        """How many hold a variant in memory for now."""
+        self._num_keeping = 0
+        """How many keep whoever is active."""
         self.begin_at(self.active)
         self._try_out(None)
 
@@ -83,6 +88,7 @@ class Model:
         self.routes.clear()
         self._tell_routes()
         variant.is_active = True
+        self._mark_held()
         gauge = self._metrics.gauges["active_variant"]
         for each in self.ladder:
             gauge.labels(each.spec.alias, each.spec.variant).set(each is variant)
@@ -113,9 +119,16 @@ class Model:
                 self._events.publish("swap_ended", {**fields, "result": result})
             return await self._release({old, *beside})
 
-    def keeping_active(self) -> AbstractContextManager[None]:
-        """Keep the active variant in memory while the block is open, in use or not."""
-        return self._holding(self.active)
+    @contextmanager
+    def keeping_active(self) -> Iterator[None]:
+        """Keep who is active in memory while the block is open, in use or not, and after a swap."""
+        self._num_keeping += 1
+        self._mark_held()
+        try:
+            yield
+        finally:
+            self._num_keeping -= 1
+            self._mark_held()
 
     async def start_canary(
         self, variant: Variant, share: float, *, expected: str | None = None
@@ -192,21 +205,26 @@ class Model:
     @contextmanager
     def _holding(self, *variants: Variant) -> Iterator[None]:
         """Keep variants in memory while the block is open, and those that take requests after."""
-        for each in variants:
-            each.is_held = True
+        self._holds.update(variants)
+        self._mark_held()
         try:
             yield
         finally:
-            for each in variants:
-                each.is_held = self._is_beside(each)
+            self._holds.subtract(variants)
+            self._mark_held()
+
+    def _mark_held(self) -> None:
+        """Tell each variant whether anybody holds it: who lets go ends no other's hold."""
+        for each in self.ladder:
+            is_kept = self._num_keeping > 0 and each is self.active
+            each.is_held = self._holds[each] > 0 or is_kept or self._is_beside(each)
 
     async def _release(self, variants: Collection[Variant]) -> _Stops:
         """Stop those that nothing leads to any longer, each when its last request has ended.
 
         That may take hours, and nobody waits for it here.
         """
-        for each in variants:
-            each.is_held = self._is_beside(each)
+        self._mark_held()
         unused = [each for each in variants if not each.is_held and each is not self.active]
         grace_s = self._patience.stop_grace_s
         stops = [each.begin_stop(grace_s, drain_s=None) for each in unused]

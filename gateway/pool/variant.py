@@ -47,7 +47,7 @@ class Variant:
         self.num_running = 0
         self.is_active = False
         self.is_held = False
-        """Whether it must stay in memory for now, in use or not: it is being swapped in."""
+        """Whether it must stay in memory for now, in use or not; its model says so."""
         self.is_borrowed = False
         """Whether it was loaded for one question: nobody asked for it to stay."""
         self._model = model

@@ -126,12 +126,18 @@ class Judge:
             names = [name for name in slices if name != ALL]
             watched.monitor.served(self._clock(), names, count=1 / rate)
 
-    def try_again(self, model: str, variant: str) -> None:
-        """Let what comes from now on decide alone whether a drift is over."""
+    def try_again(self, model: str, variant: str, unless_since: float | None = None) -> None:
+        """Let what comes from now on decide alone whether a variant is ok, as for a canary.
+
+        What began anew at ``unless_since`` or later, and what drifts, goes on where such a moment
+        is named.
+        """
         watched = self._find(model, variant)
         if watched is not None:
-            watched.monitor.try_again()
-            self._has_news = True
+            changes = watched.monitor.try_again(self._clock(), unless_since)
+            self._tell(model, variant, changes)
+            watched.verdicts = watched.monitor.verdicts()
+            watched.is_touched = self._has_news = True
 
     # -- what is known ----------------------------------------------------------------------
 

@@ -90,10 +90,10 @@ def _if_it_fits(situation: Situation, rules: LadderRules, decision: Decision) ->
     if not obstacle:
         return decision
     reason = f"{decision.reason}; {obstacle}"
-    trial = situation.canary.variant if situation.canary is not None else situation.ordered
-    if trial is not None:
-        # A trial of something smaller must not stand in the way of something safer.
-        return Decision(Act.ROLL_BACK, reason, to=trial)
+    tried = situation.canary.variant if situation.canary is not None else situation.ordered
+    if tried is not None:
+        # A canary of something smaller must not stand in the way of something safer.
+        return Decision(Act.ROLL_BACK, reason, to=tried)
     refused = replace(decision, reason=reason, is_dry=rules.dry_run)
     return Decision(Act.STAY, reason, refused=refused)
 
@@ -124,7 +124,7 @@ def _judge(situation: Situation, rules: LadderRules, canary: Canary) -> Decision
     if drifting:
         return Decision(Act.ROLL_BACK, f"{name}: {_in_words(drifting)}", to=name)
     needed = terms.num_requests if terms else rules.canary_requests
-    missing = _missing(situation, rules, name, canary.num_scored, needed)
+    missing = _missing(situation, rules, name, canary.num_scored, needed, since=canary.since)
     if missing is not None:
         return _keep_trying(situation, rules, canary, missing)
     if wait := _wait(situation, {Act.STEP_UP, Act.PROMOTE}, rules.cool_down_s):
@@ -189,22 +189,29 @@ def _is_routed(name: str, rules: LadderRules) -> bool:
 
 
 def _missing(
-    situation: Situation, rules: LadderRules, variant: str, num_scored: int, needed: int
+    situation: Situation,
+    rules: LadderRules,
+    variant: str,
+    num_scored: int,
+    needed: int,
+    *,
+    since: float | None = None,
 ) -> str | None:
-    """Return what a rung lacks to be proven, or None.
+    """Return what a rung lacks to be proven, or None; ``ok`` counts where it was shown ``since``.
 
     A pinned slice that nobody asked for yet does not count.
     """
     if num_scored < needed:
         return f"{num_scored} of {needed} requests are scored"
     whole = situation.verdict(variant, ALL)
-    if whole is None or whole.state is not State.OK:
-        return f"{ALL} is {whole.state if whole else 'not watched'}"
-    for name in sorted(rules.pinned):
-        verdict = situation.verdict(variant, name)
-        is_seen = verdict is not None and verdict.n > 0
-        if verdict is not None and is_seen and verdict.state is not State.OK:
-            return f"{name} is {verdict.state}"
+    if whole is None:
+        return f"{ALL} is not watched"
+    pinned = [situation.verdict(variant, name) for name in sorted(rules.pinned)]
+    for verdict in (whole, *(each for each in pinned if each is not None and each.n)):
+        if verdict.state is not State.OK:
+            return f"{verdict.slice} is {verdict.state}"
+        if since is not None and (verdict.since is None or verdict.since < since):
+            return f"{verdict.slice} was ok before that, and is not shown to be since"
     return None
 
 

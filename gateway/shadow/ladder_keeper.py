@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from gateway.errors import ModelLoading, NoCanary
+from gateway.errors import ModelLoading, NoCanary, StepUnderWay
 from gateway.pool.pool import Pool
 from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow.judge import EVERY_S, Judge, Publish
 from gateway.shadow.ladder import check_order, decide, no_room
+from gateway.shadow.ladder_canary import CanaryEngines
 from gateway.shadow.ladder_hands import LadderHands
 from gateway.shadow.ladder_memory import LadderMemory
 from gateway.shadow.ladder_order import Ending, Outcome, Terms
@@ -19,8 +21,10 @@ from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules, Situation
 from gateway.shadow.ladder_sight import LadderSight
 from gateway.shadow.ladder_standing import Standing
-from gateway.shadow.ladder_trial import TrialEngines
 from gateway.shadow.upkeep import again_and_again
+
+_TURN_S = 1.0
+"""How long an operator waits for the ladder's turn; a step may build and load for minutes."""
 
 
 class LadderKeeper:
@@ -59,10 +63,12 @@ class LadderKeeper:
         self._unfinished: Standing | None = None
         """Canary and routes from before a restart, until they are there again."""
         self._is_stepping = False
+        self._goes_to: str | None = None
+        """Where what is being carried out leads."""
         self._paused_until = 0.0
         self._hands = LadderHands(model, pool, cool_down_s=rules.cool_down_s, clock=clock)
         self._failures = self._hands.failures
-        self._engines = TrialEngines(model, pool)
+        self._engines = CanaryEngines(model, pool)
         self._sight = LadderSight(
             model, rules, pool=pool, judge=judge, failures=self._failures, engines=self._engines
         )
@@ -106,7 +112,7 @@ class LadderKeeper:
         Raises:
             ApiError: it cannot be tried now, or has no room.
         """
-        async with self._turn:
+        async with self._soon():
             now = self._clock()
             await self._follow(now)
             if self._unfinished is not None:
@@ -123,15 +129,14 @@ class LadderKeeper:
 
         Raises:
             NoCanary: there is none.
+            StepUnderWay: the ladder is in the middle of something that takes long.
         """
-        async with self._turn:
+        async with self._soon():
             now, why = self._clock(), "an operator ended it"
             await self._follow(now)
             before, standing = self._unfinished, self._standing
             if before is not None and before.canary is not None:
-                self._unfinished = replace(before, canary=None)
-                restored = replace(standing, canary=before.canary)
-                await self._settle(restored, Ending.WITHDRAWN, why, now)
+                await self._withdraw_unfinished(before, before.canary, why, now)
             elif standing.ordered is not None:
                 await self._engines.give_up(standing.ordered.variant)
                 await self._settle(standing, Ending.WITHDRAWN, why, now)
@@ -142,6 +147,20 @@ class LadderKeeper:
                 )
             else:
                 raise NoCanary(f"{self.model} has no canary: begin one with POST on the same path")
+
+    async def _withdraw_unfinished(
+        self, before: Standing, canary: Canary, why: str, now: float
+    ) -> None:
+        """End a canary from before a restart, which takes no requests yet."""
+        rung = canary.variant
+        decision = Decision(Act.ROLL_BACK, f"{rung}: {why}", rung, cause=Cause.WITHDRAWN)
+        self._standing = replace(self._standing, canary=canary).after(decision, now)
+        self._unfinished = replace(before, canary=None)
+        # Its routes are not there again yet, and must outlive another restart.
+        await self._memory.keep(replace(self._standing, routes=before.routes))
+        self._report.done(decision, self._standing.active)
+        if canary.terms is not None:
+            self._report.ended(rung, Ending.WITHDRAWN)
 
     async def _look(self, now: float) -> Decision:
         self._is_stepping = False
@@ -197,9 +216,27 @@ class LadderKeeper:
     def is_telling(self) -> bool:
         """Return whether there is anything to be told: a ladder that is kept, or a canary."""
         standing = self._standing
-        return not self.rules.is_off or standing.trial is not None or standing.ended is not None
+        return (
+            not self.rules.is_off or standing.canary_order is not None or standing.ended is not None
+        )
 
     # -- inside -----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _soon(self) -> AsyncIterator[None]:
+        """Take the turn for an operator, who does not wait for a step."""
+        try:
+            async with asyncio.timeout(_TURN_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            step = f"a step to {self._goes_to}" if self._goes_to else "a look at the ladder"
+            raise StepUnderWay(
+                f"{step} of {self.model} is under way: try again when it has ended"
+            ) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _paused(self, rung: str) -> float:
         return max(self._paused_until, self._failures.until(rung))
@@ -225,7 +262,7 @@ class LadderKeeper:
         is_by_hand = shape.active != standing.active
         if is_by_hand:
             before, self._unfinished = self._unfinished, None
-            if before is not None and before.trial is before.canary is not None:
+            if before is not None and before.canary_order is before.canary is not None:
                 reason = f"{shape.active} was activated before the canary was there again"
                 again = replace(standing, canary=before.canary)
                 await self._settle(again, Ending.WITHDRAWN, reason, now)
@@ -284,6 +321,8 @@ class LadderKeeper:
         share = terms.share if terms else self.rules.canary_share
         again = Decision(Act.START_CANARY, reason, to=rung, share=share)
         if await self._do_again(again, now):
+            # Who was killed while it began may have left evidence from before it.
+            self._judge.try_again(self.model, rung, unless_since=canary.since)
             self._sight.count_from(rung, canary.num_scored)
             self._standing = replace(self._standing, canary=canary)
         elif terms is not None:
@@ -315,14 +354,14 @@ class LadderKeeper:
 
     async def _settle(self, standing: Standing, ending: Ending, reason: str, now: float) -> None:
         """Note the end of an operator's canary that no step of the ladder brought about."""
-        trial = standing.trial
-        self._standing = standing.without_trial(ending, reason, now)
+        order = standing.canary_order
+        self._standing = standing.without_order(ending, reason, now)
         await self._memory.keep(self._standing)
-        if trial is None:
+        if order is None:
             return
-        self._report.ended(trial.variant, ending)
+        self._report.ended(order.variant, ending)
         if ending is not Ending.FAILED:  # a start that failed is told as such
-            self._tell(Decision(Act.ROLL_BACK, reason, to=trial.variant), ending.value)
+            self._tell(Decision(Act.ROLL_BACK, reason, to=order.variant), ending.value)
 
     async def _do_again(self, decision: Decision, now: float) -> bool:
         """Carry out what was done before; return whether that went well."""
@@ -363,8 +402,11 @@ class LadderKeeper:
         return None
 
     async def _try(self, decision: Decision) -> str | None:
-        left = self._standing.active
-        return await self._hands.try_to(decision, leaving=left)
+        left, self._goes_to = self._standing.active, decision.to
+        try:
+            return await self._hands.try_to(decision, leaving=left)
+        finally:
+            self._goes_to = None
 
     def _tell(self, decision: Decision, result: str) -> None:
         self._report.tell(decision, self._standing.left_by(decision), result)

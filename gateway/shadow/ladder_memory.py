@@ -6,7 +6,7 @@ from collections.abc import Callable
 from gateway.pool.state import Shape
 from gateway.shadow.ladder_order import Outcome
 from gateway.shadow.ladder_standing import Standing
-from gateway.shadow.ladder_state import from_state, lost_trial, to_state
+from gateway.shadow.ladder_state import from_state, lost_order, to_state
 from gateway.shadow.ledger import Ledger
 
 _KEEP_EVERY_S = 30.0
@@ -43,7 +43,7 @@ class LadderMemory:
             state, plan=self._plan, ladder=shape.ladder, home=shape.active, now=now
         )
         if self._kept is None:
-            self.lost = lost_trial(state, now)
+            self.lost = lost_order(state, now)
             await self._ledger.forget_ladders(but=sorted(kept))
         return self._kept
 
@@ -54,7 +54,7 @@ class LadderMemory:
     async def keep(self, standing: Standing) -> None:
         """Keep it, unless it is kept already, or nothing was ever done."""
         self._kept_at = self._clock()
-        is_bare = not (standing.steps or standing.trial or standing.ended)
+        is_bare = not (standing.steps or standing.canary_order or standing.ended)
         if self._ledger is None or standing == self._kept or (self._kept is None and is_bare):
             return
         self._kept = standing

@@ -6,10 +6,10 @@ from typing import Any
 from gateway.pool.pool import Pool
 from gateway.pool.state import Shape
 from gateway.shadow.judge import Judge
+from gateway.shadow.ladder_canary import CanaryEngines
 from gateway.shadow.ladder_failures import Failures
 from gateway.shadow.ladder_rules import Canary, Decision, LadderRules, Situation
 from gateway.shadow.ladder_standing import Standing
-from gateway.shadow.ladder_trial import TrialEngines
 from gateway.shadow.slices import ALL
 
 
@@ -24,7 +24,7 @@ class LadderSight:
         pool: Pool,
         judge: Judge,
         failures: Failures,
-        engines: TrialEngines,
+        engines: CanaryEngines,
     ) -> None:
         self._model = model
         self._rules = rules

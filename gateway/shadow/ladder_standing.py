@@ -29,7 +29,7 @@ class Standing:
     """What became of the last canary that an operator asked for."""
 
     @property
-    def trial(self) -> Canary | None:
+    def canary_order(self) -> Canary | None:
         """Return what an operator asked to be tried, loaded or not."""
         if self.canary is not None and self.canary.terms is not None:
             return self.canary
@@ -50,12 +50,12 @@ class Standing:
         done = replace(self, steps=(*self.steps, step)[-MAX_STEPS:])
         match decision.act:
             case Act.STEP_UP:
-                over = done.without_trial(Ending.SUPERSEDED, decision.reason, now)
+                over = done.without_order(Ending.SUPERSEDED, decision.reason, now)
                 return replace(over, active=decision.to, canary=None, routes={})
             case Act.PROMOTE:
                 over = done
-                if self.trial is not None:
-                    over = done.without_trial(Ending.PROMOTED, decision.reason, now)
+                if self.canary_order is not None:
+                    over = done.without_order(Ending.PROMOTED, decision.reason, now)
                     over = replace(over, home=decision.to, origin=self.origin or self.home)
                 return replace(over, active=decision.to, canary=None, routes={})
             case Act.START_CANARY:
@@ -64,20 +64,20 @@ class Standing:
             case Act.ROLL_BACK:
                 is_hand = decision.cause is Cause.WITHDRAWN
                 ending = Ending.WITHDRAWN if is_hand else Ending.ROLLED_BACK
-                return replace(done.without_trial(ending, decision.reason, now), canary=None)
+                return replace(done.without_order(ending, decision.reason, now), canary=None)
             case Act.ROUTE_SLICES:
                 return done.with_routes({**self.routes, **_all_to(decision)})
             case Act.GIVE_BACK_SLICES:
                 return done.without_routes(decision.slices)
         raise ValueError(f"{decision.act} is not carried out")
 
-    def without_trial(self, ending: Ending, reason: str, now: float) -> "Standing":
+    def without_order(self, ending: Ending, reason: str, now: float) -> "Standing":
         """Return it with an operator's canary at its end; as it is where there is none."""
-        trial = self.trial
-        if trial is None:
+        order = self.canary_order
+        if order is None:
             return self
-        ended = Outcome(trial.variant, trial.since, now, ending, reason)
-        canary = None if trial is self.canary else self.canary
+        ended = Outcome(order.variant, order.since, now, ending, reason)
+        canary = None if order is self.canary else self.canary
         return replace(self, canary=canary, ordered=None, ended=ended)
 
     def left_by(self, decision: Decision) -> str:

@@ -129,7 +129,7 @@ def from_state(
     )
 
 
-def lost_trial(state: object, now: float) -> Outcome | None:
+def lost_order(state: object, now: float) -> Outcome | None:
     """Return the end of an operator's canary that was under way on what is another ladder now."""
     try:
         kept = _LadderState.model_validate(state)
@@ -139,8 +139,8 @@ def lost_trial(state: object, now: float) -> Outcome | None:
     if not under_way:
         return None
     reason = "the settings name another ladder, recipe, mode or active rung since the restart"
-    trial = under_way[0]
-    return Outcome(trial.variant, min(trial.since, now), now, Ending.WITHDRAWN, reason)
+    order = under_way[0]
+    return Outcome(order.variant, min(order.since, now), now, Ending.WITHDRAWN, reason)
 
 
 def _step(said: _StepState, now: float) -> Step:

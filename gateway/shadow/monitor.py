@@ -107,10 +107,14 @@ class Monitor:
             changes += track.cover(is_stale, now)
         return changes
 
-    def try_again(self) -> None:
-        """Let what comes from now on decide alone whether a drift is over, as for a canary."""
-        for track in self._tracks.values():
-            track.try_again()
+    def try_again(self, now: float, unless_since: float | None = None) -> list[Change]:
+        """Let what comes from now on decide alone what is ok, as for a canary.
+
+        What began anew at ``unless_since`` or later, and what drifts, goes on where such a moment
+        is named. Returns what changed.
+        """
+        tracks = self._tracks.values()
+        return [each for track in tracks for each in track.try_again(now, unless_since)]
 
     def verdicts(self) -> dict[str, Verdict]:
         """Return the verdicts of all slices."""

@@ -53,10 +53,26 @@ class Track:
             )
         return changes
 
-    def try_again(self) -> None:
-        """Let what comes from now on decide alone whether a drift is over."""
+    def try_again(self, now: float, unless_since: float | None = None) -> list[Change]:
+        """Let what comes from now on decide alone whether it is ok; return what changed.
+
+        What began anew at ``unless_since`` or later, and what drifts, goes on where such a moment
+        is named.
+        """
+        if unless_since is not None:
+            has_begun = self._since is not None and self._since >= unless_since
+            if has_begun or self._state is State.DRIFT:
+                return []
+        evidence, before = self.verdict(), self._state
         if self._trial is not None:
             self._trial.try_again()
+        if before is State.DRIFT:
+            return []
+        self._since = now
+        after = self.verdict().state
+        if after is evidence.state:
+            return []
+        return [Change(self.name, evidence.state, after, Reason.BEGUN_ANEW, now, evidence)]
 
     def served(self, now: float, count: float = 1.0) -> None:
         """Note a request that was served, scored or not, and that stands for so many."""
@@ -91,6 +107,7 @@ class Track:
         sequence, scale, error = self._baseline, self._worst, self._strictness.error
         if self._trial is not None:
             sequence, scale = self._trial.sequence, self._trial.worst
+            error = self._trial.error
         lower, upper = sequence.bounds(error=error)
         is_stale = self._stale_since is not None
         return Verdict(

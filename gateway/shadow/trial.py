@@ -30,6 +30,10 @@ class Trial:
     began after the alarm shows a mean below the tolerance. It begins anew whenever it has shown the
     opposite, or is told to, so that a repair need not make up for all the damage before it. Each
     beginning has a smaller error, so that together they err no more often than one.
+
+    Told to try again, ``ok`` is ``learning`` once more, and what was before it proves nothing. The
+    beginnings of that kind have smaller errors in the same way, beside that of the first proof. The
+    detector never hears of it, so it cries wolf as rarely as before.
     """
 
     __slots__ = ("_attempt", "_detector", "_recovery", "_rules", "sequence", "state", "tolerance")
@@ -66,15 +70,26 @@ class Trial:
             self._detector = Detector(self._rules.threshold)
             return
         self.state = State.OK
-        self._attempt = 0
         self.sequence = self._recovery
         if reason is Reason.RECOVERED:
+            self._attempt = 0
             self._detector = Detector(self._rules.threshold)
 
     def try_again(self) -> None:
-        """Let what comes from now on decide alone whether a drift is over."""
+        """Let what comes from now on decide alone whether it is ok."""
         if self.state is State.DRIFT:
             self._begin_recovery()
+            return
+        self.state = State.LEARNING
+        if self.sequence.n:
+            self._begin_recovery()
+            self.sequence = self._recovery
+
+    @property
+    def error(self) -> float:
+        """Return the probability with which a bound of the sequence may ever be wrong."""
+        is_first = self.state is State.DRIFT or not self._attempt
+        return self._rules.error if is_first else self._error_of_attempt()
 
     @property
     def log10_e(self) -> float:
@@ -121,20 +136,22 @@ class Trial:
         return min(max(divergence / self.tolerance, 0.0), self._rules.clip)
 
     def _look_for_proof(self) -> Reason | None:
-        limit, error = 1.0 / self._rules.clip, self._rules.error
+        limit, error = 1.0 / self._rules.clip, self.error
         if self.sequence.is_below(limit, error=error):
             return Reason.SHOWN_OK
         return Reason.SHOWN_DRIFT if self.sequence.is_above(limit, error=error) else None
 
     def _look_for_recovery(self) -> Reason | None:
-        limit = 1.0 / self._rules.clip
-        error = self._rules.error / (self._attempt * (self._attempt + 1))
+        limit, error = 1.0 / self._rules.clip, self._error_of_attempt()
         if self._recovery.is_below(limit, error=error):
             return Reason.RECOVERED
         if self._recovery.is_above(limit, error=error):
             self._begin_recovery()
             return Reason.STILL_DRIFT
         return None
+
+    def _error_of_attempt(self) -> float:
+        return self._rules.error / (self._attempt * (self._attempt + 1))
 
     def _begin_recovery(self) -> None:
         self._attempt += 1

@@ -33,14 +33,16 @@ class Reason(StrEnum):
     STILL_DRIFT = "the lower bound since the alarm rose above the tolerance"
     UNSCORED = "requests are served, but none is scored"
     SCORED_AGAIN = "requests are scored again"
+    BEGUN_ANEW = "it is a canary, which only what is scored from now on can prove"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A slice at one moment; divergences are in nats a token, times in seconds since the epoch.
 
-    Mean and bounds are of what was scored since the tests began, or since the alarm; they count
-    each request with its mean, cut at the largest divergence that matters.
+    Mean and bounds are of what was scored since the tests began, or since the alarm, or since it
+    became a canary; they count each request with its mean, cut at the largest divergence that
+    matters.
     """
 
     slice: str
@@ -55,7 +57,7 @@ class Verdict:
     log10_e: float
     """Evidence of damage by the detector: its value's logarithm, 0 at least."""
     since: float | None
-    """When it came into this state; None if it was so from the beginning."""
+    """When it came into this state, or began anew in it; None if it was so from the beginning."""
     last_scored: float | None
     confirmed: float | None = None
     """When ``drift`` was last shown by evidence; it begins anew whenever it was."""

@@ -253,6 +253,27 @@ def test_swaps_under_load_fail_no_request() -> None:
     asyncio.run(run())
 
 
+def test_who_lets_go_of_a_variant_frees_nobody_elses_hold() -> None:
+    """A load beside the active one, begun before or within a swap, ends no hold of the swap."""
+
+    async def use() -> None:
+        async with pool_of({"tiny": LADDER}, FakeLaunch(prepare_s=0.3)) as pool:
+            await pool.ensure_ready()
+            model = pool._models["tiny"]
+            old, new = model.variants["int4"], model.variants["full"]
+            swap = asyncio.create_task(pool.activate("tiny@full"))
+            await until(lambda: new.state is State.LOADING)
+            with model.keeping_active():
+                assert old.resident().is_in_use
+            assert old.is_held
+            with model.keeping_active():
+                await swap
+                assert (old.is_held, new.is_held) == (False, True)
+            assert not new.is_held
+
+    asyncio.run(use())
+
+
 def test_a_swap_waits_for_the_running_requests_of_the_old_one() -> None:
     """The old variant's engine ends only after its last answer."""
 

@@ -28,7 +28,7 @@ BROKEN = {"nll": {"int4": 1.5}}
 def settings(mode: str = "on", **ladder: Any) -> dict[str, Any]:
     """Return settings of a ladder under which every request is scored."""
     return {
-        "models": MODELS,
+        "models": dict(MODELS),  # a test may add others
         "shadow": {
             "rate": 1,
             "floor_every": 0,

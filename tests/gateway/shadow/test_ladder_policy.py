@@ -24,10 +24,15 @@ CJK, MATH = "script:cjk", "domain:math"
 
 
 def verdict(
-    state: State, *, name: str = ALL, n: int = 1000, confirmed: float | None = None
+    state: State,
+    *,
+    name: str = ALL,
+    n: int = 1000,
+    since: float | None = 1e6,
+    confirmed: float | None = None,
 ) -> Verdict:
-    """Return a verdict of few words."""
-    return Verdict(name, state, n, 0.05, 0.04, 0.06, 0.036, Source.SET, 0.0, 0.0, 0.0, confirmed)
+    """Return a verdict of few words, which was shown after all else unless said otherwise."""
+    return Verdict(name, state, n, 0.05, 0.04, 0.06, 0.036, Source.SET, 0.0, since, 0.0, confirmed)
 
 
 def of(**states: State) -> dict[str, Verdict]:
@@ -296,6 +301,19 @@ def test_a_canary_is_rolled_back_by_new_drift_only() -> None:
     assert decide(on_trial(old), RULES).act is Act.STAY
     decision = decide(on_trial(new), RULES)
     assert (decision.act, decision.to) == (Act.ROLL_BACK, "int4")
+
+
+@pytest.mark.parametrize("since", [None, 0.0, 19_999.0])
+@pytest.mark.parametrize("old", [ALL, CODE])
+def test_a_canary_is_promoted_by_new_proof_only(old: str, since: float | None) -> None:
+    """What was ok before it became the canary, as a whole or in a pinned slice, proves nothing."""
+    pinned = replace(RULES, pinned=frozenset({CODE}))
+    proven = of(all=State.OK, code=State.OK)
+    assert decide(on_trial(proven), pinned).act is Act.PROMOTE
+    seen = {**proven, old: verdict(State.OK, name=old, since=since)}
+    decision = decide(on_trial(seen), pinned)
+    assert decision.act is Act.STAY
+    assert f"{old} was ok before that" in decision.reason
 
 
 def test_patience_with_a_canary_ends() -> None:

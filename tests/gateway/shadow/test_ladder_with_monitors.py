@@ -62,7 +62,7 @@ class Service:
         self.canary = None
         if decision.act is Act.START_CANARY:
             self.canary = Canary(decision.to, now, 0)
-            self.monitors[decision.to].try_again()
+            self.monitors[decision.to].try_again(now)
         elif decision.act is not Act.ROLL_BACK:
             self.active = decision.to
 

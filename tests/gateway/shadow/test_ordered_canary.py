@@ -5,17 +5,28 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.errors import ApiError, CanaryRunning, InvalidRequest, NoCanary, NoMemory
+from gateway.errors import (
+    ApiError,
+    CanaryRunning,
+    InvalidRequest,
+    NoCanary,
+    NoMemory,
+    StepUnderWay,
+)
 from gateway.pool.state import Patience, State
 from gateway.shadow.ladder_order import Terms
-from gateway.shadow.ladder_rules import Act
+from gateway.shadow.ladder_rules import Act, Canary
+from gateway.shadow.ladder_standing import Standing
 from tests.gateway.shadow.test_ladder_keeper import Bench
 from tests.gateway.shadow.test_ladder_memory import Home
+from tests.gateway.shadow.test_slice_routes import CODE
 
 LADDER: list[Any] = ["int4", "int8", "full"]
 TERMS = Terms(share=0.3, num_requests=50, patience_s=600)
@@ -102,6 +113,50 @@ def test_a_proven_canary_serves(mode: dict[str, Any]) -> None:
         assert last(bench) == ("promoted", "int4: ok after 199 scored requests as a canary")
         assert bench.keeper.status()["home"] == "int4"
         assert num_ended(bench, "int4", "promoted") == 1
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_what_was_ok_before_proves_nothing() -> None:
+    """An old `ok` and one scored request promote no canary; as many as a new rung needs do."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.score("int4", 0.001, 300)
+        assert bench.judge.verdicts("tiny", "int4")["all"].state == "ok"
+        bench.now += 30 * 86_400
+        await start(bench, terms=Terms(share=0.3, num_requests=1, patience_s=600))
+        assert bench.judge.verdicts("tiny", "int4")["all"].state == "learning"
+        bench.score("int4", 0.001, 1)
+        assert await bench.look() is Act.STAY
+        assert bench.keeper.canary()["canary"]["reason"].startswith("int4: all is learning")
+        bench.score("int4", 0.001, 200)
+        assert await bench.look() is Act.PROMOTE
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_step_is_not_waited_for() -> None:
+    """While a step loads, an order and a withdrawal are told to come again, and where it leads."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.score("int8", 0.3, 50)
+        bench.launch.prepare_s = 30.0
+        step = asyncio.create_task(bench.look())
+        await begun(bench, "tiny@full")
+        for ask in (partial(bench.keeper.order, "int4", TERMS), bench.keeper.withdraw):
+            with pytest.raises(StepUnderWay, match="a step to full of tiny is under way") as caught:
+                async with asyncio.timeout(5):
+                    await ask()
+            assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        bench.launch.prepare_s = 0.0
+        with pytest.raises(NoCanary):
+            await bench.keeper.withdraw()
         await bench.pool.close(0)
 
     over(use)
@@ -420,6 +475,56 @@ def test_a_canary_survives_a_restart(
             assert bench.pool.shape("tiny").active == "int8"
             assert last(bench)[0] == "promoted"
             assert bench.keeper.status()["home"] == "int8"
+
+    over(use)
+
+
+@pytest.mark.parametrize("terms", [None, replace(TERMS, beside="int8")])
+def test_one_that_waits_after_a_restart_is_ended(tmp_path: Path, terms: Terms | None) -> None:
+    """Whoever began it, a withdrawal is a step of the ladder and ends it for good; routes stay."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
+        async with home.process() as bench:
+            assert bench.keeper.canary()["canary"]["state"] == "waiting"
+            await bench.keeper.withdraw()
+            (step,) = bench.keeper.status()["steps"]
+            assert (step["act"], step["to"], step["cause"]) == ("roll_back", "int4", "withdrawn")
+            assert told(bench)[-1] == ("roll_back", "int4", "done")
+            assert bench.keeper.canary()["canary"] is None
+            assert num_ended(bench, "int4", "withdrawn") == (0 if terms is None else 1)
+            assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
+            await bench.pool.ensure_ready()
+            await bench.look()
+            assert bench.first_choices() == {"int8": 100}
+            assert bench.keeper.canary()["canary"] is None
+            assert (terms is None) == (bench.keeper.canary()["last"] is None)
+            with pytest.raises(NoCanary):
+                await bench.keeper.withdraw()
+
+    over(use)
+
+
+def test_who_was_killed_while_it_began_proves_it_anew(tmp_path: Path) -> None:
+    """An `ok` from before the canary is no proof after a restart either; one since it is."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        async with home.process() as bench:
+            bench.score("int4", 0.001, 300)
+            begun_at = bench.now + 1
+        terms = Terms(share=0.3, num_requests=1, patience_s=600, beside="int8")
+        home.keep(Standing("int4", "int8", (), Canary("int4", begun_at, 0, terms)))
+        for count in (1, 300):
+            async with home.process(is_killed=count == 300) as bench:
+                bench.now = begun_at + count
+                await bench.pool.ensure_ready()
+                await bench.look()
+                bench.score("int4", 0.001, count)
+                assert await bench.look() is (Act.STAY if count == 1 else Act.PROMOTE)
+        async with home.process() as bench:
+            assert bench.pool.shape("tiny").active == "int4"
 
     over(use)
 

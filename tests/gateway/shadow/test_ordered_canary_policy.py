@@ -114,7 +114,7 @@ def test_where_each_end_leads(decision: Decision, ending: Ending) -> None:
     """Each is remembered with its reason; a promoted one is home, beside the settings' rung."""
     canary = Canary("int4", 5.0, 7, TERMS)
     after = Standing("int8", "int8", canary=canary).after(decision, 50.0)
-    assert after.trial is None
+    assert after.canary_order is None
     assert after.ended is not None
     assert (after.ended.variant, after.ended.ending, after.ended.reason) == ("int4", ending, "why")
     promoted = ending is Ending.PROMOTED

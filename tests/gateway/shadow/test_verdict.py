@@ -12,6 +12,7 @@ from gateway.errors import SettingsError
 from gateway.shadow.monitor import Monitor, MonitorRules
 from gateway.shadow.slices import ALL, all_slices
 from gateway.shadow.tolerance import FalseAlarmBudget, Source, ToleranceRules, Tolerances
+from gateway.shadow.trial import Strictness, Trial
 from gateway.shadow.verdict import Change, Reason, State, Summary, summarize
 
 CODE = "domain:code"
@@ -148,11 +149,58 @@ def test_a_new_try_forgets_what_was_undecided() -> None:
         feed(monitor, TOLERANCE, 400, slices=(ALL,), seed=2)
         assert monitor.verdicts()[ALL].state is State.DRIFT
         if is_told:
-            monitor.try_again()
+            monitor.try_again(0.0)
         (change,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,), seed=3)
         needed.append(change.time)
     assert needed[1] < 400
     assert needed[1] < needed[0]
+
+
+def test_a_new_try_proves_what_is_ok_anew() -> None:
+    """Told to try again, `ok` is left, and shown by as many good requests as a new rung needs."""
+    monitor = make_monitor(slices=(ALL,))
+    (first,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,))
+    (left,) = monitor.try_again(5_000.0)
+    assert (left.before, left.after, left.reason) == (State.OK, State.LEARNING, Reason.BEGUN_ANEW)
+    begun = monitor.verdicts()[ALL]
+    assert (begun.state, begun.n, begun.since) == (State.LEARNING, 0, 5_000.0)
+    assert monitor.try_again(5_001.0) == []
+    (again,) = feed(monitor, 0.5 * TOLERANCE, 3000, slices=(ALL,), start=6_000)
+    assert again.after is State.OK
+    assert first.time <= again.time - 6_000 <= 2 * first.time
+    assert monitor.verdicts()[ALL].upper < TOLERANCE
+    assert monitor.try_again(9_500.0, unless_since=6_000.0) == []
+    assert monitor.verdicts()[ALL].state is State.OK
+
+
+def test_many_tries_are_no_more_often_wrong_than_one() -> None:
+    """The errors of all tries add up to that of one at most, so each proof takes longer."""
+    trial = Trial(TOLERANCE, Strictness(error=0.05, threshold=1e9, clip=10.0))
+    errors, needed = [], []
+    for _ in range(20):
+        trial.add(0.0)
+        trial.try_again()
+        trial.try_again()  # nothing came between: it is the same try
+        errors.append(trial.error)
+        while (reason := trial.add(0.0)) is None:
+            pass
+        needed.append(trial.sequence.n)
+        trial.enter(reason)
+    assert trial.state is State.OK
+    assert errors[0] == pytest.approx(0.05 / 2)
+    assert sum(errors) < 0.05
+    assert needed == sorted(needed)
+    assert needed[0] < needed[4] < needed[-1] < 3 * needed[0]
+
+
+def test_a_new_try_hides_no_damage() -> None:
+    """The detector goes on through a new try: its evidence neither begins anew nor is doubled."""
+    told, untold = (make_monitor(slices=(ALL,)) for _ in range(2))
+    for monitor in (told, untold):
+        feed(monitor, 0.5 * TOLERANCE, 500, slices=(ALL,))
+        feed(monitor, 2 * TOLERANCE, 5, slices=(ALL,), seed=2)
+    told.try_again(1.0)
+    assert told.verdicts()[ALL].log10_e == untold.verdicts()[ALL].log10_e > 0.5
 
 
 def test_a_drift_that_stays_is_not_left() -> None:

@@ -11,7 +11,7 @@ from gateway.pool.state import State
 logger = logging.getLogger(__name__)
 
 
-class TrialEngines:
+class CanaryEngines:
     """Loads one rung of a model beside everything else, and tells what befalls it after that.
 
     The load holds up neither requests nor a step of the ladder, which may come first.
