@@ -282,7 +282,7 @@ def test_no_standstill_over_one_that_ends_and_is_asked_again() -> None:
         first, second = references.of("a"), references.of("b")
         await second.scorer()
         launch.engines[0].may_end.clear()
-        tasks = [asyncio.create_task(second.make_way(0, 2.0))]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(second.make_way(0, 2.0))]
         for claimant in (second, first):
             for _ in range(5):
                 await asyncio.sleep(0)
