@@ -4,6 +4,7 @@
 benchmarks.frontier`` scores them and our artifacts and rewrites
 ``benchmarks/results/frontier.{md,json,png}``. ``--keep NAME`` takes a point from the results as
 they are: what takes half an hour to build need not be built for another's sake.
+It is refused where text or model is another one, and marked in the page.
 """
 
 import argparse
