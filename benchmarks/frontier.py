@@ -4,9 +4,11 @@
 benchmarks.frontier`` scores them and our artifacts and rewrites
 ``benchmarks/results/frontier.{md,json,png}``. ``--keep NAME`` takes a point from the results as
 they are: what takes half an hour to build need not be built for another's sake.
+It is refused where text or model is another one, and marked in the page.
 """
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.frontier_evaluator import Cut
-from benchmarks.frontier_page import plot, render
+from benchmarks.frontier_page import CHECKED, UNCHECKED, plot, render
 from benchmarks.frontier_points import Point, artifact_point, peer_points
 from benchmarks.frontier_scores import Scorer
 from benchmarks.machine import describe
@@ -48,7 +50,8 @@ def main(words: Sequence[str]) -> None:
         "tokens": sum(len(each.targets) for parts in windows.values() for each in parts),
         "points": [],
     }
-    results["points"] = kept(options, results["tokens"])
+    results["digest"] = digest_of(checkpoint, windows)
+    results["points"] = kept(options, results["tokens"], results["digest"])
     options.out.mkdir(parents=True, exist_ok=True)
     for point in points(options):
         results["points"].append(scorer.figures(point))
@@ -82,21 +85,39 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def kept(options: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
-    """Return the points that stay as they are in the last results, which must be of this text.
+def digest_of(checkpoint: Path, windows: Cut) -> str:
+    """Return what tells this text and this full model from all others."""
+    text = {
+        name: [(each.token_ids, each.first) for each in parts] for name, parts in windows.items()
+    }
+    digest = hashlib.sha256(repr(text).encode())
+    for file in sorted([checkpoint / "config.json", *checkpoint.glob("*.safetensors")]):
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def kept(options: argparse.Namespace, tokens: int, digest: str) -> list[dict[str, Any]]:
+    """Return the points that stay as they are in the last results, each marked as kept.
+
+    Results without a digest may be of another text; what is kept of them says so for ever.
 
     Raises:
-        SystemExit: there is no such point, or it was measured on another text.
+        SystemExit: there is no such point, or it was measured on another text or model.
     """
     if not options.keep:
         return []
     last = json.loads((options.out / "frontier.json").read_text(encoding="utf-8"))
     if last["tokens"] != tokens:
         raise SystemExit(f"--keep: the last results are of {last['tokens']} tokens, not {tokens}")
+    if last.get("digest", digest) != digest:
+        raise SystemExit("--keep: the last results are of another text or model: measure anew")
+    if "digest" not in last:
+        last["points"] = [{**point, "kept": UNCHECKED} for point in last["points"]]
     found = {point["name"]: point for point in last["points"]}
     if missing := [name for name in options.keep if name not in found]:
         raise SystemExit(f"--keep: the last results have no {', '.join(missing)}")
-    return [found[name] for name in options.keep]
+    return [{"kept": CHECKED, **found[name]} for name in options.keep]
 
 
 def read_windows(checkpoint: Path, max_tokens: int | None) -> Cut:

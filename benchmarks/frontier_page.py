@@ -9,6 +9,9 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+CHECKED = "kept"
+UNCHECKED = "kept, text not checked"
+"""Of a point from results that do not say what they were measured on."""
 _COLUMNS = (
     "method", "bits a weight, linears", "MB", "MB in files", "embedding", "mean KLD", "95 %",
     "worst slice", "its KLD", "top-1",
@@ -53,6 +56,8 @@ def _table(points: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
     for point in points:
         name = f"**{point['name']}**" if point["is_ours"] else point["name"]
+        if "kept" in point:
+            name += f" ({point['kept']})"
         low, high = point["kld_ci95"]
         lines.append(
             f"| {name} | {point['linear_bits']:.3f} | {point['bytes'] / 1e6:.1f} | "

@@ -120,7 +120,7 @@ class Launcher:
         if row_bytes := self.row_memory_bytes(spec):
             command += [f"--row-memory-bytes={row_bytes}"]
         if spec.is_reference and self._settings.shadow.estimator == "exact":
-            command += ["--read-in-float32"]
+            command += ["--read-in-float32", "--fetch-rows"]
         if self._settings.otlp_endpoint is not None:
             command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(

@@ -134,12 +134,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def warn_if_open(address: str, *, has_keys: bool) -> None:
+def warn_if_open(address: str, *, has_keys: bool, remedy: str = "set 'api_keys_file'") -> None:
     """Say so where everybody on the network may ask."""
     if not has_keys and not is_loopback(address):
         logger.warning(
-            "%s can be reached from other machines and nobody needs a key: set 'api_keys_file'",
-            address,
+            "%s can be reached from other machines and nobody needs a key: %s", address, remedy
         )
 
 

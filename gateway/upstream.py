@@ -231,6 +231,7 @@ class EngineClient:
         Raises:
             ApiError: the engine does not answer, or with an error.
         """
+        self._require_open()
         try:
             reply = await self._client.get(f"/engine/capture/{capture_id}")
         except httpx.TransportError as error:
@@ -241,24 +242,32 @@ class EngineClient:
             raise refusal(reply.status_code, reply.headers, reply.content)
         return reply.content
 
-    async def read_rows(self, capture_id: str, start: int, stop: int) -> bytes | None:
+    async def read_rows(
+        self, capture_id: str, start: int, stop: int, *, num_bytes: int
+    ) -> bytes | None:
         """Return some whole distributions that the engine keeps of an answer, as float32 logits.
 
-        None: they are not there.
+        None: they are not there, or are not ``num_bytes``; no more than those are read.
 
         Raises:
             ApiError: the engine does not answer, or with an error.
         """
+        self._require_open()
         path = f"/engine/capture/{capture_id}/rows?start={start}&stop={stop}"
+        found = bytearray()
         try:
-            reply = await self._client.get(path)
+            async with self._client.stream("GET", path) as reply:
+                if reply.status_code == 404:
+                    return None
+                if reply.status_code != 200:
+                    raise refusal(reply.status_code, reply.headers, b"")
+                async for chunk in reply.aiter_raw():
+                    found += chunk
+                    if len(found) > num_bytes:
+                        return None
         except httpx.TransportError as error:
             raise translate(error) from error
-        if reply.status_code == 404:
-            return None
-        if reply.status_code != 200:
-            raise refusal(reply.status_code, reply.headers, reply.content)
-        return reply.content
+        return bytes(found) if len(found) == num_bytes else None
 
     async def forget_capture(self, capture_id: str) -> None:
         """Have the engine forget what it keeps of an answer.
@@ -266,6 +275,7 @@ class EngineClient:
         Raises:
             ApiError: the engine does not answer.
         """
+        self._require_open()
         try:
             await self._client.delete(f"/engine/capture/{capture_id}")
         except httpx.TransportError as error:
@@ -353,6 +363,11 @@ class EngineClient:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+    def _require_open(self) -> None:
+        """Refuse what comes after :meth:`aclose`: the engine may be gone with its client."""
+        if self._client.is_closed:
+            raise EngineDown("the engine is gone: nothing is asked of it any more")
 
     async def _ask(self, path: str, fields: Mapping[str, Any], request_id: str) -> Any:
         async with self.generate(path, fields, request_id) as reply:

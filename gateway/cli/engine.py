@@ -16,6 +16,7 @@ from gateway.cli.serving import model_fields
 from gateway.errors import LoadRefused
 from gateway.launch import prepare
 from gateway.prepared import Prepared, num_weights, told_of
+from gateway.serve import warn_if_open
 from gateway.settings import load_settings
 from gateway.specs import VariantSpec, default_alias, make_specs
 from gateway.terminal import Terminal
@@ -38,6 +39,9 @@ def run_engine(options: argparse.Namespace, terminal: Terminal) -> int:
     (spec,) = model.variants
     code, engine = run_until_signal(_prepare(spec, options, terminal))
     if engine is not None:
+        warn_if_open(
+            options.host, has_keys=False, remedy="an engine knows none, let only the gateway in"
+        )
         terminal.note(f"{spec.alias}: its engine starts on {options.host} port {options.port}")
         os.execve(engine.words[0], engine.words, {**os.environ, **engine.environment})  # noqa: S606
     return code

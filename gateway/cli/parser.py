@@ -123,8 +123,17 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", help="preset, 'full' or a .yaml file (default: int4)")
     command.add_argument("--name", help="what the gateway calls it (default: from --model)")
     host = os.environ.get("NARROWGATE_HOST", "127.0.0.1")
-    command.add_argument("--host", default=host, help="default: 127.0.0.1")
-    command.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000")
+    command.add_argument("--host", default=host, help="default: %(default)s (NARROWGATE_HOST)")
+    port = os.environ.get("NARROWGATE_PORT", "8000")
+    if port.startswith("tcp://"):  # of Kubernetes, where a Service has this name
+        port = "8000"
+    command.add_argument(
+        "--port",
+        type=_port,
+        default=port,
+        metavar="N",
+        help="default: %(default)s (NARROWGATE_PORT)",
+    )
     command.add_argument(
         "--fidelity", action="store_true", help="measure the recipe, for verdicts of the gateway"
     )

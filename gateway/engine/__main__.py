@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read texts in float32, also where another dtype is faster",
     )
+    parser.add_argument(
+        "--fetch-rows",
+        dest="fetches_rows",
+        action="store_true",
+        help="fetch distributions that engines on this machine keep, where a score names them",
+    )
     parser.add_argument("--otlp-endpoint", metavar="URL", help="of a collector of traces")
     parser.add_argument(
         "--no-end-with-parent",
@@ -142,6 +148,7 @@ def _serve(options: argparse.Namespace) -> int:
         metrics=metrics,
         tokenizer=tokenizer,
         row_bytes=row_bytes,
+        fetches_rows=options.fetches_rows,
     )
     gc.collect()
     gc.freeze()

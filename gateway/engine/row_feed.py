@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,12 +17,22 @@ ROWS_AT_ONCE = 32
 """Of one fetch; smaller than a step's, so that neither engine copies many megabytes in one go."""
 _TIMEOUT_S = 10.0
 """The longest silence of the engine that keeps them."""
+_DEADLINE_S = 30.0
+"""Of all fetches of one score together: others wait behind it."""
 
 
 class RowsGone(InvalidRequest):
     """The distributions to compare with are not there, or not any more."""
 
     code = ROWS_GONE
+
+    def __init__(self) -> None:
+        # Nothing of what was read: it may come from anybody who listens there.
+        super().__init__(
+            "'rows' cannot be read: name an answer that an engine on this machine keeps, by a "
+            "model of this vocabulary",
+            param="rows",
+        )
 
 
 class RowFeed:
@@ -37,6 +48,7 @@ class RowFeed:
         self._num_taken = 0
         self._events: asyncio.AbstractEventLoop | None = None
         self._room = asyncio.Event()
+        self._left_s = _DEADLINE_S
 
     @property
     def is_ready(self) -> bool:
@@ -62,7 +74,7 @@ class RowFeed:
         """Fetch all rows, and say so after each part; on the event loop.
 
         Raises:
-            RowsGone: they are not there, or the engine that keeps them does not answer.
+            RowsGone: they are not there, or do not come in time.
         """
         self._events = asyncio.get_running_loop()
         address = f"http://{LOOPBACK}:{self._where.port}"
@@ -78,17 +90,20 @@ class RowFeed:
             await client.aclose()
 
     async def _fetch(self, client: EngineClient, start: int, stop: int) -> None:
-        first = self._where.first
+        where, begun = self._where, time.monotonic()
         try:
-            raw = await client.read_rows(self._where.capture_id, first + start, first + stop)
-        except ApiError as error:
-            raise RowsGone(f"'rows' cannot be read: {error}", param="rows") from None
-        if raw is None or len(raw) != 4 * (stop - start) * self._vocab_size:
-            raise RowsGone(
-                f"'rows' has no {stop - start} distributions of {self._vocab_size} tokens from "
-                f"{first + start} on: name an answer that is kept, by a model of this vocabulary",
-                param="rows",
-            )
+            async with asyncio.timeout(self._left_s):
+                raw = await client.read_rows(
+                    where.capture_id,
+                    where.first + start,
+                    where.first + stop,
+                    num_bytes=4 * (stop - start) * self._vocab_size,
+                )
+        except (ApiError, TimeoutError):
+            raise RowsGone from None
+        self._left_s -= time.monotonic() - begun
+        if raw is None:
+            raise RowsGone
         # A copy, because what came in cannot be written to.
         rows = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(-1, self._vocab_size)
         with self._lock:

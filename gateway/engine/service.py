@@ -31,7 +31,7 @@ from gateway.engine.scoring import Scoring
 from gateway.engine.sequence import Sequence
 from gateway.engine.tokenization import detokenized, tokenized
 from gateway.engine.tokenizer import Tokenizer
-from gateway.errors import Draining, ModelNotFound
+from gateway.errors import Draining, InvalidRequest, ModelNotFound
 from gateway.parameters import refuse_unknown
 from gateway.protocol import ChatRequest, EngineInfo
 from gateway.score import parse_score
@@ -80,6 +80,8 @@ class EngineService:
     limits: ModelLimits = field(init=False)
     row_bytes: int = 0
     """What whole distributions that are kept for a score may hold."""
+    fetches_rows: bool = False
+    """Whether it fetches those that other engines keep."""
     captures: Captures = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     _preparation: Preparation = field(init=False)
@@ -202,6 +204,12 @@ class EngineService:
         self.check_open(request.model)
         feed = None
         if request.rows is not None:
+            if not self.fetches_rows:
+                raise InvalidRequest(
+                    "'rows' is not taken here: only an engine that was started with --fetch-rows "
+                    "fetches them; leave it out",
+                    param="rows",
+                )
             feed = RowFeed(request.rows, len(request.candidates), limits.vocab_size)
         scoring = Scoring(request, feed)
         self.loop.score(scoring, request_id=request_id)

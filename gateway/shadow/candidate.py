@@ -71,7 +71,8 @@ class Candidate:
         info: EngineInfo | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         """Return fields and headers to send to an engine; each attempt asks anew."""
-        self._forget()  # of an attempt before
+        if not self.is_over:  # its end has told it already
+            self._forget()  # of an attempt before
         self.spec, self.client, self.capture = spec, client, None
         self.recipe_digest = info.recipe_digest if info is not None else None
         unchanged: tuple[Mapping[str, Any], Mapping[str, str]] = (fields, {})

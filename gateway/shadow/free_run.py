@@ -80,6 +80,10 @@ class FreeRun:
         self.served = served
         self.recipe_digest = recipe_digest
         self.is_over = False
+        self.was_asked = False
+        """Whether the reference was given it, at least once."""
+        self.on_unread: Callable[[], None] | None = None
+        """Called where it ends and nobody was asked."""
         self._on_end = on_end
 
     def end(self, result: Result) -> None:
@@ -87,6 +91,8 @@ class FreeRun:
         if not self.is_over:
             self.is_over = True
             self.fields = {}
+            if self.on_unread is not None and not self.was_asked:
+                self.on_unread()
             self._on_end(self, result)
 
 

@@ -72,6 +72,7 @@ class FreeRunner:
         try:
             await reference.scorer()  # starts it if it was ended meanwhile
             with reference.using() as client:
+                run.was_asked = True
                 asking = _ask(client, run)
                 answer, num_prompt, num_tokens = await self._yielding.unless_busy(
                     run.model, asking, timeout_s=timeout_s

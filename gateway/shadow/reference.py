@@ -80,6 +80,7 @@ class Reference:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
         self._stopping = asyncio.Lock()
+        self._making_way: set[asyncio.Timeout] = set()
         self._watch: asyncio.Task[None] | None = None
         self._weights: str | None = None
         self._num_failures = 0
@@ -97,6 +98,12 @@ class Reference:
     def is_running(self) -> bool:
         """Return whether it takes texts."""
         return self._engine is not None
+
+    @property
+    def is_starting(self) -> bool:
+        """Return whether it is about to take texts; not while it ends."""
+        is_ending = self._stopping.locked()
+        return self._engine is None and self._starting.locked() and not is_ending
 
     @property
     def state(self) -> str:
@@ -198,13 +205,25 @@ class Reference:
     async def make_way(self, wait_s: float, grace_s: float = 0.0) -> None:
         """End it once nobody asks it; who wants to ask it meanwhile waits until it has ended.
 
+        Returns as soon as it holds no memory, whoever ended it: the next one to start it waits for
+        its own room, perhaps behind the one who waits here.
+
         Raises:
             TimeoutError: it is asked, or starts, for longer than ``wait_s``.
         """
         async with AsyncExitStack() as stack:
-            async with asyncio.timeout(wait_s):
-                await stack.enter_async_context(self._starting)
-                await self._unused.wait()
+            waiting = asyncio.timeout(wait_s)
+            try:
+                async with waiting:
+                    self._making_way.add(waiting)
+                    await stack.enter_async_context(self._starting)
+                    await self._unused.wait()
+            except TimeoutError:
+                if self.num_bytes:
+                    raise
+                return
+            finally:
+                self._making_way.discard(waiting)
             await self.stop(grace_s)
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
@@ -217,7 +236,7 @@ class Reference:
             engine = self._forget()
             if engine is not None:
                 await engine.stop(grace_s)
-                self.num_bytes = 0
+                self._let_go()
 
     def count_cpu(self) -> None:
         """Add the processor time since the last call to the metric."""
@@ -239,7 +258,7 @@ class Reference:
             scorer = self._make_scorer(engine.client, info, engine.backend)
         except BaseException:
             await engine.stop(0)
-            self.num_bytes = 0
+            self._let_go()
             raise
         self._engine, self._cpu_s = engine, 0.0
         if self.is_elsewhere:
@@ -254,10 +273,11 @@ class Reference:
         self._weights = prepared.digest
         self.needed_bytes = self._launch.memory_bytes(self.spec, prepared)
         await self._make_room(self, self.needed_bytes, may_evict=may_evict)
+        self.last_used = self._clock()
         try:
             return await self._launch.start(self.spec, prepared, 0)
         except BaseException:
-            self.num_bytes = 0
+            self._let_go()
             raise
 
     async def _reach(self) -> Engine:
@@ -280,9 +300,16 @@ class Reference:
     async def _watch_end(self, engine: Engine) -> None:
         await engine.wait()
         self._forget()
-        self.num_bytes = 0
+        self._let_go()
         self._pause(f"it ended: {engine.last_words}")
         await engine.stop(0)
+
+    def _let_go(self) -> None:
+        """Hold no memory, and tell those that wait for it."""
+        self.num_bytes = 0
+        for waiting in self._making_way:
+            if not waiting.expired():
+                waiting.reschedule(asyncio.get_running_loop().time())
 
     def _forget(self) -> Engine | None:
         engine, self._engine, self._scorer = self._engine, None, None

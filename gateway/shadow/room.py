@@ -21,8 +21,14 @@ class Tenant(Protocol):
     num_users: int
     last_used: float
 
+    @property
+    def is_starting(self) -> bool:
+        """Return whether it holds memory and is not there yet."""
+
     async def make_way(self, wait_s: float) -> None:
-        """End once nobody asks it.
+        """End once nobody asks it; return at once where it lets go of its memory by itself.
+
+        Never waits for one that claims memory: that one waits for the end of this claim.
 
         Raises:
             TimeoutError: it is asked for longer than ``wait_s``.
@@ -50,7 +56,8 @@ class Room:
     async def take(self, claimant: Tenant, num_bytes: int, *, may_evict: bool) -> None:
         """Set memory aside for a claimant, which holds it from then on.
 
-        Those that are not asked now are ended first, the one used least lately before others.
+        Those that are not asked now are ended first, the one used least lately before others, and
+        those that start last of all.
 
         Raises:
             NoRoom: others hold it and may not be ended, or are asked all the time.
@@ -68,7 +75,7 @@ class Room:
                 others = [each for each in self._tenants() if each.num_bytes]
                 if not (may_evict and others):
                     raise self._refused(claimant, num_bytes)
-                first = min(others, key=lambda each: (each.num_users > 0, each.last_used))
+                first = min(others, key=_rank)
                 try:
                     await first.make_way(max(0.0, until - time.monotonic()))
                 except TimeoutError:
@@ -84,3 +91,8 @@ class Room:
             f"room for it now: others hold {self._num_held()} of {self._limit} bytes, which is "
             "'shadow.reference.memory': wait, or raise it"
         )
+
+
+def _rank(tenant: Tenant) -> tuple[bool, bool, float]:
+    """Return what puts those first that can best be spared."""
+    return tenant.is_starting, tenant.num_users > 0, tenant.last_used

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 OPT_OUT_HEADER = "x-narrowgate-shadow"
@@ -50,9 +51,18 @@ class TokenBucket:
             self.level = min(self._burst, self.level + rate * (now - self._at))
         self._at = now
 
-    def spend(self, count: float) -> None:
-        """Take tokens, at most all that are there."""
-        self.level = max(0.0, self.level - count)
+    def spend(self, count: float) -> float:
+        """Take tokens, at most all that are there; return how many those were."""
+        spent = min(count, max(0.0, self.level))
+        self.level -= spent
+        return spent
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one reading was admitted for, bucket by bucket."""
+
+    parts: tuple[tuple[TokenBucket, float], ...]
 
 
 class Budget:
@@ -68,8 +78,8 @@ class Budget:
         self._all = TokenBucket(burst)
         self._dimensions: dict[str, dict[str, TokenBucket]] = {}
 
-    def admits(self, slices: Collection[str], count: int, now: float) -> bool:
-        """Return whether a request of ``count`` tokens is scored, and if so spend them.
+    def spend(self, slices: Collection[str], count: int, now: float) -> Spent | None:
+        """Spend ``count`` tokens for a request; None, and nothing spent, if it is not scored.
 
         ``slices`` are ``dimension:value``; one without a value is all traffic and says nothing.
         """
@@ -78,10 +88,13 @@ class Budget:
         is_rare = any(bucket.level >= count for bucket in buckets)
         kept_back = 0.0 if is_rare or not buckets else _KEPT_BACK * self._burst
         if self._all.level < count + min(kept_back, self._burst - count):
-            return False
-        for bucket in (self._all, *buckets):
-            bucket.spend(count)
-        return True
+            return None
+        return Spent(tuple((bucket, bucket.spend(count)) for bucket in (self._all, *buckets)))
+
+    def give_back(self, spent: Spent) -> None:
+        """Return what was spent for a reading that never began."""
+        for bucket, count in spent.parts:
+            bucket.level += count  # what is above the burst goes when it is refilled
 
     def charge(self, count: int, now: float) -> None:
         """Take tokens for what is read beside; what is not there is owed, and nothing admitted."""

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 
 from gateway.registry import Metrics
 from gateway.shadow.free_runner import FreeRunner
@@ -59,6 +61,7 @@ class Scoring:
                 free_runner=free_runner,
                 sinks=sinks,
                 charge=self._charge,
+                give_back=self._give_back,
             )
             for model in models
         ]
@@ -80,14 +83,18 @@ class Scoring:
         if not self._queues.has_room(candidate.model):
             candidate.drop("queue_full")
             return
-        if not self._budget.admits(item.slices, item.num_tokens, now):
+        spent = self._budget.spend(item.slices, item.num_tokens, now)
+        if spent is None:
             candidate.drop("budget")
             return
-        self._queues.put(candidate.model, item)
+        self._queues.put(candidate.model, replace(item, spent=spent))
         if free_run is not None:
             num_tokens = len(item.captured.prompt_token_ids) + free_run.limit
-            if not self._budget.admits(item.slices, num_tokens, now):
+            spent = self._budget.spend(item.slices, num_tokens, now)
+            if spent is None:
                 free_run.end("budget")
+            else:
+                free_run.on_unread = partial(self._budget.give_back, spent)
 
     def close(self) -> None:
         """Give up what waits."""
@@ -97,11 +104,15 @@ class Scoring:
     def _charge(self, count: int) -> None:
         self._budget.charge(count, time.monotonic())
 
+    def _give_back(self, item: Waiting) -> None:
+        if item.unread is not None:
+            self._budget.give_back(item.unread)
+
     def _on_old(self, item: Waiting) -> None:
         is_idle = self._yielding.is_idle(item.candidate.model)
         item.candidate.drop("timeout" if is_idle else "busy")
-        self._charge(-item.num_unread)
+        self._give_back(item)
 
     def _on_full(self, item: Waiting) -> None:
         item.candidate.drop("queue_full")
-        self._charge(-item.num_unread)
+        self._give_back(item)

@@ -29,6 +29,7 @@ from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
+from gateway.shadow.sampling import Spent
 from gateway.shadow.scored import ScoredRequest, Sink
 from gateway.shadow.teacher_forcing import piecewise, text_of
 from gateway.shadow.yielding import Yielded, Yielding
@@ -52,6 +53,8 @@ class Waiting:
     captured: Captured
     variant: str
     slices: Mapping[str, range]
+    spent: Spent | None = None
+    """What it was admitted for."""
     num_broken_off: int = 0
 
     @property
@@ -60,9 +63,9 @@ class Waiting:
         return len(self.captured.prompt_token_ids) + len(self.captured.positions)
 
     @property
-    def num_unread(self) -> int:
-        """Return what it was admitted for and the reference was never given."""
-        return 0 if self.num_broken_off else self.num_tokens
+    def unread(self) -> Spent | None:
+        """Return what it was admitted for, unless the reference has begun to read it."""
+        return None if self.num_broken_off else self.spent
 
     def give_up(self, reason: Literal["stopped", "error"]) -> None:
         """End whatever of it has not ended: the score, or the free run behind it."""
@@ -75,8 +78,8 @@ class Worker:
     """Takes replies from a queue, asks their reference, and hands the numbers to the sinks.
 
     Each reference has a worker of its own, so that none waits for another one. ``charge`` is told
-    of tokens that are read beyond the one reading that a reply was admitted for, and, below 0, of
-    those that it was admitted for and that were never read.
+    of tokens that are read beyond the one reading that a reply was admitted for, ``give_back`` of
+    replies that are given up, which may never have been read.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Worker:
         free_runner: FreeRunner,
         sinks: Sequence[Sink],
         charge: Callable[[int], None],
+        give_back: Callable[[Waiting], None],
     ) -> None:
         self._queue = queue
         self._reference = reference
@@ -99,6 +103,7 @@ class Worker:
         self._free_runner = free_runner
         self._sinks = sinks
         self._charge = charge
+        self._give_back = give_back
         self._num_scored = 0
 
     async def run(self) -> None:
@@ -141,8 +146,7 @@ class Worker:
 
     def _drop_unread(self, item: Waiting, reason: Literal["busy", "reference"]) -> None:
         item.candidate.drop(reason)
-        if item.num_unread:
-            self._charge(-item.num_unread)
+        self._give_back(item)
 
     async def _score_with(self, scorer: Scorer, since: float, item: Waiting) -> None:
         candidate, reference = item.candidate, self._reference

@@ -1,6 +1,8 @@
 """The frontier: one evaluator for all, sizes counted from what is stored."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.frontier import kept, parse
+from benchmarks.frontier import digest_of, kept, parse
 from benchmarks.frontier_evaluator import Cut, Evaluator
 from benchmarks.frontier_page import plot, render
 from benchmarks.frontier_points import (
@@ -152,6 +154,9 @@ def test_the_page_has_a_row_for_each_method(
         "| **int4**",
     ]
     assert f" {figures[0]['kld']:.4f} |" in render(results)
+    for mark in ("kept", "kept, text not checked"):
+        one = {**results, "points": [figures[0] | {"kept": mark}]}
+        assert f"| **int4** ({mark}) |" in render(one)
     plot(figures, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
 
@@ -161,13 +166,45 @@ def sum_weights(checkpoint: Path) -> int:
 
 
 def test_points_of_the_last_results_are_kept_as_they_are(tmp_path: Path) -> None:
-    """Only where they are of the same text, and only those that there are."""
+    """Only where they are of the same text and model, and only those that there are."""
     points = [{"name": "mixed-5.0", "kld": 0.06}, {"name": "int4", "kld": 0.2}]
-    (tmp_path / "frontier.json").write_text(json.dumps({"tokens": 9, "points": points}))
+    last = {"tokens": 9, "digest": "d", "points": points}
+    (tmp_path / "frontier.json").write_text(json.dumps(last))
     words = ["--out", str(tmp_path), "--keep"]
-    assert kept(parse([*words, "mixed-5.0"]), 9) == points[:1]
+    assert kept(parse([*words, "mixed-5.0"]), 9, "d") == [points[0] | {"kept": "kept"}]
     with pytest.raises(SystemExit, match="are of 9 tokens, not 10"):
-        kept(parse([*words, "mixed-5.0"]), 10)
+        kept(parse([*words, "mixed-5.0"]), 10, "d")
+    with pytest.raises(SystemExit, match="are of another text or model"):
+        kept(parse([*words, "mixed-5.0"]), 9, "e")
     with pytest.raises(SystemExit, match=r"have no mixed-6\.0"):
-        kept(parse([*words, "mixed-6.0"]), 9)
-    assert kept(parse([]), 9) == []
+        kept(parse([*words, "mixed-6.0"]), 9, "d")
+    assert kept(parse([]), 9, "d") == []
+
+
+def test_points_of_results_that_say_no_text_are_marked(tmp_path: Path) -> None:
+    """They are kept, and stay unchecked also when they are kept again from results that do."""
+    file = tmp_path / "frontier.json"
+    file.write_text(json.dumps({"tokens": 9, "points": [{"name": "int4", "kld": 0.2}]}))
+    options = parse(["--out", str(tmp_path), "--keep", "int4"])
+    first = kept(options, 9, "d")
+    assert first == [{"name": "int4", "kld": 0.2, "kept": "kept, text not checked"}]
+    file.write_text(json.dumps({"tokens": 9, "digest": "d", "points": first}))
+    assert kept(options, 9, "d") == first
+
+
+def test_the_digest_is_of_text_and_model(
+    tiny_llama_dir: Path, windows: Cut, tmp_path: Path
+) -> None:
+    """As many tokens of another text, or other weights, are told apart."""
+    same = digest_of(tiny_llama_dir, dict(windows))
+    assert digest_of(tiny_llama_dir, windows) == same
+    parts = windows["prose"]
+    other = replace(parts[0], token_ids=parts[0].token_ids[::-1])
+    assert digest_of(tiny_llama_dir, {**windows, "prose": [other, *parts[1:]]}) != same
+    shutil.copytree(tiny_llama_dir, tmp_path / "copy")
+    assert digest_of(tmp_path / "copy", windows) == same
+    weights = next((tmp_path / "copy").glob("*.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert digest_of(tmp_path / "copy", windows) != same

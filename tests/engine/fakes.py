@@ -147,6 +147,7 @@ def running_engine(
     token_budget: int = 64,
     spans: SpanSink | None = None,
     row_bytes: int = 0,
+    fetches_rows: bool = False,
 ) -> Iterator[RunningEngine]:
     """Serve the fake model on a free port, in a thread of its own."""
     scheduler = Scheduler(max_num_sequences=max_num_sequences, token_budget=token_budget)
@@ -157,6 +158,7 @@ def running_engine(
         metrics=metrics,
         tokenizer=tokenizer,
         row_bytes=row_bytes,
+        fetches_rows=fetches_rows,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     server = make_server(service)

@@ -37,7 +37,8 @@ ROW_BYTES = 64 * 1024 * 1024
 def full(demo_model_dir: Path) -> Iterator[RunningEngine]:
     """Serve the full model, as a reference for exact scores is served."""
     runner = load_runner(demo_model_dir, threads=2, max_model_len=512, reads_in_float32=True)
-    with running_engine(runner, load_tokenizer(demo_model_dir), token_budget=128) as engine:
+    tokenizer = load_tokenizer(demo_model_dir)
+    with running_engine(runner, tokenizer, token_budget=128, fetches_rows=True) as engine:
         yield engine
 
 
@@ -61,7 +62,9 @@ async def one(
     captured = await capture.result(client)
     assert captured is not None
     assert captured.rows is not None
-    raw = await client.read_rows(captured.rows.capture_id, 0, len(captured.positions))
+    count = len(captured.positions)
+    num_bytes = 4 * served.service.limits.vocab_size * count
+    raw = await client.read_rows(captured.rows.capture_id, 0, count, num_bytes=num_bytes)
     assert raw is not None
     rows = torch.frombuffer(bytearray(raw), dtype=torch.float32)
     scored = await reading(EmbeddedScorer(reference), captured)

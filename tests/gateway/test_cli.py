@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from compression.events import Progress
-from gateway.cli import main
+from gateway.cli import engine, main
+from gateway.cli.parser import make_parser
 from gateway.terminal import Terminal
 
 
@@ -195,3 +197,66 @@ def test_summary_of_a_build(capsys: pytest.CaptureFixture[str]) -> None:
         "  weights 269.0 MB -> 93.0 MB in memory, 4.97 bits per weight\n"
         "  took 12.3 s, peak memory 512.0 MB\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "expected"),
+    [
+        ({}, [], ("127.0.0.1", 8000)),
+        ({"NARROWGATE_HOST": "::1", "NARROWGATE_PORT": "8123"}, [], ("::1", 8123)),
+        ({"NARROWGATE_PORT": "8123"}, ["--port", "9"], ("127.0.0.1", 9)),
+        ({"NARROWGATE_PORT": "tcp://10.0.0.1:8000"}, [], ("127.0.0.1", 8000)),
+    ],
+)
+def test_where_an_engine_listens(
+    environment: dict[str, str],
+    words: list[str],
+    expected: tuple[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Flags win over the environment, and the help tells what would be taken."""
+    for name in ("NARROWGATE_HOST", "NARROWGATE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = make_parser().parse_args(["engine", "--model", "x", *words])
+    assert (options.host, options.port) == expected
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["engine", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    default = expected[1] if not words else environment["NARROWGATE_PORT"]
+    assert f"default: {expected[0]} (NARROWGATE_HOST)" in told
+    assert f"default: {default} (NARROWGATE_PORT)" in told
+
+
+def test_a_port_of_the_environment_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused in one line where it would be taken, and only there."""
+    monkeypatch.setenv("NARROWGATE_PORT", "x")
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["engine", "--model", "x"])
+    assert "--port: 'x' is no port" in capsys.readouterr().err
+    assert make_parser().parse_args(["engine", "--model", "x", "--port", "1"]).port == 1
+
+
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_an_open_engine_is_warned_about(
+    host: str, is_open: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line before it starts: it knows no keys."""
+
+    def run(work: Coroutine[Any, Any, Any]) -> tuple[int, Any]:
+        work.close()
+        return 0, engine._Program(["engine"])
+
+    started: list[str] = []
+    monkeypatch.setattr(engine, "run_until_signal", run)
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(path))
+    options = make_parser().parse_args(["engine", "--model", "smollm2", "--host", host])
+    assert engine.run_engine(options, Terminal()) == 0
+    assert started == ["engine"]
+    warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(warned) == is_open
+    assert all("0.0.0.0 can be reached from other machines" in line for line in warned)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import logging
 import shutil
 import ssl
 import subprocess
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from gateway.errors import ApiError, EngineDown, EngineFault, EngineTimeout
+from gateway.shadow.releases import Releases
 from gateway.transport import IDLE_S, PAUSE_BYTES, EngineTransport
 from gateway.upstream import TRANSLATIONS, EngineClient, refusal, translate
 
@@ -302,3 +305,27 @@ def test_info_that_cannot_be_read() -> None:
 
     with pytest.raises(EngineFault, match="served_model_name"):
         asyncio.run(run())
+
+
+def test_a_client_that_is_closed_says_that_the_engine_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """So what comes late for a capture is no defect: nothing is raised and no error logged."""
+
+    async def use() -> None:
+        client = EngineClient("http://127.0.0.1:1", served_name="x", read_timeout_s=1)
+        await client.aclose()
+        for late in (
+            client.forget_capture("0"),
+            client.take_capture("0"),
+            client.read_rows("0", 0, 1, num_bytes=4),
+        ):
+            with pytest.raises(EngineDown, match="the engine is gone"):
+                await late
+        releases = Releases()
+        releases.send(client, "0")
+        await asyncio.gather(*releases._tasks)
+
+    asyncio.run(use())
+    gc.collect()
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]

@@ -1,6 +1,6 @@
 """A request beside its way: what is defect in the shadow never reaches the client."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -162,3 +162,65 @@ def test_what_was_asked_for_is_hidden_to_the_end() -> None:
     assert candidate.reply.read() is None
     assert ask(candidate) == ({"a": 1}, {})
     assert pass_through(candidate, EVENTS) == b"".join(EVENTS)
+
+
+def _finish_and_hand_over(candidate: Candidate) -> None:
+    candidate.finish(is_complete=True)
+    assert not candidate.is_over
+    candidate.score()
+
+
+ENDS: dict[str, Callable[[Candidate], None]] = {
+    "scored": _finish_and_hand_over,
+    "dropped": lambda candidate: candidate.drop("queue_full"),
+    "unfinished": lambda candidate: candidate.finish(is_complete=False),
+}
+
+
+@pytest.mark.parametrize("num_attempts", [1, 2])
+@pytest.mark.parametrize("end", ENDS)
+def test_an_engine_is_told_once_to_forget(end: str, num_attempts: int) -> None:
+    """However a candidate ends, and each engine that was asked: none twice, none too early."""
+    captures = [Defect("") for _ in range(num_attempts)]
+    to_come = iter(captures)
+    candidate = Candidate(
+        "id",
+        "tiny",
+        {},
+        tally=Tally(Metrics()),
+        make_capture=lambda info, spec: next(to_come),
+        on_reply=lambda candidate: None,
+        on_drop=lambda candidate, reason: None,
+    )
+    for number in range(num_attempts):
+        ask(candidate)
+        told = [each.num_forgotten for each in captures]
+        assert told == [1] * number + [0] * (num_attempts - number)
+    ENDS[end](candidate)
+    assert [each.num_forgotten for each in captures] == [1] * num_attempts
+    candidate.drop("error")
+    candidate.score()
+    candidate.finish(is_complete=False)
+    assert ask(candidate) == ({"a": 1}, {})
+    assert [each.num_forgotten for each in captures] == [1] * num_attempts
+
+
+def test_an_engine_that_failed_is_told_to_forget_once() -> None:
+    """The attempt behind it may find that nothing can be captured, or that it is over."""
+    candidate, capture, _, _ = start("hand over")
+    ask(candidate)
+    candidate.finish(is_complete=True)
+    assert (candidate.is_over, capture.num_forgotten) == (True, 1)
+    candidate.drop("stopped")
+    ask(candidate)
+    assert capture.num_forgotten == 1
+
+
+def test_an_engine_that_refused_keeps_nothing() -> None:
+    """It never began the answer with what was asked for beside it, so there is no word to send."""
+    candidate, capture, tally, _ = start("")
+    ask(candidate)
+    candidate.decline()
+    assert tally.of("tiny")["dropped"] == {"no_capture": 1}
+    ask(candidate)
+    assert capture.num_forgotten == 0

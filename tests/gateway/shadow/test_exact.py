@@ -246,10 +246,14 @@ def test_engines_are_started_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
             asyncio.run(launch.start(spec, prepared, 0))
             sizes[estimator, spec.variant] = launch.memory_bytes(spec, _sized(prepared))
     flags = [
-        {word.partition("=")[0] for word in command if word.startswith(("--row", "--read"))}
+        {
+            word.partition("=")[0]
+            for word in command
+            if word.startswith(("--row", "--read", "--fetch"))
+        }
         for command in commands
     ]
-    assert flags == [set(), set(), {"--row-memory-bytes"}, {"--read-in-float32"}]
+    assert flags == [set(), set(), {"--row-memory-bytes"}, {"--read-in-float32", "--fetch-rows"}]
     assert sizes["exact", "int4"] - sizes["topk", "int4"] == ShadowSettings().exact_memory
     assert sizes["exact", "reference"] == sizes["topk", "reference"]
 

@@ -1,20 +1,27 @@
 """Free runs beside traffic: what both sides are counted for, every end, and no text afterwards."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from gateway.registry import Metrics
 from gateway.shadow.answer import Answer
 from gateway.shadow.free_run import FreeRun, Side
+from gateway.shadow.free_runner import FreeRunner
 from gateway.shadow.free_runs import MAX_WAITING, FreeRuns
+from gateway.shadow.references import References
 from gateway.shadow.shadow import Shadow
 from gateway.shadow.worker import Waiting
+from gateway.shadow.yielding import Yielding
+from gateway.shadow_settings import ReferenceSettings, ShadowSettings
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 from tests.gateway.shadow.counts import counts
+from tests.gateway.shadow.test_references import MODEL, Launch
 from tests.gateway.shadow.test_service import answer, columns, make_shadow
 
 FAKE: dict[str, Any] = {"model": "fake"}
@@ -186,6 +193,73 @@ def test_free_runs_are_within_the_budget() -> None:
         await answer(shadow, columns())
         assert drawn(shadow) == {"budget": 1}
         assert shadow.status()["queue_length"] == 1
+        await shadow.close()
+
+    asyncio.run(use())
+
+
+def test_what_nobody_reads_is_given_back() -> None:
+    """A reply that waits for too long leaves its tokens, and its free run's, to the next one."""
+
+    async def use() -> None:
+        # 4 for the score and 2 + 4 for the free run are all that there is at once.
+        shadow = make_shadow(free_run=1, tokens_per_second=0.1667, max_tokens=9, queue_s=0.05)
+        for num_given_up in range(3):
+            await answer(shadow, columns())
+            assert drawn(shadow) == ({"unscored": num_given_up} if num_given_up else {})
+            assert shadow.status()["queue_length"] == 1
+            await asyncio.sleep(0.06)
+        await shadow.close()
+
+    asyncio.run(use())
+
+
+def test_what_another_queue_pushes_out_is_given_back() -> None:
+    """The newest of the longest queue, with its free run."""
+
+    async def use() -> None:
+        shadow = make_shadow(free_run=1, tokens_per_second=0.334, max_tokens=9)
+        await answer(shadow, columns())
+        scoring = shadow._scoring
+        assert scoring._budget.spend((), 11, time.monotonic()) is None
+        scoring._on_full(scoring._queues.of("tiny").give_up_newest())
+        assert drawn(shadow) == {"unscored": 1}
+        assert scoring._budget.spend((), 20, time.monotonic()) is not None
+        await shadow.close()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_a_free_run_that_was_never_asked_is_given_back(is_broken: bool) -> None:
+    """One whose reference cannot be started spends nothing, one that was answered its tokens."""
+
+    async def use() -> None:
+        launch = Launch()
+        launch.is_broken = is_broken
+        references = References(
+            {"tiny": MODEL},
+            ReferenceSettings(),
+            launch,
+            metrics=Metrics(),
+            is_wanted=lambda alias: True,
+        )
+        shadow = make_shadow(free_run=1)
+        candidate = shadow.draw("id", "tiny", {"messages": []}, {})
+        assert candidate is not None
+        run = shadow.free_runs.draw(candidate, "int4", Answer("a", (), "stop"), 1)
+        assert run is not None
+        given_back: list[FreeRun] = []
+        run.on_unread = lambda: given_back.append(run)
+        yielding = Yielding(references, lambda: 0, max_running=None)
+        settings = ShadowSettings()
+        runner = FreeRunner(
+            shadow.free_runs, yielding, settings, metrics=Metrics(), meanwhile=lambda: None
+        )
+        await runner.run(run, references.of("tiny"))
+        assert drawn(shadow) == {"error": 1}  # nobody listens at its address
+        assert given_back == ([run] if is_broken else [])
+        await references.stop()
         await shadow.close()
 
     asyncio.run(use())

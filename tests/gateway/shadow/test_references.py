@@ -249,6 +249,58 @@ def test_who_waits_for_room_gets_it() -> None:
     asyncio.run(use())
 
 
+def test_one_that_starts_is_not_taken_for_an_idle_one() -> None:
+    """It holds room and nobody asks it yet, but the one that is idle makes room."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("abc", launch, memory=200)
+        await references.of("a").scorer()
+        launch.hangs_for = "b"
+        starting = asyncio.create_task(references.of("b").scorer())
+        while not references.of("b").num_bytes:  # noqa: ASYNC110 - a task of its own takes it
+            await asyncio.sleep(0)
+        assert references.of("b").last_used > references.of("a").last_used
+        references.of("b").last_used = -1000.0
+        async with asyncio.timeout(5):
+            await references.of("c").scorer()
+        assert not references.of("a").is_running
+        assert references.of("b").state == "starting"
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await references.stop()
+
+    asyncio.run(use())
+
+
+def test_no_standstill_over_one_that_ends_and_is_asked_again() -> None:
+    """Who waits for its room gets it, and who asks for it anew comes behind."""
+
+    async def use() -> None:
+        launch = Launch()
+        references = make_references("ab", launch, memory=100)
+        first, second = references.of("a"), references.of("b")
+        await second.scorer()
+        launch.engines[0].may_end.clear()
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(second.make_way(0, 2.0))]
+        for claimant in (second, first):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            tasks.append(asyncio.create_task(claimant.scorer()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        launch.engines[0].may_end.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*tasks)
+        # One after the other: the second claimant ended the first one's.
+        assert [each.is_running for each in (first, second)] == [False, True]
+        assert (len(launch.engines), launch.most_held) == (3, 100)
+        await references.stop()
+
+    asyncio.run(use())
+
+
 def test_residents_do_not_end_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for one of two, one stays until the other one is asked for."""
     monkeypatch.setattr(references_module, "_TEND_EVERY_S", 0.001)

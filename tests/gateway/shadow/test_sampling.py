@@ -69,7 +69,8 @@ def traffic(budget: Budget, share_of_rare: float) -> Counter[tuple[str, bool]]:
         for _ in range(10):
             script = "cjk" if source.random() < share_of_rare else "latin"
             slices = ("all", "turns:single", f"script:{script}")
-            seen[script, budget.admits(slices, 100, float(second))] += 1
+            is_admitted = budget.spend(slices, 100, float(second)) is not None
+            seen[script, is_admitted] += 1
     return seen
 
 
@@ -93,16 +94,44 @@ def test_rare_slices_are_not_starved() -> None:
 def test_a_request_as_large_as_the_burst_passes_once() -> None:
     """A full budget admits anything that fits, and then needs its time."""
     budget = Budget(10, 600)
-    assert budget.admits(("script:a",), 600, 0)
-    assert not budget.admits(("script:b",), 600, 30)
-    assert budget.admits(("script:b",), 600, 60)
+    assert budget.spend(("script:a",), 600, 0)
+    assert not budget.spend(("script:b",), 600, 30)
+    assert budget.spend(("script:b",), 600, 60)
 
 
 def test_what_is_owed_is_paid_before_more_is_admitted() -> None:
     """Readings beside count although nothing is left, so the rate holds in the long run."""
     budget = Budget(10, 100)
-    assert budget.admits((), 100, 0.0)
+    assert budget.spend((), 100, 0.0)
     budget.charge(50, 0.0)
-    assert not budget.admits((), 1, 5.0)
-    assert not budget.admits((), 100, 14.9)
-    assert budget.admits((), 100, 15.0)
+    assert not budget.spend((), 1, 5.0)
+    assert not budget.spend((), 100, 14.9)
+    assert budget.spend((), 100, 15.0)
+
+
+def test_what_is_given_back_can_be_spent_again() -> None:
+    """By the whole and by its slices, each as much as it was taken, and never above the burst."""
+    budget = Budget(10, 100)
+    rare, other = ("script:a",), ("script:b",)
+    assert budget.spend(rare, 0, 0.0)
+    assert budget.spend(other, 20, 0.0)
+    # Its share is what makes it rare: 60 are less than half of the whole budget leaves to others.
+    spent = budget.spend(rare, 60, 0.0)
+    assert spent is not None
+    assert not budget.spend(rare, 60, 0.0)
+    budget.give_back(spent)
+    assert budget.spend(rare, 60, 0.0)
+    # Of a slice that has less than what is read, only that is taken, and returned.
+    budget.charge(-100, 0.0)
+    owing = budget.spend(rare, 50, 0.0)
+    assert owing is not None
+    assert [count for _, count in owing.parts] == [50, 40]
+    budget.give_back(owing)
+    again = budget.spend(rare, 50, 0.0)
+    assert again is not None
+    assert [count for _, count in again.parts] == [50, 40]
+    # And never more than the burst.
+    budget.give_back(again)
+    budget.give_back(again)
+    assert budget.spend((), 100, 0.0)
+    assert not budget.spend((), 1, 0.0)

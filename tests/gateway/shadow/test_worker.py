@@ -48,6 +48,7 @@ class Bench:
         self.scorer = Scorer()
         self.num_busy = 0
         self.charged: list[int] = []
+        self.given_back: list[Candidate] = []
         self.tally = Tally(self.metrics)
         self.launch = Launch()
         self.references = References(
@@ -80,6 +81,7 @@ class Bench:
             ),
             sinks=(),
             charge=self.charged.append,
+            give_back=lambda item: self.given_back.append(item.candidate),
         )
 
     def put(self) -> Candidate:
@@ -169,11 +171,13 @@ def test_what_was_never_read_is_not_paid_for() -> None:
         bench = Bench(queue_s=0.05)
         bench.launch.is_broken = True
         working = asyncio.create_task(bench.worker.run())
-        await until_over(bench.put())
+        given_up = [bench.put()]
+        await until_over(given_up[0])
         bench.num_busy = 1
-        await until_over(bench.put())
+        given_up.append(bench.put())
+        await until_over(given_up[1])
         assert bench.tally.of("tiny")["dropped"] == {"reference": 1, "busy": 1}
-        assert (bench.num_tokens, bench.charged) == (0, [-7, -7])
+        assert (bench.num_tokens, bench.charged, bench.given_back) == (0, [], given_up)
         working.cancel()
         await bench.references.stop()
 
