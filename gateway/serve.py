@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -74,6 +75,9 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             was_ready = loading.done()
             if was_ready:
                 loading.result()
+                # What is there now stays; walking all of it would hold up every stream for 20 ms.
+                gc.collect()
+                gc.freeze()
                 audience.announce(_base_url(settings.host, listener), service.pool.snapshots())
             await asyncio.wait({stopping, serving}, return_when="FIRST_COMPLETED")
         finally:
