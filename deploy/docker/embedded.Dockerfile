@@ -6,17 +6,18 @@ ARG PYTHON=python:3.11-slim-bookworm
 FROM ${PYTHON} AS build
 # PyPI's torch for Linux brings CUDA, gigabytes of it; here is the build for processors.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv /opt/narrowgate
 WORKDIR /src
 COPY constraints.txt ./
 # Apart from the rest, so that a change of the source fetches no torch; its dependencies follow below.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/narrowgate/bin/python -m pip install --constraint constraints.txt --no-deps \
     --index-url ${TORCH_INDEX} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY compression compression
 COPY gateway gateway
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/narrowgate/bin/python -m pip install --constraint constraints.txt \
     '.[embedded,redis,tracing]'
 

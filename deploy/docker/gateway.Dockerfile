@@ -4,12 +4,13 @@
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS build
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv /opt/narrowgate
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY compression compression
 COPY gateway gateway
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/narrowgate/bin/python -m pip install --constraint constraints.txt '.[redis,tracing]'
 
 FROM ${PYTHON} AS run

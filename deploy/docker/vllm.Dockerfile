@@ -7,16 +7,17 @@ ARG VLLM=vllm/vllm-openai:v0.32.0
 FROM ${VLLM} AS build
 # Artifacts are made on processors, so the gateway's side needs no second CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN /usr/bin/python3 -m venv /opt/narrowgate
 WORKDIR /src
 COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/narrowgate/bin/python -m pip install --constraint constraints.txt --no-deps \
     --index-url ${TORCH_INDEX} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY compression compression
 COPY gateway gateway
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/narrowgate/bin/python -m pip install --constraint constraints.txt \
     '.[embedded,redis,tracing]'
 

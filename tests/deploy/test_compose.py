@@ -246,7 +246,6 @@ def test_grafana_finds_what_it_is_given(file: Path) -> None:
         assert (ROOT / "grafana" / path.removeprefix(f"{GRAFANA_HOME}/")).is_dir()
 
 
-@pytest.mark.skipif(not DASHBOARDS, reason="there are no dashboards")
 def test_grafana_opens_with_a_dashboard() -> None:
     """The first page is one of the dashboards."""
     first = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
