@@ -104,6 +104,7 @@ def _time_kernels() -> list[dict[str, Any]]:
 
     from compression.crossover import measure_speed, tune
     from compression.packed import Int4Linear, Int8Linear, PackedLinear
+    from compression.packed.linear import NEVER
     from compression.weights.codes import Codes
 
     some, groups = 64, _COLUMNS // 32
@@ -132,7 +133,8 @@ def _time_kernels() -> list[dict[str, Any]]:
                 continue
             times = round(max(each.bf16_microseconds / each.microseconds for each in speeds), 2)
             kernel = {"kernel": layer.kernel, "speed_against_bf16": times}
-            found.append({"scheme": scheme, **kernel, "packed_up_to_rows": layer.dense_from - 1})
+            most = None if layer.dense_from == NEVER else layer.dense_from - 1
+            found.append({"scheme": scheme, **kernel, "packed_up_to_rows": most})
     return found
 
 

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from compression.packed import Bf16Linear, PackedLinear
+from compression.packed import Bf16Linear, CompiledLinear, PackedLinear
+from compression.packed.linear import NEVER
 
 _PROBE_ROWS = 1024
 _FEW, _MANY = 16, 128
-NEVER = 1 << 30
-"""The row count to set where the dense product shall not be taken."""
 _LATEST = 256
 """Whatever is timed on a busy machine: so many rows are multiplied densely, and long texts are
 read by the same kernels at every start."""
@@ -94,13 +93,17 @@ def _median_us(runs: list[_Run]) -> float:
 def tune(linears: list[PackedLinear]) -> None:
     """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
 
-    A small stand-in is timed, so that it takes milliseconds.
+    A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
+    number of rows where nothing but f32 could take their place.
     """
     dtype = fast_dense_dtype()
     by_kernel: dict[str, list[PackedLinear]] = {}
     for linear in linears:
         linear.dense_dtype = dtype
-        by_kernel.setdefault(linear.kernel, []).append(linear)
+        if isinstance(linear, CompiledLinear) and dtype is torch.float32:
+            linear.dense_from = NEVER
+        else:
+            by_kernel.setdefault(linear.kernel, []).append(linear)
     for group in by_kernel.values():
         probe = group[0].stand_in(_PROBE_ROWS)
         probe.dense_dtype = dtype

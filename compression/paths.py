@@ -24,3 +24,10 @@ def models_dir() -> Path:
 def store_dir() -> Path:
     """Return the directory of the content-addressed artifact store."""
     return cache_home() / "store"
+
+
+def kernels_dir() -> Path:
+    """Return the directory of compiled kernels; ``NUMBA_CACHE_DIR`` wins."""
+    if override := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(override).expanduser().absolute()
+    return cache_home() / "kernels"

@@ -13,6 +13,12 @@ FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 """The methods that make up for one column's error in others, layer after layer."""
 
 
+INT4_BLOCK = 64
+"""Columns of an int4 weight that lie together while it is served."""
+INT4_GROUPS = 8
+"""Scales of an int4 weight that are read together; each row has a multiple of them."""
+
+
 class _Scheme(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,9 +70,12 @@ class Int4(_Scheme):
     def memory_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """Return the bytes of a ``[rows, columns]`` weight while it is served.
 
-        The kernel holds a bf16 scale and a bf16 zero point per group, symmetric or not.
+        The kernel holds a bf16 scale and a zero point of a byte per group, symmetric or not, and
+        takes columns in blocks of 64 and groups in eights.
         """
-        return rows * columns // 2 + 4 * rows * (columns // self.group_size)
+        width = max(INT4_BLOCK, self.group_size)
+        groups = -(-(columns // self.group_size) // INT4_GROUPS) * INT4_GROUPS
+        return rows * -(-columns // width) * width // 2 + 3 * rows * groups
 
 
 class Nf4(_Scheme):

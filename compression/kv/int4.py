@@ -18,7 +18,8 @@ class Int4Codec(KvCodec):
 
     def __init__(self, scheme: KvInt4, head_dim: int) -> None:
         super().__init__(scheme, head_dim)
-        self._groups = scheme.groups(head_dim)
+        self.groups = scheme.groups(head_dim)
+        """Equal groups of a head's values."""
 
     def encode(self, x: Tensor) -> Storage:
         """Round to the nearest of 16 steps of a group; the error is about half a step."""
@@ -41,4 +42,4 @@ class Int4Codec(KvCodec):
         return self._grouped(codes).mul_(scale).add_(low).flatten(-2)
 
     def _grouped(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], self._groups, -1)
+        return x.reshape(*x.shape[:-1], self.groups, -1)

@@ -6,7 +6,8 @@ depends on the processor and is measured (:mod:`compression.crossover`).
 """
 
 from compression.packed.bf16 import Bf16Linear
-from compression.packed.int4 import Int4Linear, int4_lanes
+from compression.packed.compiled import CompiledLinear
+from compression.packed.int4 import Int4Linear
 from compression.packed.int8 import Int8Linear
 from compression.packed.int8_dynamic import Int8DynamicLinear
 from compression.packed.linear import PackedLinear
@@ -14,12 +15,12 @@ from compression.packed.nf4 import Nf4FusedLinear, Nf4Linear, make_nf4_linear
 
 __all__ = [
     "Bf16Linear",
+    "CompiledLinear",
     "Int4Linear",
     "Int8DynamicLinear",
     "Int8Linear",
     "Nf4FusedLinear",
     "Nf4Linear",
     "PackedLinear",
-    "int4_lanes",
     "make_nf4_linear",
 ]

@@ -6,23 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compression.packed.linear import PackedLinear
+from compression.packed.compiled import CompiledLinear, Operand
+
+_STEP = 8
+"""Columns that the kernel takes at a time."""
 
 
-class Bf16Linear(PackedLinear):
-    """The unquantized layer: bf16 weights as the checkpoint has them."""
+class Bf16Linear(CompiledLinear):
+    """The unquantized layer: bf16 weights as the checkpoint has them, times float32."""
 
-    kernel = "bf16"
-    numerics = "W16A16"
+    kernel = "bf16xf32"
+    numerics = "W16A32"
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rows, columns = weight.shape
         super().__init__("none", rows, columns, bias)
-        self.weight = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+        padded = functional.pad(weight.to(torch.bfloat16), (0, -columns % _STEP))
+        self.weight = nn.Parameter(padded.contiguous(), requires_grad=False)
 
     def unpack(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Return the dense weight of a block of rows, ``[block, columns]``."""
-        return self.weight[rows].to(dtype)
+        return self.weight[rows, : self.columns].to(dtype)
 
     def stand_in(self, rows: int) -> Self:
         """Return a layer on the same kernel, of the same width, with arbitrary weights."""
@@ -30,7 +34,9 @@ class Bf16Linear(PackedLinear):
 
     def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the rows of ``ids [m]`` as an embedding ``[m, columns]``."""
-        return self.weight[ids].to(dtype)
+        return self.weight[ids, : self.columns].to(dtype)
 
-    def _few_rows(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight)
+    @property
+    def operand(self) -> Operand:
+        """Return the weight; its tensors are those of this layer."""
+        return Operand("bf16", self.weight, self.weight.shape[1], peak=0)

@@ -1,24 +1,28 @@
 """Int4 weights with a scale and a zero point a group."""
 
-from functools import cache
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compression.packed.linear import ROW_BLOCK, PackedLinear
+from compression.kernels.llvm import LANES
+from compression.packed.compiled import CompiledLinear, Operand
+from compression.schemes import INT4_BLOCK, INT4_GROUPS
 from compression.weights.codes import Codes
 
+_NIBBLES = 4
+"""In a word of 16 bits."""
 
-class Int4Linear(PackedLinear):
-    """int4 groups on ``aten::_weight_int4pack_mm_for_cpu``.
 
-    The kernel wants the zero point as a float offset: ``w = (code - 8) * scale + offset`` with
-    ``offset = (8 - zero) * scale``, both in bf16. Rows are padded to whole blocks of its layout.
+class Int4Linear(CompiledLinear):
+    """int4 groups times inputs rounded to int16 a token: exact sums within each group.
+
+    A block of 64 columns is 16 words: word i holds columns i, i + 16, i + 32 and i + 48, the first
+    in its lowest bits. Columns are padded to whole blocks and groups, scales to whole vectors.
     """
 
-    kernel = "int4pack"
+    kernel = "int4x16"
     numerics = "W4A16"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
@@ -27,34 +31,33 @@ class Int4Linear(PackedLinear):
             raise ValueError("int4 codes need zero points")
         super().__init__(codes.label, rows, columns, bias)
         self.group_size = columns // codes.scales.shape[1]
-        padding = (0, 0, 0, -rows % ROW_BLOCK)
-        nibbles = functional.pad(codes.codes.to(torch.int32), padding)
-        scales = codes.scales.to(torch.float32)
-        offsets = (8 - codes.zeros.to(torch.float32)) * scales
-        pairs = torch.stack([scales, offsets], dim=-1).to(torch.bfloat16)
-        pairs = functional.pad(pairs, (0, 0, *padding)).transpose(0, 1).contiguous()
+        nibbles = functional.pad(codes.codes, (0, -columns % max(self.group_size, INT4_BLOCK)))
+        parts = nibbles.to(torch.int16).view(rows, -1, _NIBBLES, LANES).unbind(2)
+        words = parts[0] | (parts[1] << 4) | (parts[2] << 8) | (parts[3] << 12)
+        padding = (0, -codes.scales.shape[1] % INT4_GROUPS)
         self.packed: Tensor
-        self.scales_and_offsets: Tensor
-        self.register_buffer("packed", _pack_int4(nibbles))
-        self.register_buffer("scales_and_offsets", pairs)
-        self._lanes = int4_lanes()
+        self.scales: Tensor
+        self.zeros: Tensor
+        self.register_buffer("packed", words.flatten(1).contiguous())
+        self.register_buffer(
+            "scales", functional.pad(codes.scales.to(torch.bfloat16), padding).contiguous()
+        )
+        self.register_buffer(
+            "zeros", functional.pad(codes.zeros, padding).to(torch.uint8).contiguous()
+        )
 
     def unpack(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Return the dense weight of a block of rows, ``[block, columns]``.
-
-        ``rows`` must begin and end at a whole block of 64 rows, or at the end of the weight.
-        """
-        stop = min(rows.stop, self.rows)
-        blocks = slice(rows.start // (2 * self._lanes), -(-stop // (2 * self._lanes)))
-        packed = self.packed.view(-1, self.columns, self._lanes)[blocks].transpose(0, 1)
-        pairs = torch.empty(*packed.shape[:2], 2, self._lanes, dtype=dtype)
-        pairs[:, :, 0] = packed & 0xF
-        pairs[:, :, 1] = packed >> 4
-        grouped = pairs.view(self.columns // self.group_size, self.group_size, -1)
-        last = rows.start + grouped.shape[2]
-        scales, offsets = self.scales_and_offsets[:, None, rows.start : last].to(dtype).unbind(-1)
-        grouped.sub_(8).mul_(scales).add_(offsets)
-        return grouped.view(self.columns, -1)[:, : stop - rows.start].t()
+        """Return the dense weight of a block of rows, ``[block, columns]``."""
+        words = (
+            self.packed[rows].view(torch.uint8).view(-1, self.packed.shape[1] // LANES, LANES, 2)
+        )
+        halves = torch.stack([words & 0xF, words >> 4], dim=-1).flatten(-2)
+        codes = halves.transpose(2, 3).reshape(len(words), -1)[:, : self.columns].to(dtype)
+        grouped = codes.view(len(words), -1, self.group_size)
+        count = grouped.shape[1]
+        grouped.sub_(self.zeros[rows, :count].to(dtype).unsqueeze(2))
+        grouped.mul_(self.scales[rows, :count].to(dtype).unsqueeze(2))
+        return grouped.view(len(words), -1)
 
     def stand_in(self, rows: int) -> Self:
         """Return a layer on the same kernel, of the same width, with arbitrary weights."""
@@ -66,34 +69,16 @@ class Int4Linear(PackedLinear):
         )
         return type(self)(codes, None)
 
-    def _few_rows(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.packed, self.group_size, self.scales_and_offsets
+    @property
+    def operand(self) -> Operand:
+        """Return the weight; its tensors are those of this layer."""
+        columns = self.packed.shape[1] * _NIBBLES
+        return Operand(
+            f"int4-g{self.group_size}",
+            self.packed,
+            columns,
+            peak=1,
+            scales=self.scales,
+            zeros=self.zeros,
+            group_size=self.group_size,
         )
-        return y if y.shape[1] == self.rows else y[:, : self.rows]
-
-
-def _pack_int4(nibbles: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles.contiguous(), 1)
-    return packed
-
-
-@cache
-def int4_lanes() -> int:
-    """Return how many bytes of one column lie together in the kernel's packed layout.
-
-    A block of ``2 * lanes`` rows holds, column by column, row ``i`` in the low half of byte ``i``
-    and row ``i + lanes`` in the high half; ``lanes`` is 32 with AVX-512 and 16 with AVX2.
-
-    Raises:
-        RuntimeError: the layout on this processor is another one.
-    """
-    rows, columns = ROW_BLOCK, 32
-    nibbles = torch.arange(rows * columns, dtype=torch.int32).reshape(rows, columns) * 7 // 3 % 16
-    packed = _pack_int4(nibbles)
-    for lanes in (32, 16):
-        expected = nibbles.view(-1, 2, lanes, columns).permute(0, 3, 1, 2)
-        bytes_ = packed.view(-1, columns, lanes)
-        if torch.equal(torch.stack([bytes_ & 0xF, bytes_ >> 4], dim=2).to(torch.int32), expected):
-            return lanes
-    raise RuntimeError("the int4 kernel of this PyTorch build has an unknown layout")

@@ -6,25 +6,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compression.packed.linear import PackedLinear
+from compression.kernels.llvm import LANES
+from compression.packed.compiled import CompiledLinear, Operand
 from compression.weights.codes import Codes
 
 
-class Int8Linear(PackedLinear):
-    """int8 rows on ``aten::_weight_int8pack_mm``.
+class Int8Linear(CompiledLinear):
+    """int8 rows times inputs rounded to int16 a token: exact sums, read at the memory's speed.
 
-    With bf16 activations that kernel reads past the end of a row whose length is no multiple of
-    16 (a crash, or NaN), so such rows are padded with zeros.
+    Rows are padded with zeros to what the kernel takes at a time.
     """
 
-    kernel = "int8pack"
+    kernel = "int8x16"
     numerics = "W8A16"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         rows, columns = codes.codes.shape
         super().__init__(codes.label, rows, columns, bias)
-        self._padding = -columns % 16
-        packed = functional.pad(codes.codes, (0, self._padding)).contiguous()
+        packed = functional.pad(codes.codes, (0, -columns % LANES)).contiguous()
         self.packed: Tensor
         self.scales: Tensor
         self.register_buffer("packed", packed)
@@ -46,8 +45,7 @@ class Int8Linear(PackedLinear):
         codes = self.packed[ids, : self.columns].to(dtype)
         return codes.mul_(self.scales[ids].to(dtype).unsqueeze(1))
 
-    def _few_rows(self, x: Tensor) -> Tensor:
-        if self._padding:
-            x = functional.pad(x, (0, self._padding))
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.packed, self.scales)
-        return y
+    @property
+    def operand(self) -> Operand:
+        """Return the weight; its tensors are those of this layer."""
+        return Operand("int8", self.packed, self.packed.shape[1], peak=1, scales=self.scales)

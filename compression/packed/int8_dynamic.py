@@ -1,9 +1,12 @@
 """Int8 weights under inputs that are rounded to int8 as well (W8A8)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compression.packed.compiled import Operand
 from compression.packed.int8 import Int8Linear
 from compression.packed.linear import DENSE_BLOCK_ELEMENTS
 from compression.weights.codes import Codes
@@ -12,23 +15,23 @@ from compression.weights.codes import Codes
 class Int8DynamicLinear(Int8Linear):
     """int8 rows times inputs rounded per token, as compressed-tensors rounds them.
 
-    Few rows: every int8 is exact in bf16, so the rounded inputs go through the weight-only kernel,
-    which adds up in f32 and reads the weight at the memory's speed.
-    Many rows: ``torch._int_mm`` where the processor has int8 dot products, else an f32 product of
-    the same integers; ATen's fallback there takes one value at a time. Kernels that saturate 16-bit
-    sums, as u8 x s8 does on AVX2 without VNNI, are not used at all.
+    The compiled kernel takes integers of 16 bits, so those of eight are exact in it. Where many
+    rows are multiplied densely: ``torch._int_mm`` if the processor has int8 dot products, else an
+    f32 product of the same integers. Kernels that saturate 16-bit sums, as u8 x s8 does on AVX2
+    without VNNI, are not used at all.
     """
 
-    kernel = "int8pack-a8"
+    kernel = "int8x8"
     numerics = "W8A8"
 
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         super().__init__(codes, bias)
         self.multiplies_integers = has_int8_dot_products()
 
-    def _few_rows(self, x: Tensor) -> Tensor:
-        codes, steps = round_tokens(x)
-        return super()._few_rows(codes.to(torch.bfloat16)) * steps
+    @property
+    def operand(self) -> Operand:
+        """Return the weight; its tensors are those of this layer."""
+        return replace(super().operand, peak=2)
 
     def _many_rows(self, x: Tensor) -> Tensor:
         codes, steps = round_tokens(x)
@@ -36,7 +39,7 @@ class Int8DynamicLinear(Int8Linear):
         return product(codes).mul_(steps).to(x.dtype)
 
     def _integer_product(self, codes: Tensor) -> Tensor:
-        integers = functional.pad(codes.to(torch.int8), (0, self._padding))
+        integers = functional.pad(codes.to(torch.int8), (0, self.packed.shape[1] - self.columns))
         return torch._int_mm(integers, self.packed.t()) * self.scales.to(torch.float32)
 
     def _float_product(self, codes: Tensor) -> Tensor:

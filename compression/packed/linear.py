@@ -11,6 +11,8 @@ DENSE_BLOCK_ELEMENTS = 4 * 1024 * 1024
 """Unpacked weights are made in blocks of this many elements, so that memory stays bounded."""
 ROW_BLOCK = 64
 """Blocks of rows begin at multiples of this: whole blocks of every kernel's layout."""
+NEVER = 1 << 30
+"""The row count to set where the dense product shall not be taken."""
 
 
 class PackedLinear(nn.Module, ABC):
@@ -26,7 +28,7 @@ class PackedLinear(nn.Module, ABC):
         self.scheme = scheme
         self.rows = rows
         self.columns = columns
-        self.dense_from = 16
+        self.dense_from = NEVER
         self.dense_dtype = torch.float32
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 

@@ -136,7 +136,8 @@ def _kernels(kernels: list[Mapping[str, Any]]) -> list[Finding]:
             found.append(Finding("kernels", "warn", message, remedy))
         else:
             most = kernel["packed_up_to_rows"]
-            message += f" for one token, and packed up to {most} rows together"
+            rows = "any number of rows" if most is None else f"up to {most} rows"
+            message += f" for one token, and packed for {rows} together"
             found.append(Finding("kernels", "ok", message))
     return found
 

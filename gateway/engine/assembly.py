@@ -13,7 +13,8 @@ from compression.loading import (
     stack_rows,
 )
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
-from gateway.engine.decoder import Decoder, Layer, RmsNorm
+from gateway.engine.decoder import Decoder
+from gateway.engine.layer import Layer, RmsNorm
 from gateway.engine.rotary import interleave
 
 

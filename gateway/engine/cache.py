@@ -6,9 +6,9 @@ held grows in pages and can be counted in them (:mod:`gateway.engine.pages`).
 """
 
 import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +82,15 @@ class LayerCache:
         return self._parts[: self._num_key_parts], self._parts[self._num_key_parts :]
 
     @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Return where keys, their scales, values and their scales begin; 0 where are none."""
+        keys, values = self.storage
+        places = [part.data_ptr() for part in (*keys, *values)]
+        if len(keys) == 1:
+            places.insert(1, 0)
+        return places[0], places[1], places[2], places[3] if len(values) > 1 else 0
+
+    @property
     def bytes_per_token(self) -> int:
         """Return the bytes of one token, read from the live tensors."""
         return sum(part[:1].nbytes for part in self._parts)
@@ -91,11 +100,12 @@ class Cache:
     """Room for ``max_tokens`` positions; memory is touched only as they are filled."""
 
     def __init__(
-        self, architecture: KvShape, codecs: Sequence[LayerCodecs], max_tokens: int
+        self, architecture: KvShape, codecs: tuple[LayerCodecs, ...], max_tokens: int
     ) -> None:
         self.max_tokens = max_tokens
         self.length = 0
         """Positions filled so far."""
+        self.codecs = codecs
         plan = [_parts(each, architecture.num_kv_heads) for each in codecs]
         sizes = [_padded_bytes(part, max_tokens) for parts, _ in plan for part in parts]
         addresses = _Addresses(sum(sizes))
@@ -103,6 +113,14 @@ class Cache:
             LayerCache(each, addresses.take(parts, max_tokens), num_key_parts)
             for each, (parts, num_key_parts) in zip(codecs, plan, strict=True)
         )
+        self._addresses = np.array(
+            [address for layer in self.layers for address in layer.addresses], np.int64
+        )
+
+    @property
+    def addresses(self) -> int:
+        """Return the address of a table of int64: each layer's four addresses."""
+        return self._addresses.ctypes.data
 
     def copy(self, other: "Cache", count: int) -> None:
         """Begin with the first ``count`` tokens of another cache of the same model."""

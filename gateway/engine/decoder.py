@@ -1,8 +1,8 @@
 """The forward pass of the Llama family over packed weights.
 
 Llama, Mistral, Qwen2 and Qwen3 differ here only in biases, in the norm of queries and keys and in
-which layers see a sliding window.
-One token is decoded in bf16, many are read in the dtype that this processor multiplies fastest.
+which layers see a sliding window. A step is one compiled program where there are kernels for all of
+it; else it is PyTorch's operations: few rows in bf16, many in the dtype multiplied fastest here.
 """
 
 from collections.abc import Sequence
@@ -14,50 +14,11 @@ from torch.nn import functional
 
 from compression.architecture import Architecture
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
-from gateway.engine.cache import Cache
+from gateway.engine.cache import Cache, LayerCodecs
+from gateway.engine.compiled.step import CompiledStep, compile_step
+from gateway.engine.compiled.tables import Span as CompiledSpan
+from gateway.engine.layer import Layer, RmsNorm
 from gateway.engine.rotary import Rotation, spread
-
-
-class RmsNorm:
-    """Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) in two kernels.
-
-    The layer norm of ``[x, -x]`` has mean 0 and variance ``mean(x²)``, so its first half is the
-    RMS norm of x. PyTorch's layer norm is one fused kernel on the CPU, its RMS norm is six.
-    """
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self._size = weight.shape[0]
-        self._eps = eps
-        twice = torch.cat([weight, weight])
-        self._weights = {dtype: twice.to(dtype) for dtype in (torch.bfloat16, torch.float32)}
-        self.num_weights = weight.numel()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Return the bytes of the live tensors."""
-        return sum(held.numel() * held.element_size() for held in self._weights.values())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of ``x`` (bf16 or f32)."""
-        mirrored = torch.cat([x, -x], dim=-1)
-        weight = self._weights[x.dtype]
-        normed = functional.layer_norm(mirrored, weight.shape, weight, None, self._eps)
-        return normed[..., : self._size]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer: fused projections and norms."""
-
-    input_norm: RmsNorm
-    qkv: PackedLinear
-    """Rows: query heads, key heads (both interleaved for the rotation), value heads."""
-    q_norm: RmsNorm | None
-    k_norm: RmsNorm | None
-    output: PackedLinear
-    post_norm: RmsNorm
-    gate_up: PackedLinear
-    down: PackedLinear
 
 
 class Decoder:
@@ -79,15 +40,13 @@ class Decoder:
         self.head = head
         self.max_tokens = max_tokens
         self._rotation = Rotation(architecture, max_tokens)
+        self._compiled: CompiledStep | None = None
+        self._compiled_for: tuple[LayerCodecs, ...] | None = None
 
     @property
     def linears(self) -> list[PackedLinear]:
         """Return every distinct linear layer, embedding and head included."""
-        inner = [
-            linear
-            for layer in self.layers
-            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
-        ]
+        inner = [linear for layer in self.layers for linear in layer.linears]
         tables: list[PackedLinear] = [self.embedding]
         if self.head is not self.embedding:
             tables.append(self.head)
@@ -109,10 +68,34 @@ class Decoder:
         sequence's own.
         """
         spans = _spans(batch)
-        count = spans[-1].rows.stop
-        few = count < self.layers[0].qkv.dense_from
-        dtype = torch.bfloat16 if few else self.layers[0].qkv.dense_dtype
-        x = self.embedding.embed(torch.tensor([id_ for _, ids in batch for id_ in ids]), dtype)
+        few = spans[-1].rows.stop < self.layers[0].qkv.dense_from
+        ids = torch.tensor([id_ for _, ids in batch for id_ in ids])
+        step = self._step(batch[0][0].codecs) if few else None
+        if step is None:
+            x = self._run(spans, ids, torch.bfloat16 if few else self.layers[0].qkv.dense_dtype)
+        else:
+            x = self._run_compiled(step, spans, ids)
+        for span in spans:
+            span.cache.length = span.stop
+        return x
+
+    def _step(self, codecs: tuple[LayerCodecs, ...]) -> CompiledStep | None:
+        """Return the program for caches of such codecs, written when the first of them comes."""
+        if self._compiled_for is not codecs:
+            self._compiled = compile_step(self.architecture, self.layers, self.norm, codecs)
+            self._compiled_for = codecs
+        return self._compiled
+
+    def _run_compiled(self, step: CompiledStep, spans: list["_Span"], ids: Tensor) -> Tensor:
+        turns = [self._rotation.factors(span.start, span.stop) for span in spans]
+        compiled = [
+            CompiledSpan(span.cache.addresses, span.start, span.stop - span.start, each.data_ptr())
+            for span, each in zip(spans, turns, strict=True)
+        ]
+        return step.run(self.embedding.embed(ids, torch.float32), compiled)
+
+    def _run(self, spans: list["_Span"], ids: Tensor, dtype: torch.dtype) -> Tensor:
+        x = self.embedding.embed(ids, dtype)
         num_kv = self.architecture.num_kv_heads
         turns = torch.cat([self._rotation.factors(span.start, span.stop) for span in spans])
         factors = spread(turns, self.architecture.num_heads + num_kv, num_kv)
@@ -124,8 +107,6 @@ class Decoder:
             x = x.add_(layer.output(attended))
             gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, dim=-1)
             x = x.add_(layer.down(functional.silu(gate).mul_(up)))
-        for span in spans:
-            span.cache.length = span.stop
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The model as the scheduler sees it: token ids and caches in, logits out."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,20 @@ import torch
 from torch import Tensor
 
 from compression.crossover import tune
+from compression.kernels.team import compile_kernels
 from compression.kv.centre_file import read_centres
 from compression.loading import Checkpoint
 from compression.manifest import Manifest
 from compression.packed import PackedLinear
+from compression.packed.arena import gather
+from compression.packed.linear import NEVER
 from compression.recipe import FULL, KvCache
 from gateway.engine.cache import Cache, LayerCodecs
 from gateway.engine.kv_codecs import describe_cache, make_codecs, require_applied
 from gateway.engine.model import Model, load_model
+
+logger = logging.getLogger(__name__)
+_NOTABLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +63,7 @@ class Runner:
             wanted.append(hidden[stop - count : stop])
         if not any(count for _, _, count in batch):
             return torch.empty(0, self.vocab_size)
-        rows = torch.cat(wanted)
-        if len(batch) == 1 and len(rows) > 1:
-            # A text that is scored: what it is for is the numbers, and dense products take them.
-            return self.decoder.logits(rows)
-        return self.decoder.logits(rows.to(torch.bfloat16))
+        return self.decoder.logits(torch.cat(wanted))
 
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:
@@ -98,7 +101,10 @@ class Runner:
             "schemes": schemes,
             "kernels": {scheme: _kernels(held, scheme) for scheme in schemes},
             "numerics": {linear.scheme: linear.numerics for linear in held},
-            "dense_from_rows": {linear.kernel: linear.dense_from for linear in held},
+            "dense_from_rows": {
+                linear.kernel: None if linear.dense_from == NEVER else linear.dense_from
+                for linear in held
+            },
             "dense_dtype": str(held[0].dense_dtype).removeprefix("torch."),
             **describe_cache(self.new_cache(1), kv_cache_of(manifest)),
         }
@@ -136,8 +142,12 @@ def load_runner(
     torch.set_num_threads(1)
     with torch.inference_mode(), Checkpoint(directory) as checkpoint:
         decoder = load_model(checkpoint, max_model_len)
+        gather(decoder.linears)
         architecture = decoder.architecture
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        seconds = compile_kernels()
+        if seconds > _NOTABLE_S:
+            logger.info("compiled the kernels for this processor in %.0f s, once", seconds)
         tune(decoder.linears)
         if reads_in_float32:
             for linear in decoder.linears:

@@ -89,15 +89,15 @@ def test_both_paths_equal_the_dequantized_product(
             result = layer(x)
             assert result.dtype == dtype
             assert result.shape == (count, rows)
-            assert relative(result, expected) < 0.01
+            bound = 0.01 if dtype == torch.bfloat16 or name == "nf4" else 1e-4
+            assert relative(result, expected) < bound
 
 
 @pytest.mark.parametrize(("name", "rows", "columns"), CASES)
 def test_unpacked_weight_is_the_one_packed(name: str, rows: int, columns: int) -> None:
-    """Reading the packed form back gives the dequantized weight, up to bf16 zero offsets."""
+    """Reading the packed form back gives the dequantized weight, bit for bit."""
     layer, weight = make(name, rows, columns)
-    unpacked = layer.unpack(slice(0, rows), torch.float32)
-    assert relative(unpacked, weight) < 1e-3
+    assert torch.equal(layer.unpack(slice(0, rows), torch.float32), weight)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4-g32-asym", "nf4"])
@@ -141,7 +141,8 @@ def test_scheme_and_bytes_come_from_the_live_tensors() -> None:
         "int8-rows",
         "nf4-b64",
     ]
-    assert int4.weight_bytes == 64 * 64 // 2 + 64 * 2 * 4
+    # Two groups a row, held as eight.
+    assert int4.weight_bytes == 64 * 64 // 2 + 64 * 8 * 3
     assert int8.weight_bytes == 64 * 64 + 64 * 2
     assert nf4.weight_bytes == 64 * 64 // 2 + 64 * 4
 

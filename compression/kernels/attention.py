@@ -1,0 +1,256 @@
+"""Attention of a block of queries over the kept keys and values of one head.
+
+The softmax is taken online over blocks of positions (Milakov & Gimelshein 2018, arXiv 1805.02867).
+A single query reads what is kept as it lies; several share what is decoded once for them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from compression.kernels.attention_tiles import (
+    DECODED,
+    INT4,
+    INT8,
+    PLAIN,
+    score_tile,
+    value_tile,
+)
+from compression.kernels.compiling import call, compiled, linked
+from compression.kernels.exponential import exponential
+from compression.kernels.kv import recall
+from compression.kernels.memory import floats
+
+POSITIONS = 64
+"""Keys and values that are looked at in one go."""
+_NOTHING = np.float32(-1e30)
+"""Below every score; finite, so that differences stay numbers."""
+
+
+def _scores_of(kind: int) -> Any:
+    """Return a function that covers any number of queries with tiles of up to four."""
+    one, two, three, four = (score_tile(kind, count) for count in (1, 2, 3, 4))
+
+    @compiled
+    def run(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+        first = 0
+        while first < num:
+            query, place = queries + 4 * first * size, out + 4 * first * POSITIONS
+            if num - first >= 4:
+                four(query, size, keys, stride, scales, scale_stride, group, count, place,
+                     POSITIONS)  # fmt: skip
+            elif num - first == 3:
+                three(query, size, keys, stride, scales, scale_stride, group, count, place,
+                      POSITIONS)  # fmt: skip
+            elif num - first == 2:
+                two(query, size, keys, stride, scales, scale_stride, group, count, place,
+                    POSITIONS)  # fmt: skip
+            else:
+                one(query, size, keys, stride, scales, scale_stride, group, count, place,
+                    POSITIONS)  # fmt: skip
+            first += 4
+
+    return run
+
+
+def _sums_of(kind: int) -> Any:
+    """Return the same for values."""
+    one, two, three, four = (value_tile(kind, count) for count in (1, 2, 3, 4))
+
+    @compiled
+    def run(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+        first, pitch = 0, 4 * (size + 2)
+        while first < num:
+            weight, place = weights + 4 * first * POSITIONS, out + first * pitch
+            if num - first >= 4:
+                four(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
+                     place, pitch)  # fmt: skip
+            elif num - first == 3:
+                three(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
+                      place, pitch)  # fmt: skip
+            elif num - first == 2:
+                two(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
+                    place, pitch)  # fmt: skip
+            else:
+                one(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
+                    place, pitch)  # fmt: skip
+            first += 4
+
+    return run
+
+
+_plain_scores, _plain_sums = _scores_of(PLAIN), _sums_of(PLAIN)
+_int8_scores, _int8_sums = _scores_of(INT8), _sums_of(INT8)
+_int4_scores, _int4_sums = _scores_of(INT4), _sums_of(INT4)
+_decoded_scores, _decoded_sums = _scores_of(DECODED), _sums_of(DECODED)
+
+
+@linked(10)
+def _score_plain(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+    _plain_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _sum_plain(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+    _plain_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _score_int8(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+    _int8_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _sum_int8(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+    _int8_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _score_int4(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+    _int4_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _sum_int4(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+    _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _score_decoded(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+    _decoded_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+
+
+@linked(10)
+def _sum_decoded(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+    _decoded_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+
+
+SCORES = (_score_plain, _score_int8, _score_int4, _score_decoded)
+"""By how keys are held: queries, their number, size of a head, keys, stride, scales, stride of
+scales, size of a group, number of keys, scores."""
+SUMS = (_sum_plain, _sum_int8, _sum_int4, _sum_decoded)
+"""The same for values: weights first, sums last."""
+
+
+@compiled
+def attend(
+    queries, query_stride, rows, per_head, size, position, window, start, stop,
+    key, value, head, layout, functions, out, out_stride, scratch,
+):  # fmt: skip
+    """Attend from ``rows`` queries of each of ``per_head`` query heads to positions ``start…stop``.
+
+    The first row is at ``position``, the next one after it; a row sees positions up to its own, the
+    last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
+    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and
+    decoded. ``out`` gets for each row and head its sum of values, its largest score and its sum of
+    weights: to be merged with those of other positions.
+    """
+    num = rows * per_head
+    own = scratch + 8 * POSITIONS * size
+    weights = own + 4 * num * size
+    results = weights + 4 * num * POSITIONS
+    _gather(queries, query_stride, rows, per_head, size, own, results)
+    first = max(start, position - window + 1) if window else start
+    for block in range(first, stop, POSITIONS):
+        count = min(POSITIONS, stop - block)
+        keys = key[0] + block * layout[1] + head * layout[2]
+        key_scales = key[1] + (block * layout[3] + head) * 2 * layout[4]
+        values = value[0] + block * layout[7] + head * layout[8]
+        value_scales = value[1] + (block * layout[9] + head) * 2 * layout[10]
+        if rows > 1:
+            _decode(layout, 0, keys, key_scales, count, size, scratch)
+            _decode(layout, 6, values, value_scales, count, size, scratch + 4 * POSITIONS * size)
+            call(functions[2],
+                 (own, num, size, scratch, 4 * size, 0, 0, size, count, weights))  # fmt: skip
+        else:
+            call(functions[0],
+                 (own, num, size, keys, layout[1], key_scales, layout[3] * 2 * layout[4],
+                  size // max(1, layout[5]), count, weights))  # fmt: skip
+        for each in range(num):
+            row = each // per_head
+            seen = min(count, position + row + 1 - block)
+            hidden = max(0, position + row - window + 1 - block) if window else 0
+            result = floats(results + 4 * each * (size + 2), size + 2)
+            _weigh(floats(weights + 4 * each * POSITIONS, count), hidden, seen, size, result)
+        if rows > 1:
+            call(functions[3],
+                 (weights, num, size, scratch + 4 * POSITIONS * size, 4 * size, 0, 0, size, count,
+                  results))  # fmt: skip
+        else:
+            call(functions[1],
+                 (weights, num, size, values, layout[7], value_scales,
+                  layout[9] * 2 * layout[10], size // max(1, layout[11]), count,
+                  results))  # fmt: skip
+    for row in range(rows):
+        source = floats(results + 4 * row * per_head * (size + 2), per_head * (size + 2))
+        target = floats(out + row * out_stride, per_head * (size + 2))
+        for index in range(per_head * (size + 2)):
+            target[index] = source[index]
+
+
+@compiled
+def _gather(queries, query_stride, rows, per_head, size, own, results):
+    """Put all queries side by side and begin their results with nothing."""
+    for row in range(rows):
+        source = floats(queries + row * query_stride, per_head * size)
+        target = floats(own + 4 * row * per_head * size, per_head * size)
+        for index in range(per_head * size):
+            target[index] = source[index]
+    for each in range(rows * per_head):
+        result = floats(results + 4 * each * (size + 2), size + 2)
+        for index in range(size):
+            result[index] = 0.0
+        result[size], result[size + 1] = _NOTHING, np.float32(0.0)
+
+
+@compiled
+def _decode(layout, half, place, scales, count, size, out):
+    for index in range(count):
+        recall(
+            layout[half], place + index * layout[half + 1],
+            scales + index * layout[half + 3] * 2 * layout[half + 4], layout[half + 5], size,
+            out + 4 * index * size,
+        )  # fmt: skip
+
+
+@compiled
+def _weigh(weights, hidden, seen, size, result):
+    """Turn one query's scores into weights, 0 where it sees nothing, and keep their sum."""
+    largest = result[size]
+    for index in range(hidden, seen):
+        largest = max(largest, weights[index])
+    if largest != result[size]:
+        factor = exponential(result[size] - largest)
+        for channel in range(size):
+            result[channel] *= factor
+        result[size + 1] *= factor
+        result[size] = largest
+    total = np.float32(0.0)
+    for index in range(weights.size):
+        sees = hidden <= index < seen
+        weight = exponential(weights[index] - largest) if sees else np.float32(0.0)
+        weights[index] = weight
+        total += weight
+    result[size + 1] += total
+
+
+@compiled
+def merge(place: int, slots: int, slot_stride: int, size: int, out: int) -> None:
+    """Write ``size`` float32: the weighted mean of values from the results of ``slots`` parts."""
+    mixed = floats(out, size)
+    largest = _NOTHING
+    for slot in range(slots):
+        largest = max(largest, floats(place + slot * slot_stride, size + 2)[size])
+    for channel in range(size):
+        mixed[channel] = 0.0
+    total = np.float32(0.0)
+    for slot in range(slots):
+        part = floats(place + slot * slot_stride, size + 2)
+        if part[size + 1] == np.float32(0.0):
+            continue
+        factor = exponential(part[size] - largest)
+        total += factor * part[size + 1]
+        for channel in range(size):
+            mixed[channel] += factor * part[channel]
+    for channel in range(size):
+        mixed[channel] /= total

@@ -1,0 +1,189 @@
+"""The innermost loops of attention, in LLVM: scores of kept keys, sums of kept values.
+
+What is kept is turned into float32 in registers, a vector at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from compression.kernels.llvm import F32, FLOATS, I8, I16, I32, I64, INTS, ZERO_FLOATS, Code, long
+
+PLAIN, INT8, INT4, DECODED = range(4)
+"""How keys or values are held; the last is float32, already decoded."""
+_WIDTH = 8
+"""Channels of a vector; the size of a head is a multiple, for int4 of twice as many."""
+_VECTORS = 4
+"""Vectors of channels whose sums stay in registers."""
+
+
+class _Kept:
+    """Reads one token's head, as its codec keeps it."""
+
+    def __init__(self, code: Code, kind: int, size: Any, group: Any) -> None:
+        self._code = code
+        self._kind = kind
+        self._size = size
+        self._group = group
+
+    def factor(self, scales: Any) -> Any:
+        """Return what the whole head is to be multiplied by, or None."""
+        return _bf16(self._code, scales) if self._kind == INT8 else None
+
+    def vector(self, place: Any, scales: Any, channel: Any) -> Any:
+        """Return eight channels, without :meth:`factor`."""
+        code, builder = self._code, self._code.builder
+        if self._kind == DECODED:
+            return code.load(code.at(place, code.times(channel, 4)), FLOATS)
+        if self._kind == PLAIN:
+            halves = ir.VectorType(I16, _WIDTH)
+            return code.widen(code.load(code.at(place, code.times(channel, 2)), halves))
+        if self._kind == INT8:
+            bytes_ = code.load(code.at(place, channel), ir.VectorType(I8, _WIDTH))
+            return builder.sitofp(builder.sext(bytes_, INTS), FLOATS)
+        return self._nibbles(place, scales, channel)
+
+    def _nibbles(self, place: Any, scales: Any, channel: Any) -> Any:
+        """Return eight int4: the first half of a head is in the low halves of its bytes."""
+        code, builder = self._code, self._code.builder
+        half = builder.lshr(self._size, long(1))
+        upper = builder.icmp_unsigned(">=", channel, half)
+        first = builder.select(upper, builder.sub(channel, half), channel)
+        shift = builder.select(upper, ir.Constant(I8, 4), ir.Constant(I8, 0))
+        octet = ir.VectorType(I8, _WIDTH)
+        bytes_ = builder.lshr(code.load(code.at(place, first), octet), code.splat(shift, octet))
+        low = builder.and_(bytes_, ir.Constant(octet, [0xF] * _WIDTH))
+        codes = builder.uitofp(builder.zext(low, INTS), FLOATS)
+        pair = code.at(scales, code.times(builder.udiv(channel, self._group), 4))
+        scale = code.splat(_bf16(code, pair), FLOATS)
+        minimum = code.splat(_bf16(code, code.at(pair, long(2))), FLOATS)
+        return code.fma(codes, scale, minimum)
+
+
+def _bf16(code: Code, address: Any) -> Any:
+    bits = code.builder.zext(code.load(address, I16), I32)
+    return code.builder.bitcast(code.builder.shl(bits, ir.Constant(I32, 16)), F32)
+
+
+@contextmanager
+def _loop(builder: Any, stop: Any, step: int = 1) -> Iterator[Any]:
+    with cgutils.for_range_slice(builder, long(0), stop, long(step), I64) as (index, _):
+        yield index
+
+
+def _accumulators(builder: Any, count: int) -> list[Any]:
+    return [cgutils.alloca_once_value(builder, ZERO_FLOATS) for _ in range(count)]
+
+
+def score_tile(kind: int, queries: int) -> Any:
+    """Return ``tile(query, size, keys, stride, scales, scale_stride, group, count, out, pitch)``.
+
+    It writes the products of ``queries`` float32 heads, one after another, with ``count`` keys:
+    ``out[query * pitch + key]``. Strides are bytes, ``group`` is an int4 group's channels.
+    """
+
+    @intrinsic
+    def tile(
+        typing_context: Any, query: Any, size: Any, keys: Any, stride: Any, scales: Any,
+        scale_stride: Any, group: Any, count: Any, out: Any, pitch: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            query, size, keys, stride, scales, scale_stride, group, count, out, pitch = arguments
+            code = Code(builder)
+            kept = _Kept(code, kind, size, group)
+            sums = _accumulators(builder, queries)
+            with _loop(builder, count) as token:
+                place = code.at(keys, builder.mul(stride, token))
+                scale = code.at(scales, builder.mul(scale_stride, token))
+                for each in sums:
+                    builder.store(ZERO_FLOATS, each)
+                with _loop(builder, size, _WIDTH) as channel:
+                    key = kept.vector(place, scale, channel)
+                    for index, each in enumerate(sums):
+                        at = builder.add(builder.mul(size, long(index)), channel)
+                        value = code.load(code.at(query, code.times(at, 4)), FLOATS)
+                        builder.store(code.fma(value, key, builder.load(each)), each)
+                factor = kept.factor(scale)
+                for index, each in enumerate(sums):
+                    total = code.total(builder.load(each))
+                    score = total if factor is None else builder.fmul(total, factor)
+                    at = builder.add(builder.mul(pitch, long(index)), token)
+                    code.store(score, code.at(out, code.times(at, 4)))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), generate
+
+    return tile
+
+
+def value_tile(kind: int, queries: int) -> Any:
+    """Return the twin of :func:`score_tile` that adds weighted values.
+
+    ``tile(weights, pitch, size, values, stride, scales, scale_stride, group, count, out,
+    out_stride)`` adds to float32 heads at ``out``, ``out_stride`` bytes apart.
+    """
+
+    @intrinsic
+    def tile(
+        typing_context: Any, weights: Any, pitch: Any, size: Any, values: Any, stride: Any,
+        scales: Any, scale_stride: Any, group: Any, count: Any, out: Any, out_stride: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            (weights, pitch, size, values, stride, scales, scale_stride, group, count, out,
+             out_stride) = arguments  # fmt: skip
+            code = Code(builder)
+            kept = _Kept(code, kind, size, group)
+
+            def add(channel: Any, sums: list[list[Any]]) -> None:
+                """Add the tokens' values of some vectors of channels, from ``channel`` on."""
+                places = [
+                    [
+                        code.at(out, builder.mul(out_stride, long(index)),
+                                code.times(builder.add(channel, long(_WIDTH * vector)), 4))
+                        for vector in range(len(row))
+                    ]
+                    for index, row in enumerate(sums)
+                ]  # fmt: skip
+                _each(sums, places, lambda held, at: builder.store(code.load(at, FLOATS), held))
+                with _loop(builder, count) as token:
+                    place = code.at(values, builder.mul(stride, token))
+                    scale = code.at(scales, builder.mul(scale_stride, token))
+                    factor = kept.factor(scale)
+                    found = [
+                        kept.vector(place, scale, builder.add(channel, long(_WIDTH * vector)))
+                        for vector in range(len(sums[0]))
+                    ]
+                    for index, row in enumerate(sums):
+                        at = builder.add(builder.mul(pitch, long(index)), token)
+                        weight = code.load(code.at(weights, code.times(at, 4)), F32)
+                        if factor is not None:
+                            weight = builder.fmul(weight, factor)
+                        many = code.splat(weight, FLOATS)
+                        for vector, held in zip(found, row, strict=True):
+                            builder.store(code.fma(many, vector, builder.load(held)), held)
+                _each(sums, places, lambda held, at: code.store(builder.load(held), at, align=4))
+
+            wide = [_accumulators(builder, _VECTORS) for _ in range(queries)]
+            narrow = [row[:1] for row in wide]
+            blocks = builder.udiv(size, long(_WIDTH * _VECTORS))
+            with _loop(builder, blocks) as block:
+                add(code.times(block, _WIDTH * _VECTORS), wide)
+            first = code.times(blocks, _WIDTH * _VECTORS)
+            with _loop(builder, builder.sub(size, first), _WIDTH) as channel:
+                add(builder.add(first, channel), narrow)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), generate
+
+    return tile
+
+
+def _each(rows: list[list[Any]], others: list[list[Any]], do: Callable[[Any, Any], Any]) -> None:
+    for row, other in zip(rows, others, strict=True):
+        for left, right in zip(row, other, strict=True):
+            do(left, right)

@@ -1,0 +1,80 @@
+"""How the functions of this package are compiled, and where the result is kept."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from compression.paths import kernels_dir
+
+
+def _digest() -> str:
+    """Return a digest of this package's sources and of the compiler.
+
+    numba looks only at the file of the outermost function, so a change in another one would go
+    unnoticed without it.
+    """
+    found = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+numba.config.CACHE_DIR = str(kernels_dir() / _digest())
+
+_OPTIONS: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+"""Sums may be taken in any order, so that they become vectors. Numbers that are none stay so."""
+
+compiled: Any = numba.njit(nogil=True, **_OPTIONS)
+"""Compiles a function for others of this package to call."""
+kept: Any = numba.njit(nogil=True, cache=True, **_OPTIONS)
+"""Compiles a function for Python to call; its machine code is kept on disk."""
+
+
+def linked(num_arguments: int) -> Any:
+    """Return a decorator for functions of int64 that are called by their address.
+
+    Each is compiled by itself when its address is first asked for, and kept on disk. A function
+    that calls another one directly is optimized together with all that one calls.
+    """
+
+    def decorate(function: Any) -> "Linked":
+        return Linked(function, num_arguments)
+
+    return decorate
+
+
+class Linked:
+    """A function that is compiled when its address is asked for."""
+
+    def __init__(self, function: Any, num_arguments: int) -> None:
+        self._function = function
+        self._signature = numba.void(*[numba.int64] * num_arguments)
+
+    @cached_property
+    def address(self) -> int:
+        """Return where its machine code lies."""
+        return int(self._machine_code.address)
+
+    @cached_property
+    def _machine_code(self) -> Any:
+        return numba.cfunc(self._signature, cache=True, **_OPTIONS)(self._function)
+
+
+@intrinsic
+def call(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call a :class:`Linked` function at an address with a tuple of int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        long = ir.IntType(64)
+        count = len(signature.args[1])
+        kind = ir.FunctionType(ir.VoidType(), [long] * count)
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        builder.call(function, [builder.extract_value(values[1], at) for at in range(count)])
+        return context.get_dummy_value()
+
+    return numba.void(numba.int64, numba.types.UniTuple(numba.int64, len(arguments))), generate

@@ -1,0 +1,342 @@
+"""What a program is made of: operations, each cut into chunks that threads take.
+
+A program is a table of int64, one row an operation: its function, then addresses, strides in bytes
+and sizes under the names below. What changes from step to step lies in tables of rows and tasks.
+"""
+
+from types import MappingProxyType
+
+import numpy as np
+
+from compression.kernels.attention import attend, merge
+from compression.kernels.compiling import compiled, linked
+from compression.kernels.exponential import exponential
+from compression.kernels.kv import keep, rotate
+from compression.kernels.memory import floats, longs
+from compression.kernels.product import (
+    bf16_blocks,
+    int4_blocks_32,
+    int4_blocks_64,
+    int4_blocks_128,
+    int8_sums,
+    scatter,
+)
+from compression.kernels.rounding import EXACT, INT8, round_row
+
+FIELDS = 32
+"""Numbers of one operation, its kind included."""
+FUNCTION = 0
+"""The address of what carries out a chunk: of (operation, chunk, rows, rows' table, tasks' table,
+memory of its own)."""
+OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, GROUP_SIZE, GROUPS, PADDED = range(1, 9)
+"""Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
+1: as codes of int16; 2: as codes of int8, held in int16."""
+IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
+"""The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
+it is. ``EPSILON`` counts 10⁻¹²."""
+(HEADS, KV_HEADS, HEAD_SIZE, QUERY_NORM, KEY_NORM, LAYER, LAYOUT, KEY_BLOCK, VALUE_BLOCK, CENTRE,
+ QUERIES, WINDOW, PARTS) = range(14, 27)  # fmt: skip
+"""Of turn, attend and merge. ``QUERIES`` are turned queries, ``PARTS`` results of attention."""
+(MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
+ X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK) = range(1, 17)  # fmt: skip
+"""Of a product. A chunk is ``CHUNK`` rows of the weight."""
+SCORE_FUNCTIONS = 27
+"""Four of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
+they lie, then of decoded ones."""
+PIECES = 31
+"""How many chunks there are; or one of the next two."""
+BY_ROWS, BY_TASKS = 0, -1
+
+ROW_FIELDS = 5
+"""A row of inputs: table of its cache, position, address of its turns, slot of its first result,
+how many results."""
+ROW_CACHE, ROW_POSITION, ROW_TURNS, ROW_SLOT, ROW_SLOTS = range(5)
+TASK_FIELDS = 6
+TASK_ROW, TASK_COUNT, TASK_HEAD, TASK_START, TASK_STOP, TASK_SLOT = range(6)
+"""A task of attention: first row, rows, key head, positions, which slot of each row it fills."""
+CACHE_FIELDS = 4
+"""Addresses of a layer's keys, their scales, its values, their scales."""
+LAYOUT_FIELDS = 12
+"""Kind, stride of a token, of a head, scales of a token (heads), pairs of bytes a head, groups: of
+keys, then of values."""
+
+INPUTS = 64
+"""Rows of inputs that a product takes at a time."""
+ROWS_AT_A_TIME = 4
+"""Rows of inputs in a chunk of what goes by rows."""
+
+
+@compiled
+def _inputs_of(o, start):
+    """Return where inputs from row ``start`` on lie: values, steps and totals."""
+    return (
+        o[X] + start * o[X_STRIDE],
+        o[X_STEPS] + 4 * start,
+        o[X_TOTALS] + 4 * start * o[NUM_GROUPS],
+    )
+
+
+@linked(6)
+def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    w = o[MATRIX] + first * o[MATRIX_STRIDE]
+    for start in range(0, rows, INPUTS):
+        values, _, _ = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        bf16_blocks(w, o[MATRIX_STRIDE], values, o[X_STRIDE], o[COLUMNS], count, num, scratch)
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(0, o[BIAS], first, count, 0, num, y, o[Y_STRIDE], o[ADDS], scratch)
+
+
+@linked(6)
+def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    w = o[MATRIX] + first * o[MATRIX_STRIDE]
+    for start in range(0, rows, INPUTS):
+        values, steps, _ = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        int8_sums(w, o[MATRIX_STRIDE], o[COLUMNS], count, values, o[X_STRIDE], num, scratch)
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(o[SCALES], o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
+
+
+@linked(6)
+def _product_int4_32(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
+    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
+    for start in range(0, rows, INPUTS):
+        values, steps, totals = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        int4_blocks_32(
+            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
+            count, num, scratch,
+        )  # fmt: skip
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
+
+
+@linked(6)
+def _product_int4_64(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
+    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
+    for start in range(0, rows, INPUTS):
+        values, steps, totals = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        int4_blocks_64(
+            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
+            count, num, scratch,
+        )  # fmt: skip
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
+
+
+@linked(6)
+def _product_int4_128(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
+    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
+    for start in range(0, rows, INPUTS):
+        values, steps, totals = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        int4_blocks_128(
+            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
+            count, num, scratch,
+        )  # fmt: skip
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
+
+
+@compiled
+def _finish(o, row, values):
+    """Write a row of inputs for a product, from float32 at an address."""
+    place = o[OUT] + row * o[OUT_STRIDE]
+    if o[PEAK] == 0:
+        source, out = floats(values, o[SIZE]), floats(place, o[PADDED])
+        for index in range(o[SIZE]):
+            out[index] = source[index]
+        for index in range(o[SIZE], o[PADDED]):
+            out[index] = 0.0
+        return
+    peak = EXACT if o[PEAK] == 1 else INT8
+    round_row(
+        values, o[SIZE], peak, place, o[PADDED], o[STEPS] + 4 * row,
+        o[TOTALS] + 4 * row * o[GROUPS], o[GROUP_SIZE], o[GROUPS],
+    )  # fmt: skip
+
+
+@compiled
+def _root_mean_square_norm(x, weight, size, epsilon, out):
+    """Write ``x / √(mean(x²) + ε) * weight`` (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    values, factors, normed = floats(x, size), floats(weight, size), floats(out, size)
+    total = np.float32(0.0)
+    for index in range(size):
+        total += values[index] * values[index]
+    factor = np.float32(1.0 / np.sqrt(total / np.float32(size) + np.float32(epsilon)))
+    for index in range(size):
+        normed[index] = values[index] * factor * factors[index]
+
+
+@compiled
+def _norm(o, row, scratch):
+    values = o[IN] + row * o[IN_STRIDE]
+    if o[WEIGHT]:
+        _root_mean_square_norm(values, o[WEIGHT], o[SIZE], o[EPSILON] * 1e-12, scratch)
+        values = scratch
+    _finish(o, row, values)
+
+
+@compiled
+def _gate(o, row, scratch):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202): ``gate * sigmoid(gate) * up``."""
+    size = o[SIZE]
+    both, out = floats(o[IN] + row * o[IN_STRIDE], 2 * size), floats(scratch, size)
+    for index in range(size):
+        gate = both[index]
+        out[index] = gate / (np.float32(1.0) + exponential(-gate)) * both[size + index]
+    _finish(o, row, scratch)
+
+
+@compiled
+def _turn(o, row, known, scratch):
+    """Norm, turn and rotate the heads of one row; keep its keys and values."""
+    size, heads, kv_heads = o[HEAD_SIZE], o[HEADS], o[KV_HEADS]
+    layout = longs(o[LAYOUT], LAYOUT_FIELDS)
+    cache = longs(known[ROW_CACHE] + 8 * CACHE_FIELDS * o[LAYER], CACHE_FIELDS)
+    turns = floats(known[ROW_TURNS], size)
+    values = o[IN] + row * o[IN_STRIDE]
+    position = known[ROW_POSITION]
+    scale = np.float32(1.0 / np.sqrt(size))
+    for head in range(heads + kv_heads):
+        is_key = head >= heads
+        place = values + 4 * head * size
+        norm = o[KEY_NORM] if is_key else o[QUERY_NORM]
+        if norm:
+            _root_mean_square_norm(place, norm, size, o[EPSILON] * 1e-12, scratch)
+            place = scratch
+        source = floats(place, size)
+        target = scratch + 4 * size if is_key else o[QUERIES] + 4 * size * (row * heads + head)
+        turned = floats(target, size)
+        for pair in range(size // 2):
+            real, imaginary = source[2 * pair], source[2 * pair + 1]
+            cosine, sine = turns[2 * pair], turns[2 * pair + 1]
+            turned[2 * pair] = real * cosine - imaginary * sine
+            turned[2 * pair + 1] = real * sine + imaginary * cosine
+        if is_key and o[CENTRE]:
+            centre = floats(o[CENTRE] + 4 * size * (head - heads), size)
+            for index in range(size):
+                turned[index] -= centre[index]
+        if o[KEY_BLOCK]:
+            rotate(target, size, o[KEY_BLOCK])
+        if is_key:
+            kv_head = head - heads
+            keep(
+                layout[0], target, size, cache[0] + position * layout[1] + kv_head * layout[2],
+                cache[1] + (position * layout[3] + kv_head) * 2 * layout[4], layout[5],
+            )  # fmt: skip
+        else:
+            for index in range(size):
+                turned[index] *= scale
+    for kv_head in range(kv_heads):
+        place = values + 4 * (heads + kv_heads + kv_head) * size
+        if o[VALUE_BLOCK]:
+            rotate(place, size, o[VALUE_BLOCK])
+        keep(
+            layout[6], place, size, cache[2] + position * layout[7] + kv_head * layout[8],
+            cache[3] + (position * layout[9] + kv_head) * 2 * layout[10], layout[11],
+        )  # fmt: skip
+
+
+@compiled
+def _attend(o, task, row_table, scratch):
+    size, heads = o[HEAD_SIZE], o[HEADS]
+    per_head = heads // o[KV_HEADS]
+    known = longs(row_table + 8 * ROW_FIELDS * task[TASK_ROW], ROW_FIELDS)
+    cache = longs(known[ROW_CACHE] + 8 * CACHE_FIELDS * o[LAYER], CACHE_FIELDS)
+    head = task[TASK_HEAD]
+    query = o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + head * per_head)
+    slot = known[ROW_SLOT] + task[TASK_SLOT]
+    part = 4 * (size + 2)
+    attend(
+        query, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION], o[WINDOW],
+        task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], head,
+        longs(o[LAYOUT], LAYOUT_FIELDS), o[SCORE_FUNCTIONS:PIECES],
+        o[PARTS] + (slot * heads + head * per_head) * part,
+        known[ROW_SLOTS] * heads * part, scratch,
+    )  # fmt: skip
+
+
+@compiled
+def _merge(o, row, known, scratch):
+    size, heads = o[HEAD_SIZE], o[HEADS]
+    part = 4 * (size + 2)
+    for head in range(heads):
+        place = o[PARTS] + (known[ROW_SLOT] * heads + head) * part
+        target = scratch + 4 * head * size
+        merge(place, known[ROW_SLOTS], heads * part, size, target)
+        if o[VALUE_BLOCK]:
+            rotate(target, size, o[VALUE_BLOCK])
+    _finish(o, row, scratch)
+
+
+@linked(6)
+def _norm_rows(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * ROWS_AT_A_TIME
+    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+        _norm(o, row, scratch)
+
+
+@linked(6)
+def _gate_rows(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * ROWS_AT_A_TIME
+    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+        _gate(o, row, scratch)
+
+
+@linked(6)
+def _turn_rows(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * ROWS_AT_A_TIME
+    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+        _turn(o, row, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
+
+
+@linked(6)
+def _merge_rows(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * ROWS_AT_A_TIME
+    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+        _merge(o, row, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
+
+
+@linked(6)
+def _attend_task(operation, chunk, rows, row_table, task_table, scratch):
+    task = longs(task_table + 8 * TASK_FIELDS * chunk, TASK_FIELDS)
+    _attend(longs(operation, FIELDS), task, row_table, scratch)
+
+
+NORM, GATE, TURN, MERGE, ATTEND = _norm_rows, _gate_rows, _turn_rows, _merge_rows, _attend_task
+"""Norm and round; gate and round; turn heads and keep keys and values; merge and round; attend."""
+PRODUCTS = MappingProxyType(
+    {
+        "bf16": _product_bf16,
+        "int8": _product_int8,
+        "int4-g32": _product_int4_32,
+        "int4-g64": _product_int4_64,
+        "int4-g128": _product_int4_128,
+    }
+)
+"""By how a weight is held."""

@@ -1,0 +1,119 @@
+"""Packed layers that run on this project's own kernels."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compression.kernels import operations
+from compression.kernels.team import team
+from compression.packed.linear import PackedLinear
+
+_LEAST_ROWS, _MOST_ROWS = 8, 64
+_CHUNK_WEIGHTS = 24 * 1024
+"""Weights of a product's chunk: they stay in a core's first cache while inputs pass by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A weight as :data:`compression.kernels.operations.PRODUCT` reads it."""
+
+    format: str
+    """A key of :data:`compression.kernels.operations.PRODUCTS`."""
+    matrix: Tensor
+    """``[rows, …]``, contiguous."""
+    columns: int
+    """Padded to what the kernel takes at a time; inputs are 0 beyond the weight's own."""
+    peak: int
+    """How inputs are rounded, as :data:`compression.kernels.operations.PEAK` counts it."""
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+    group_size: int = 0
+    """Columns that share a scale, of int4."""
+
+    @property
+    def groups(self) -> int:
+        """Return the padded number of scales a row, of int4; 0 of other formats."""
+        return self.scales.shape[1] if self.group_size and self.scales is not None else 0
+
+    @property
+    def input_bytes(self) -> int:
+        """Return the bytes of one row of inputs."""
+        return self.columns * (2 if self.peak else 4)
+
+
+class CompiledLinear(PackedLinear):
+    """A layer whose weight the compiled kernels read, for any number of inputs."""
+
+    @property
+    @abstractmethod
+    def operand(self) -> Operand:
+        """Return the weight; its tensors are those of this layer."""
+
+    def write_product(self, row: np.ndarray, inputs: "Inputs", out: int, *, adds: bool) -> None:
+        """Describe the product of this layer in a row of a program.
+
+        Args:
+            row: int64 ``[FIELDS]``, zeros.
+            inputs: where the inputs lie.
+            out: address of float32 ``[inputs, rows]``.
+            adds: whether to add to what is there.
+        """
+        held = self.operand
+        row[operations.FUNCTION] = operations.PRODUCTS[held.format].address
+        row[operations.MATRIX] = held.matrix.data_ptr()
+        row[operations.MATRIX_STRIDE] = held.matrix.stride(0) * held.matrix.element_size()
+        row[operations.SCALES] = 0 if held.scales is None else held.scales.data_ptr()
+        row[operations.ZEROS] = 0 if held.zeros is None else held.zeros.data_ptr()
+        row[operations.NUM_GROUPS] = held.groups
+        row[operations.BIAS] = 0 if self.bias is None else self.bias.data_ptr()
+        row[operations.COLUMNS], row[operations.ROWS] = held.columns, self.rows
+        row[operations.X], row[operations.X_STRIDE] = inputs.values, held.input_bytes
+        row[operations.X_STEPS], row[operations.X_TOTALS] = inputs.steps, inputs.totals
+        row[operations.Y], row[operations.Y_STRIDE] = out, 4 * self.rows
+        row[operations.ADDS] = adds
+        chunk = min(_MOST_ROWS, max(_LEAST_ROWS, _CHUNK_WEIGHTS // held.columns // 2 * 2))
+        row[operations.CHUNK], row[operations.PIECES] = chunk, -(-self.rows // chunk)
+
+    def write_inputs(self, row: np.ndarray, inputs: "Inputs") -> None:
+        """Say in a row of a program that it writes this layer's inputs."""
+        held = self.operand
+        row[operations.OUT], row[operations.OUT_STRIDE] = inputs.values, held.input_bytes
+        row[operations.PEAK] = held.peak
+        row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
+        row[operations.GROUP_SIZE], row[operations.GROUPS] = held.group_size, held.groups
+        row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""
+        return super().forward(x) if x.shape[0] >= self.dense_from else self._few_rows(x)
+
+    def _few_rows(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32).contiguous()
+        held, count = self.operand, wide.shape[0]
+        values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
+        steps, totals = torch.empty(count), torch.empty(count, max(1, held.groups))
+        out = torch.empty(count, self.rows)
+        inputs = Inputs(values.data_ptr(), steps.data_ptr(), totals.data_ptr())
+        program = np.zeros((2, operations.FIELDS), np.int64)
+        program[0, operations.FUNCTION] = operations.NORM.address
+        program[0, operations.IN] = wide.data_ptr()
+        program[0, operations.IN_STRIDE] = 4 * self.columns
+        self.write_inputs(program[0], inputs)
+        self.write_product(program[1], inputs, out.data_ptr(), adds=False)
+        team(torch.get_num_threads()).run(program, count)
+        return out.to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Addresses of the inputs of a product."""
+
+    values: int
+    """Of codes or float32, ``[inputs, columns]``."""
+    steps: int
+    """Of float32 ``[inputs]``: what a code stands for."""
+    totals: int
+    """Of float32 ``[inputs, groups]``: sums of codes."""

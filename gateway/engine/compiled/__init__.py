@@ -1,0 +1,1 @@
+"""A decoder's whole step as one program of the compiled kernels."""

@@ -1,0 +1,64 @@
+"""How a cache's bytes lie, as compiled attention reads and writes them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from compression.kernels import attention_tiles as kv
+from compression.kv.centred import CentredCodec
+from compression.kv.codec import KvCodec
+from compression.kv.int4 import Int4Codec
+from compression.kv.int8 import Int8Codec
+from compression.kv.plain import PlainCodec
+from compression.kv.rotated import RotatedCodec
+from gateway.engine.cache import LayerCodecs
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is done to keys or values before they are kept, and how."""
+
+    kind: int
+    """One of :mod:`compression.kernels.kv`."""
+    block: int
+    """Size of the Hadamard matrices that rotate a head; 0 for none."""
+    centre: Tensor | None
+    """Float32 ``[kv_heads, head_dim]`` that is taken off first."""
+    groups: int
+    """Groups of int4 a head."""
+
+    def numbers(self, kv_heads: int, head_dim: int, *, tensors: int) -> list[int]:
+        """Return half a row of ``LAYOUT_FIELDS``; ``tensors`` share one piece of memory."""
+        size = {kv.PLAIN: 2 * head_dim, kv.INT8: head_dim, kv.INT4: head_dim // 2}[self.kind]
+        scales = 2 * self.groups if self.kind == kv.INT4 else 1
+        return [self.kind, size * kv_heads * tensors, size, kv_heads, scales, self.groups]
+
+
+def held(codec: KvCodec) -> Held | None:
+    """Return what a codec does, or None where no compiled kernel does it."""
+    centre, block = None, 0
+    if isinstance(codec, CentredCodec):
+        centre, codec = codec.centre.contiguous(), codec.inner
+    if isinstance(codec, RotatedCodec):
+        block, codec = codec.head_dim & -codec.head_dim, codec.inner
+    match codec:
+        case PlainCodec():
+            return Held(kv.PLAIN, block, centre, 0)
+        case Int8Codec():
+            return Held(kv.INT8, block, centre, 0)
+        case Int4Codec():
+            return Held(kv.INT4, block, centre, codec.groups)
+        case _:
+            return None
+
+
+def layer_layout(codecs: LayerCodecs, kv_heads: int, head_dim: int) -> np.ndarray | None:
+    """Return ``[LAYOUT_FIELDS]`` of a layer, or None where no compiled kernel reads it."""
+    key, value = held(codecs.key), held(codecs.value)
+    if key is None or value is None:
+        return None
+    tensors = 2 if codecs.is_plain else 1
+    numbers = key.numbers(kv_heads, head_dim, tensors=tensors)
+    numbers += value.numbers(kv_heads, head_dim, tensors=tensors)
+    return np.array(numbers, np.int64)

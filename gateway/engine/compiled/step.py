@@ -1,0 +1,194 @@
+"""The program of a decoder's step, and the memory it works in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compression.architecture import Architecture
+from compression.kernels import operations as op
+from compression.kernels.attention import SCORES, SUMS
+from compression.kernels.attention_tiles import DECODED
+from compression.kernels.team import team
+from compression.packed.compiled import CompiledLinear, Inputs
+from gateway.engine.cache import LayerCodecs
+from gateway.engine.compiled.layout import Held, held, layer_layout
+from gateway.engine.compiled.tables import Span, cut, row_table, task_table
+from gateway.engine.layer import Layer, RmsNorm
+
+_EPSILON_UNIT = 1e-12
+_MOST_ROWS = 1024
+"""Rows that are run together: more would take memory and gain nothing."""
+
+
+def compile_step(
+    architecture: Architecture,
+    layers: Sequence[Layer],
+    norm: RmsNorm,
+    codecs: Sequence[LayerCodecs],
+) -> "CompiledStep | None":
+    """Return the step of a model with such a cache, or None where a kernel for it is missing."""
+    parts = [
+        _with_kernels(layer, each, architecture) for layer, each in zip(layers, codecs, strict=True)
+    ]
+    found = [part for part in parts if part is not None]
+    return CompiledStep(architecture, found, norm) if len(found) == len(parts) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer all of whose parts have kernels."""
+
+    layer: Layer
+    qkv: CompiledLinear
+    output: CompiledLinear
+    gate_up: CompiledLinear
+    down: CompiledLinear
+    layout: np.ndarray
+    key: Held
+    value: Held
+
+
+def _with_kernels(layer: Layer, codecs: LayerCodecs, shape: Architecture) -> _Layer | None:
+    """Return a layer as the kernels take it, or None where one is missing."""
+    layout = layer_layout(codecs, shape.num_kv_heads, shape.head_dim)
+    key, value = held(codecs.key), held(codecs.value)
+    match layer.linears:
+        case (
+            CompiledLinear() as qkv,
+            CompiledLinear() as output,
+            CompiledLinear() as gate_up,
+            CompiledLinear() as down,
+        ) if layout is not None and key is not None and value is not None:
+            return _Layer(layer, qkv, output, gate_up, down, layout, key, value)
+        case _:
+            return None
+
+
+class CompiledStep:
+    """All layers and the last norm as one program; to be run from one thread at a time."""
+
+    def __init__(self, architecture: Architecture, layers: list[_Layer], norm: RmsNorm) -> None:
+        self._architecture = architecture
+        self._layers = layers
+        self._norm = norm
+        self._buffers = _Buffers(architecture, layers, rows=1, slots=1)
+        self._program = self._write()
+
+    def run(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Return the final hidden states of a step, float32 ``[rows, hidden]``.
+
+        Args:
+            x: embeddings ``[rows, hidden]``, the rows of all spans one after another.
+            spans: whose keys and values are appended at their positions.
+        """
+        found, first = [], 0
+        for piece in cut(spans, _MOST_ROWS, self._architecture.head_dim):
+            count = sum(span.count for span in piece)
+            found.append(self._run(x[first : first + count], piece))
+            first += count
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _run(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        rows, slots = row_table(spans, self._architecture.head_dim)
+        tasks = task_table(spans, self._architecture.num_kv_heads)
+        if not self._buffers.has_room(len(rows), slots):
+            self._buffers = _Buffers(
+                self._architecture,
+                self._layers,
+                rows=max(len(rows), self._buffers.rows),
+                slots=max(slots, self._buffers.slots),
+            )
+            self._program = self._write()
+        self._buffers.x[: len(rows)] = x
+        team(torch.get_num_threads()).run(self._program, len(rows), rows, tasks)
+        return self._buffers.out[: len(rows)].clone()
+
+    def _write(self) -> np.ndarray:
+        program = np.zeros((10 * len(self._layers) + 1, op.FIELDS), np.int64)
+        for index, layer in enumerate(self._layers):
+            self._write_layer(program[10 * index : 10 * index + 10], layer, index)
+        last, held = program[-1], self._buffers
+        self._write_norm(last, self._norm, held.x)
+        size = self._architecture.hidden_size
+        last[op.OUT], last[op.OUT_STRIDE] = held.out.data_ptr(), 4 * size
+        last[op.PADDED] = last[op.SIZE] = size
+        return program
+
+    def _write_layer(self, rows: np.ndarray, part: _Layer, index: int) -> None:
+        held, layer = self._buffers, part.layer
+        inputs = held.inputs
+        self._write_norm(rows[0], layer.input_norm, held.x)
+        part.qkv.write_inputs(rows[0], inputs)
+        part.qkv.write_product(rows[1], inputs, held.heads.data_ptr(), adds=False)
+        for row, function in ((rows[2], op.TURN), (rows[3], op.ATTEND), (rows[4], op.MERGE)):
+            self._write_attention(row, part, index)
+            row[op.FUNCTION] = function.address
+        rows[3, op.PIECES] = op.BY_TASKS
+        part.output.write_inputs(rows[4], inputs)
+        part.output.write_product(rows[5], inputs, held.x.data_ptr(), adds=True)
+        self._write_norm(rows[6], layer.post_norm, held.x)
+        part.gate_up.write_inputs(rows[6], inputs)
+        part.gate_up.write_product(rows[7], inputs, held.gates.data_ptr(), adds=False)
+        rows[8, op.FUNCTION] = op.GATE.address
+        rows[8, op.IN], rows[8, op.IN_STRIDE] = held.gates.data_ptr(), 4 * part.gate_up.rows
+        part.down.write_inputs(rows[8], inputs)
+        part.down.write_product(rows[9], inputs, held.x.data_ptr(), adds=True)
+
+    def _write_norm(self, row: np.ndarray, norm: RmsNorm, x: Tensor) -> None:
+        row[op.FUNCTION] = op.NORM.address
+        row[op.IN], row[op.IN_STRIDE] = x.data_ptr(), 4 * x.shape[1]
+        row[op.WEIGHT] = norm.weight.data_ptr()
+        row[op.EPSILON] = round(norm.eps / _EPSILON_UNIT)
+
+    def _write_attention(self, row: np.ndarray, part: _Layer, index: int) -> None:
+        shape, held, layer = self._architecture, self._buffers, part.layer
+        row[op.IN], row[op.IN_STRIDE] = held.heads.data_ptr(), 4 * part.qkv.rows
+        row[op.HEADS], row[op.KV_HEADS] = shape.num_heads, shape.num_kv_heads
+        row[op.HEAD_SIZE], row[op.LAYER] = shape.head_dim, index
+        row[op.QUERY_NORM] = 0 if layer.q_norm is None else layer.q_norm.weight.data_ptr()
+        row[op.KEY_NORM] = 0 if layer.k_norm is None else layer.k_norm.weight.data_ptr()
+        row[op.EPSILON] = round(layer.input_norm.eps / _EPSILON_UNIT)
+        row[op.LAYOUT] = part.layout.ctypes.data
+        row[op.KEY_BLOCK], row[op.VALUE_BLOCK] = part.key.block, part.value.block
+        row[op.CENTRE] = 0 if part.key.centre is None else part.key.centre.data_ptr()
+        row[op.QUERIES], row[op.PARTS] = held.queries.data_ptr(), held.parts.data_ptr()
+        row[op.WINDOW] = shape.windows[index] or 0
+        functions = (SCORES[part.key.kind], SUMS[part.value.kind], SCORES[DECODED], SUMS[DECODED])
+        row[op.SCORE_FUNCTIONS : op.PIECES] = [each.address for each in functions]
+
+
+class _Buffers:
+    """Memory between the operations of a step, for so many rows and results of attention."""
+
+    def __init__(
+        self, architecture: Architecture, layers: Sequence[_Layer], *, rows: int, slots: int
+    ) -> None:
+        self.rows, self.slots = rows, slots
+        heads = architecture.num_heads
+        linears = [
+            linear for each in layers for linear in (each.qkv, each.output, each.gate_up, each.down)
+        ]
+        self.x = torch.empty(rows, architecture.hidden_size)
+        self.out = torch.empty(rows, architecture.hidden_size)
+        self.heads = torch.empty(rows, max(each.qkv.rows for each in layers))
+        self.queries = torch.empty(rows, heads * architecture.head_dim)
+        self.gates = torch.empty(rows, max(each.gate_up.rows for each in layers))
+        self.parts = torch.empty(slots, heads, architecture.head_dim + 2)
+        self._values = torch.empty(
+            rows, max(each.operand.input_bytes for each in linears), dtype=torch.uint8
+        )
+        self._steps = torch.empty(rows)
+        self._totals = torch.empty(rows, max(1, *(each.operand.groups for each in linears)))
+
+    @property
+    def inputs(self) -> Inputs:
+        """Return where the inputs of every product lie."""
+        values, steps, totals = self._values, self._steps, self._totals
+        return Inputs(values.data_ptr(), steps.data_ptr(), totals.data_ptr())
+
+    def has_room(self, rows: int, slots: int) -> bool:
+        """Return whether a step fits."""
+        return rows <= self.rows and slots <= self.slots

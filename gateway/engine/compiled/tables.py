@@ -1,0 +1,95 @@
+"""Which rows a step has, and which tasks their attention is cut into."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compression.kernels.operations import (
+    ROW_CACHE,
+    ROW_FIELDS,
+    ROW_POSITION,
+    ROW_SLOT,
+    ROW_SLOTS,
+    ROW_TURNS,
+    TASK_FIELDS,
+)
+
+_FEW_SEQUENCES = 4
+_SHORT, _LONG = 128, 512
+"""Positions of one task of a single query: short where there are few sequences to share out."""
+_QUERIES = 16
+"""Rows of one task where a sequence has several: they share keys and values once decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's part of a step."""
+
+    addresses: int
+    """Of its cache's table."""
+    start: int
+    """Its first position."""
+    count: int
+    turns: int
+    """Address of its rotation's factors, complex64 ``[count, head_dim / 2]``."""
+
+
+def cut(spans: Sequence[Span], most: int, head_dim: int) -> Iterator[list[Span]]:
+    """Cut a step of many rows into pieces of at most ``most``, to be run one after another."""
+    piece: list[Span] = []
+    room = most
+    for span in spans:
+        done = 0
+        while done < span.count:
+            count = min(room, span.count - done)
+            turns = span.turns + 4 * head_dim * done
+            piece.append(Span(span.addresses, span.start + done, count, turns))
+            done, room = done + count, room - count
+            if not room:
+                yield piece
+                piece, room = [], most
+    if piece:
+        yield piece
+
+
+def row_table(spans: Sequence[Span], head_dim: int) -> tuple[np.ndarray, int]:
+    """Return ``[rows, ROW_FIELDS]``, and how many slots their attention's results take."""
+    rows = np.zeros((sum(span.count for span in spans), ROW_FIELDS), np.int64)
+    first = slot = 0
+    for span in spans:
+        mine = rows[first : first + span.count]
+        slots = len(_parts(span, len(spans)))
+        places = np.arange(span.count)
+        mine[:, ROW_CACHE] = span.addresses
+        mine[:, ROW_POSITION] = span.start + places
+        mine[:, ROW_TURNS] = span.turns + 4 * head_dim * places
+        mine[:, ROW_SLOT] = slot + slots * places
+        mine[:, ROW_SLOTS] = slots
+        first, slot = first + span.count, slot + slots * span.count
+    return rows, slot
+
+
+def task_table(spans: Sequence[Span], kv_heads: int) -> np.ndarray:
+    """Return ``[tasks, TASK_FIELDS]``, the longest of a sequence last, as they are taken first."""
+    tasks = []
+    first = 0
+    for span in spans:
+        for start in range(0, span.count, _QUERIES):
+            count = min(_QUERIES, span.count - start)
+            for slot, (begin, stop) in enumerate(_parts(span, len(spans))):
+                end = min(stop, span.start + start + count)
+                tasks += [
+                    (first + start, count, head, begin, end, slot) for head in range(kv_heads)
+                ]
+        first += span.count
+    return np.array(tasks, np.int64).reshape(-1, TASK_FIELDS)
+
+
+def _parts(span: Span, num_spans: int) -> list[tuple[int, int]]:
+    """Return the positions of each task of one row: all, where a sequence has several rows."""
+    stop = span.start + span.count
+    if span.count > 1:
+        return [(0, stop)]
+    step = _SHORT if num_spans < _FEW_SEQUENCES else _LONG
+    return [(begin, min(stop, begin + step)) for begin in range(0, stop, step)]
