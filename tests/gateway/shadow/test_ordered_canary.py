@@ -43,9 +43,9 @@ async def at(active: str = "int8", ladder: list[Any] = LADDER, **rules: Any) -> 
 
 async def start(bench: Bench, rung: str = "int4", terms: Terms = TERMS) -> None:
     """Let a rung be tried, and wait until it takes its share."""
-    await bench.keeper.order(rung, terms)
+    await bench.operator.start_canary(rung, terms)
     async with asyncio.timeout(20):
-        while bench.keeper.canary()["canary"]["state"] == "loading":
+        while bench.operator.canary()["canary"]["state"] == "loading":
             await asyncio.sleep(0.01)
             await bench.look()
 
@@ -65,14 +65,14 @@ def told(bench: Bench) -> list[tuple[str, str, str]]:
 
 def last(bench: Bench) -> tuple[str, str]:
     """Return how the last canary ended, and the reason that is given."""
-    found = bench.keeper.canary()
+    found = bench.operator.canary()
     assert found["canary"] is None
     return found["last"]["ending"], found["last"]["reason"]
 
 
 def num_ended(bench: Bench, rung: str, result: str) -> float:
     """Return the metric of canaries that ended so."""
-    counters = bench.keeper._report._metrics.counters
+    counters = bench.metrics.counters
     return float(counters["canaries_ended_total"].labels("tiny", rung, result)._value.get())
 
 
@@ -99,7 +99,7 @@ def test_a_proven_canary_serves(mode: dict[str, Any]) -> None:
         assert [each.spec.variant for each in bench.pool.targets("tiny@int8", "id-1")] == ["int8"]
         bench.score("int4", 0.001, 49)
         assert await bench.look() is Act.STAY
-        assert "49 of 50 requests are scored" in bench.keeper.canary()["canary"]["reason"]
+        assert "49 of 50 requests are scored" in bench.operator.canary()["canary"]["reason"]
         bench.score("int4", 0.001, 150)
         assert await bench.look() is Act.PROMOTE
         assert bench.first_choices() == {"int4": 100}
@@ -130,7 +130,7 @@ def test_what_was_ok_before_proves_nothing() -> None:
         assert bench.judge.verdicts("tiny", "int4")["all"].state == "learning"
         bench.score("int4", 0.001, 1)
         assert await bench.look() is Act.STAY
-        assert bench.keeper.canary()["canary"]["reason"].startswith("int4: all is learning")
+        assert bench.operator.canary()["canary"]["reason"].startswith("int4: all is learning")
         bench.score("int4", 0.001, 200)
         assert await bench.look() is Act.PROMOTE
         await bench.pool.close(0)
@@ -147,7 +147,7 @@ def test_a_step_is_not_waited_for() -> None:
         bench.launch.prepare_s = 30.0
         step = asyncio.create_task(bench.look())
         await begun(bench, "tiny@full")
-        for ask in (partial(bench.keeper.order, "int4", TERMS), bench.keeper.withdraw):
+        for ask in (partial(bench.operator.start_canary, "int4", TERMS), bench.operator.end_canary):
             with pytest.raises(StepUnderWay, match="a step to full of tiny is under way") as caught:
                 async with asyncio.timeout(5):
                     await ask()
@@ -156,7 +156,7 @@ def test_a_step_is_not_waited_for() -> None:
         await asyncio.gather(step, return_exceptions=True)
         bench.launch.prepare_s = 0.0
         with pytest.raises(NoCanary):
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
         await bench.pool.close(0)
 
     over(use)
@@ -219,16 +219,16 @@ def test_a_canary_that_cannot_be_loaded() -> None:
 
     async def use() -> None:
         bench = await at("int4", ["int4", {"recipe": "int8", "model": "refuse"}, "full"])
-        await bench.keeper.order("int8", TERMS)
-        while bench.keeper.canary()["canary"] is not None:
+        await bench.operator.start_canary("int8", TERMS)
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         assert last(bench) == ("failed", "no model 'refuse': name one that exists")
         assert told(bench)[-1] == ("start_canary", "int8", "failed")
         assert bench.first_choices() == {"int4": 100}
         assert num_ended(bench, "int8", "failed") == 1
-        await bench.keeper.order("int8", TERMS)
-        await bench.keeper.withdraw()
+        await bench.operator.start_canary("int8", TERMS)
+        await bench.operator.end_canary()
         await bench.pool.close(0)
 
     over(use)
@@ -240,8 +240,8 @@ def test_a_canary_takes_no_memory_of_what_serves() -> None:
     async def use() -> None:
         bench = await at(budget=150)
         bench.pool._memory._patience = Patience(load_wait_s=0.1)
-        await bench.keeper.order("int4", TERMS)
-        while bench.keeper.canary()["canary"] is not None:
+        await bench.operator.start_canary("int4", TERMS)
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         ending, reason = last(bench)
@@ -249,7 +249,7 @@ def test_a_canary_takes_no_memory_of_what_serves() -> None:
         assert "the memory budget has no room for tiny@int4" in reason
         assert bench.pool.find("tiny").state is State.READY
         with pytest.raises(NoMemory, match="int4 needs 100 bytes of memory, and 50 are free"):
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
         await bench.pool.close(0)
 
     over(use)
@@ -262,7 +262,7 @@ def test_an_engine_that_is_lost_ends_it() -> None:
         bench = await at()
         await start(bench)
         os.kill(bench.launch.engines[-1].pid, signal.SIGKILL)
-        while bench.keeper.canary()["canary"] is not None:
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         ending, reason = last(bench)
@@ -281,20 +281,20 @@ def test_an_operator_ends_it() -> None:
     async def use() -> None:
         bench = await at()
         bench.launch.prepare_s = 30.0
-        await bench.keeper.order("int4", TERMS)
+        await bench.operator.start_canary("int4", TERMS)
         await begun(bench, "tiny@int4")
-        await bench.keeper.withdraw()
+        await bench.operator.end_canary()
         assert bench.pool.find("tiny@int4").state is State.STOPPED
         assert last(bench) == ("withdrawn", "an operator ended it")
         bench.launch.prepare_s = 0.0
         await start(bench)
-        await bench.keeper.withdraw()
+        await bench.operator.end_canary()
         assert bench.first_choices() == {"int8": 100}
         assert last(bench) == ("withdrawn", "int4: an operator ended it")
         assert bench.events[-1]["cause"] == "withdrawn"
         assert num_ended(bench, "int4", "withdrawn") == 2
         with pytest.raises(NoCanary, match="tiny has no canary"):
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
         await bench.pool.close(0)
 
     over(use)
@@ -315,8 +315,8 @@ def test_what_is_refused(rung: str, kind: type[ApiError], words: str) -> None:
         ladder = [{"recipe": "int4", "memory": "600"}, "int8", "full"]
         bench = await at("int8", ladder, budget=500)
         with pytest.raises(kind, match=words):
-            await bench.keeper.order(rung, TERMS)
-        assert bench.keeper.canary() == {"model": "tiny", "canary": None, "last": None}
+            await bench.operator.start_canary(rung, TERMS)
+        assert bench.operator.canary() == {"model": "tiny", "canary": None, "last": None}
         assert bench.events == []
         await bench.pool.close(0)
 
@@ -328,14 +328,14 @@ def test_one_at_a_time() -> None:
 
     async def use() -> None:
         bench = await at()
-        await bench.keeper.order("int4", TERMS)
+        await bench.operator.start_canary("int4", TERMS)
         with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
-            await bench.keeper.order("int4", TERMS)
-        while bench.keeper.canary()["canary"]["state"] == "loading":
+            await bench.operator.start_canary("int4", TERMS)
+        while bench.operator.canary()["canary"]["state"] == "loading":
             await asyncio.sleep(0.01)
             await bench.look()
         with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
         await bench.pool.close(0)
 
     over(use)
@@ -349,7 +349,7 @@ def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
         bench = await at()
         if is_loading:
             bench.launch.prepare_s = 30.0
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
             await begun(bench, "tiny@int4")
             bench.launch.prepare_s = 0.0
         else:
@@ -428,16 +428,16 @@ def test_the_ladders_own_tries_are_not_used_up() -> None:
         assert await bench.look() is Act.STEP_UP
         for _ in range(2):
             await start(bench)
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
         bench.score("int8", 0.001, 200)
         bench.now += 100
-        while bench.keeper.canary()["canary"] is None:
+        while bench.operator.canary()["canary"] is None:
             await asyncio.sleep(0.01)  # the rung still ends what was begun
             await bench.look()
-        assert bench.keeper.canary()["canary"]["by"] == "ladder"
+        assert bench.operator.canary()["canary"]["by"] == "ladder"
         with pytest.raises(CanaryRunning):
-            await bench.keeper.order("int4", TERMS)
-        await bench.keeper.withdraw()
+            await bench.operator.start_canary("int4", TERMS)
+        await bench.operator.end_canary()
         assert bench.first_choices() == {"int8": 100}
         await bench.pool.close(0)
 
@@ -455,7 +455,7 @@ def test_a_canary_survives_a_restart(
         async with home.process(is_killed=True, **mode) as bench:
             await bench.pool.ensure_ready()
             if is_loading:
-                await bench.keeper.order("int8", TERMS)
+                await bench.operator.start_canary("int8", TERMS)
             else:
                 await start(bench, "int8")
                 bench.score("int8", 0.001, 20)
@@ -463,10 +463,10 @@ def test_a_canary_survives_a_restart(
                 await bench.look()
         async with home.process(**mode) as bench:
             await bench.pool.ensure_ready()
-            while bench.keeper.canary()["canary"]["state"] != "running":
+            while bench.operator.canary()["canary"]["state"] != "running":
                 await asyncio.sleep(0.01)
                 await bench.look()
-            canary = bench.keeper.canary()["canary"]
+            canary = bench.operator.canary()["canary"]
             assert (canary["scored"], canary["share"]) == (0 if is_loading else 20, 0.3)
             assert 15 <= bench.first_choices()["int8"] <= 45
             bench.score("int8", 0.001, 200)
@@ -487,21 +487,21 @@ def test_one_that_waits_after_a_restart_is_ended(tmp_path: Path, terms: Terms | 
         home = Home(tmp_path)
         home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
         async with home.process() as bench:
-            assert bench.keeper.canary()["canary"]["state"] == "waiting"
-            await bench.keeper.withdraw()
+            assert bench.operator.canary()["canary"]["state"] == "waiting"
+            await bench.operator.end_canary()
             (step,) = bench.keeper.status()["steps"]
             assert (step["act"], step["to"], step["cause"]) == ("roll_back", "int4", "withdrawn")
             assert told(bench)[-1] == ("roll_back", "int4", "done")
-            assert bench.keeper.canary()["canary"] is None
+            assert bench.operator.canary()["canary"] is None
             assert num_ended(bench, "int4", "withdrawn") == (0 if terms is None else 1)
             assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
             await bench.pool.ensure_ready()
             await bench.look()
             assert bench.first_choices() == {"int8": 100}
-            assert bench.keeper.canary()["canary"] is None
-            assert (terms is None) == (bench.keeper.canary()["last"] is None)
+            assert bench.operator.canary()["canary"] is None
+            assert (terms is None) == (bench.operator.canary()["last"] is None)
             with pytest.raises(NoCanary):
-                await bench.keeper.withdraw()
+                await bench.operator.end_canary()
 
     over(use)
 
@@ -536,7 +536,7 @@ def test_another_ladder_ends_it(tmp_path: Path) -> None:
         home = Home(tmp_path)
         async with home.process(is_killed=True) as bench:
             await bench.pool.ensure_ready()
-            await bench.keeper.order("int8", TERMS)
+            await bench.operator.start_canary("int8", TERMS)
         async with home.process(plan="another") as bench:
             ending, reason = last(bench)
             assert ending == "withdrawn"
