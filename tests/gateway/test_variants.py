@@ -19,7 +19,8 @@ from gateway.errors import (
     ModelNotFound,
     NoMemory,
 )
-from gateway.pool.pool import Lease, Pool
+from gateway.pool.lease import Lease
+from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, State
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
@@ -259,7 +260,7 @@ def test_who_lets_go_of_a_variant_frees_nobody_elses_hold() -> None:
     async def use() -> None:
         async with pool_of({"tiny": LADDER}, FakeLaunch(prepare_s=0.3)) as pool:
             await pool.ensure_ready()
-            model = pool._models["tiny"]
+            model, _ = pool._roster.find("tiny")
             old, new = model.variants["int4"], model.variants["full"]
             swap = asyncio.create_task(pool.activate("tiny@full"))
             await until(lambda: new.state is State.LOADING)
