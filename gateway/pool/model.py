@@ -41,8 +41,6 @@ class Model:
         self.active = self.configured
         self.canary: Share | None = None
         self.routes = Routes(self.ladder)
-        self.best_cost = float("inf")
-        """The lowest cost of the canary's text so far, in nats a token."""
         self._metrics = metrics
         self._events = events
         self._patience = patience

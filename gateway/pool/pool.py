@@ -11,7 +11,6 @@ from compression.events import OnProgress, Progress
 from gateway.demand import Demand
 from gateway.errors import Draining
 from gateway.launch import Launch
-from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
 from gateway.pool.lease import Lease, ReadyEngine
@@ -20,11 +19,11 @@ from gateway.pool.model import Model
 from gateway.pool.preload import preload
 from gateway.pool.replica import Replica
 from gateway.pool.roster import Roster
-from gateway.pool.state import Patience, Room, Shape, Snapshot, State
+from gateway.pool.smoke_check import SmokeCheck
+from gateway.pool.state import Headroom, Patience, Shape, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.registry import Metrics
 from gateway.specs import ModelSpec, VariantSpec
-from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +42,14 @@ class Pool:
         on_progress: OnProgress,
         patience: Patience,
         memory_budget: int | None = None,
-        canary_max_nll_increase: float = 2.0,
+        smoke_check_max_nll_increase: float = 2.0,
     ) -> None:
         self.events = EventLog()
         self._launch = launch
         self._metrics = metrics
         self._on_progress = on_progress
         self._patience = patience
-        self._canary_max_nll_increase = canary_max_nll_increase
+        self._smoke_check = SmokeCheck(smoke_check_max_nll_increase)
         self._is_draining = False
         self._num_running = 0
         self._idle = asyncio.Event()
@@ -284,7 +283,7 @@ class Pool:
         model, _ = self._roster.find(alias)
         await model.end_routes(slices)
 
-    def room(self, alias: str) -> Room:
+    def headroom(self, alias: str) -> Headroom:
         """Return how much memory there is for another variant of a model beside the active one."""
         model, _ = self._roster.find(alias)
         needed = {
@@ -292,7 +291,7 @@ class Pool:
             for name, each in model.variants.items()
             if not each.is_resident
         }
-        return Room(self._memory.free_bytes(model.active), needed)
+        return Headroom(self._memory.free_bytes(model.active), needed)
 
     def unused_bytes(self) -> int | None:
         """Return what of the memory budget is free; None: there is none."""
@@ -353,19 +352,8 @@ class Pool:
             on_change=self._changed,
             on_idle=self._memory.tell,
             make_room=self._memory.make_room,
-            try_engine=partial(self._try, model.alias),
+            try_engine=partial(self._smoke_check.run, model.alias),
         )
-
-    async def _try(self, alias: str, client: EngineClient) -> None:
-        cost = await canary.cost_of_text(client)
-        if cost is None:
-            logger.info("%s cannot be tried on a known text", client.served_name)
-            return
-        model, _ = self._roster.find(alias)
-        limit = self._canary_max_nll_increase
-        canary.require_near(client.served_name, cost, model.best_cost, max_increase=limit)
-        model.best_cost = min(model.best_cost, cost)
-        logger.info("a known text costs %s %.3f nats a token", client.served_name, cost)
 
     def _changed(self, variant: Variant) -> None:
         self._memory.tell()
