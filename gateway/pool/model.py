@@ -177,6 +177,13 @@ class Model:
             self._tell_routes()
             await self._release(before)
 
+    async def let_go(self, variant: Variant) -> None:
+        """End a variant's load, or stop it after its last answer; not one that is active or held.
+
+        Nobody waits for that; who wants it again waits for its end.
+        """
+        await self._release([variant])
+
     def _try_out(self, canary: Share | None) -> None:
         self.canary = canary
         gauge = self._metrics.gauges["canary_traffic_ratio"]

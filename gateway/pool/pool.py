@@ -229,6 +229,18 @@ class Pool:
         await variant.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
         return variant.snapshot()
 
+    async def let_go(self, name: str) -> None:
+        """End the load of ``alias@variant``, or stop it after its last answer, without waiting.
+
+        One that serves, or that somebody else holds, stays.
+
+        Raises:
+            ModelNotFound: unknown name.
+        """
+        model, variant = self._roster.find(name)
+        if variant is not None:
+            await model.let_go(variant)
+
     async def activate(
         self, name: str, *, expected: str | None = None, waits: bool = True
     ) -> Snapshot:

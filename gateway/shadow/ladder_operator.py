@@ -15,7 +15,7 @@ from gateway.shadow.ladder_order import Ending, Terms
 from gateway.shadow.ladder_restart import LadderRestart
 from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision
 from gateway.shadow.ladder_sight import LadderSight
-from gateway.shadow.ladder_steps import LadderSteps
+from gateway.shadow.ladder_steps import BROKEN_OFF, LadderSteps
 
 _TURN_S = 1.0
 """How long an operator waits for the ladder's turn; a step may build and load for minutes."""
@@ -79,18 +79,22 @@ class LadderOperator:
             start, problem = _start_of(ordered), self._engines.take_result()
             if problem is not None:
                 steps.fail(start, problem, now)
-            elif result := await steps.do(start, now):
+            elif (result := await steps.do(start, now)) not in {None, BROKEN_OFF}:
                 problem = f"{rung} was loaded, and its start was {result}"
             if problem is not None:
                 await steps.settle(steps.standing, Ending.FAILED, problem, now)
 
     async def end_canary(self) -> None:
-        """End the canary, whoever asked for it.
+        """End the canary, whoever asked for it; its load ends too, which nobody waits for.
 
         Raises:
             NoCanary: there is none.
-            StepUnderWay: the ladder is in the middle of something that takes long.
+            StepUnderWay: the ladder is in the middle of something else that takes long.
         """
+        with self._steps.breaking_off():
+            await self._end_canary()
+
+    async def _end_canary(self) -> None:
         async with self._soon():
             now, why, steps = self._clock(), "an operator ended it", self._steps
             await steps.follow(now)
@@ -100,8 +104,8 @@ class LadderOperator:
             elif standing.ordered is not None:
                 await self._engines.give_up(standing.ordered.variant)
                 await steps.settle(standing, Ending.WITHDRAWN, why, now)
-            elif standing.canary is not None:
-                rung = standing.canary.variant
+            elif rung := standing.canary.variant if standing.canary else steps.broken_off:
+                steps.broken_off = None
                 await steps.do(
                     Decision(Act.ROLL_BACK, f"{rung}: {why}", rung, cause=Cause.WITHDRAWN), now
                 )
@@ -116,6 +120,8 @@ class LadderOperator:
             canary, state = before.canary, "waiting"
         elif standing.ordered is not None:
             canary, state = standing.ordered, "loading"
+        elif self._steps.starting is not None:
+            canary, state = self._steps.starting, "loading"
         shown = None if canary is None else self._sight.canary(canary, state, self._steps.last)
         ended = None if standing.ended is None else asdict(standing.ended)
         return {"model": self._model, "canary": shown, "last": ended}

@@ -11,7 +11,7 @@ from gateway.shadow.ladder_report import LadderReport
 from gateway.shadow.ladder_rules import Act, Canary, Cause, Decision, LadderRules
 from gateway.shadow.ladder_sight import LadderSight
 from gateway.shadow.ladder_standing import Standing
-from gateway.shadow.ladder_steps import LadderSteps
+from gateway.shadow.ladder_steps import BROKEN_OFF, LadderSteps
 
 
 class LadderRestart:
@@ -72,28 +72,32 @@ class LadderRestart:
             share = 1 - self._rules.canary_share
             reason = f"{', '.join(slices)} went to {rung} before the restart"
             again = Decision(Act.ROUTE_SLICES, reason, to=rung, slices=slices, share=share)
-            if await steps.do_again(again, now):
+            if await steps.do_again(again, now) is None:
                 routes = {**steps.standing.routes, **dict.fromkeys(slices, rung)}
                 steps.standing = steps.standing.with_routes(routes)
-        if before.canary is not None:
-            await self._take_up_canary(before.canary, now)
+        if before.canary is not None and not await self._take_up_canary(before.canary, now):
+            steps.unfinished = replace(before, routes={})
+            return
         steps.unfinished = None
         await steps.stand(steps.standing)
 
-    async def _take_up_canary(self, canary: Canary, now: float) -> None:
+    async def _take_up_canary(self, canary: Canary, now: float) -> bool:
+        """Return whether anything came of it: an operator who breaks it off notes that as well."""
         rung, terms, steps = canary.variant, canary.terms, self._steps
         reason = f"{rung} was the canary before the restart"
         share = terms.share if terms else self._rules.canary_share
         again = Decision(Act.START_CANARY, reason, to=rung, share=share)
-        if await steps.do_again(again, now):
+        result = await steps.do_again(again, now)
+        if result is None:
             # Who was killed while it began may have left evidence from before it.
             self._judge.try_again(self._model, rung, unless_since=canary.since)
             self._sight.count_from(rung, canary.num_scored)
             steps.standing = replace(steps.standing, canary=canary)
-        elif terms is not None:
+        elif result != BROKEN_OFF and terms is not None:
             before = replace(steps.standing, canary=canary)
             why = f"{rung} could not be taken up after the restart"
             await steps.settle(before, Ending.FAILED, why, now)
+        return result != BROKEN_OFF
 
     async def withdraw(self, before: Standing, canary: Canary, why: str, now: float) -> None:
         """End a canary that takes no requests yet."""
@@ -101,8 +105,9 @@ class LadderRestart:
         decision = Decision(Act.ROLL_BACK, f"{rung}: {why}", rung, cause=Cause.WITHDRAWN)
         steps.standing = replace(steps.standing, canary=canary).after(decision, now)
         steps.unfinished = replace(before, canary=None)
-        # Its routes are not there again yet, and must outlive another restart.
-        await self._memory.keep(replace(steps.standing, routes=before.routes))
+        # Routes that are not there again yet must outlive another restart.
+        routes = {**before.routes, **steps.standing.routes}
+        await self._memory.keep(replace(steps.standing, routes=routes))
         self._report.done(decision, steps.standing.active)
         if canary.terms is not None:
             self._report.ended(rung, Ending.WITHDRAWN)

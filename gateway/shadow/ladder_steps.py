@@ -1,5 +1,8 @@
 """Where a model's ladder stands, and how that changes: by steps, and by what others do to it."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from gateway.pool.pool import Pool
@@ -10,9 +13,12 @@ from gateway.shadow.ladder_hands import LadderHands
 from gateway.shadow.ladder_memory import LadderMemory
 from gateway.shadow.ladder_order import Ending
 from gateway.shadow.ladder_report import LadderReport
-from gateway.shadow.ladder_rules import Act, Decision, LadderRules, Situation
+from gateway.shadow.ladder_rules import Act, Canary, Decision, LadderRules, Situation
 from gateway.shadow.ladder_sight import LadderSight
 from gateway.shadow.ladder_standing import Standing
+
+BROKEN_OFF = "withdrawn"
+"""What became of a canary's start that an operator ended."""
 
 
 class LadderSteps:
@@ -44,6 +50,10 @@ class LadderSteps:
         """Canary and routes from before a restart, until they are there again."""
         self.goes_to: str | None = None
         """Where what is being carried out leads."""
+        self.starting: Canary | None = None
+        """The canary whose rung a step of the ladder waits for."""
+        self.broken_off: str | None = None
+        """The rung whose start as a canary operators who wait for the turn have ended."""
         self._model = model
         self._rules = rules
         self._pool = pool
@@ -55,6 +65,8 @@ class LadderSteps:
         self._sight = sight
         self._engines = engines
         self._is_stepping = False
+        self._start: asyncio.Task[str | None] | None = None
+        self._num_breaking_off = 0
         self._paused_until = 0.0
 
     def begin_turn(self) -> None:
@@ -135,7 +147,11 @@ class LadderSteps:
         self._is_stepping = True
         await self._judge.keep()
         await self._memory.keep(planned)
-        result = await self._try(decision)
+        self.starting = planned.canary if decision.act is Act.START_CANARY else None
+        try:
+            result = await self._try(decision)
+        finally:
+            self.starting = None
         self._is_stepping = False
         if result is not None:
             await self._memory.keep(before)
@@ -153,25 +169,59 @@ class LadderSteps:
             self._report.ended(planned.ended.variant, planned.ended.ending)
         return None
 
-    async def do_again(self, decision: Decision, now: float) -> bool:
-        """Carry out what was done before a restart; return whether that went well."""
+    async def do_again(self, decision: Decision, now: float) -> str | None:
+        """Carry out what was done before a restart; return None, or what became of it instead."""
         obstacle = no_room(self.situation(now), decision.to or "")
         told = replace(decision, act=Act.RESTORE)
         if obstacle:
             self.tell(replace(told, reason=f"{decision.reason}; {obstacle}"), "refused")
-            return False
+            return "refused"
         if result := await self._try(decision):
             self.tell(told, result)
-            return False
+            return result
         self._report.done(told, self.standing.active)
-        return True
+        return None
 
     async def _try(self, decision: Decision) -> str | None:
         left, self.goes_to = self.standing.active, decision.to
         try:
+            if decision.act is Act.START_CANARY and decision.to is not None:
+                return await self._try_start(decision, decision.to)
             return await self._hands.try_to(decision, leaving=left)
         finally:
             self.goes_to = None
+
+    async def _try_start(self, decision: Decision, rung: str) -> str | None:
+        """Begin a canary in a task of its own, so that an operator need not wait for its load."""
+        self._engines.bring(rung)
+        work = self._hands.try_to(decision, leaving=self.standing.active)
+        start = self._start = asyncio.create_task(work)
+        if self._num_breaking_off:
+            start.cancel()
+        try:
+            await asyncio.wait({start})
+        finally:
+            self._start = None
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+        if not start.cancelled():
+            return start.result()
+        self.broken_off = rung
+        await self._engines.give_up(rung)
+        return BROKEN_OFF
+
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """End the start of a canary that is under way, and let none begin in this block."""
+        self._num_breaking_off += 1
+        if self._start is not None:
+            self._start.cancel()
+        try:
+            yield
+        finally:
+            self._num_breaking_off -= 1
+            if not self._num_breaking_off:
+                self.broken_off = None
 
     async def settle(self, standing: Standing, ending: Ending, reason: str, now: float) -> None:
         """Note the end of an operator's canary that no step of the ladder brought about."""

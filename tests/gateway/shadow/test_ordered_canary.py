@@ -24,6 +24,7 @@ from gateway.pool.state import Patience, State
 from gateway.shadow.ladder_order import Terms
 from gateway.shadow.ladder_rules import Act, Canary
 from gateway.shadow.ladder_standing import Standing
+from tests.gateway.harness import until
 from tests.gateway.shadow.test_ladder_keeper import Bench
 from tests.gateway.shadow.test_ladder_memory import Home
 from tests.gateway.shadow.test_slice_routes import CODE
@@ -56,6 +57,13 @@ async def begun(bench: Bench, name: str) -> None:
         async for event in events:
             if event.fields == {"model": name, "state": State.LOADING}:
                 return
+
+
+async def gone(bench: Bench, name: str) -> None:
+    """Wait until a variant has been stopped, and holds nothing."""
+    await until(lambda: bench.pool.find(name).state is State.STOPPED)
+    shot = bench.pool.find(name)
+    assert (shot.num_bytes, shot.replicas) == (0, ())
 
 
 def told(bench: Bench) -> list[tuple[str, str, str]]:
@@ -284,7 +292,7 @@ def test_an_operator_ends_it() -> None:
         await bench.operator.start_canary("int4", TERMS)
         await begun(bench, "tiny@int4")
         await bench.operator.end_canary()
-        assert bench.pool.find("tiny@int4").state is State.STOPPED
+        await gone(bench, "tiny@int4")
         assert last(bench) == ("withdrawn", "an operator ended it")
         bench.launch.prepare_s = 0.0
         await start(bench)
@@ -295,6 +303,160 @@ def test_an_operator_ends_it() -> None:
         assert num_ended(bench, "int4", "withdrawn") == 2
         with pytest.raises(NoCanary, match="tiny has no canary"):
             await bench.operator.end_canary()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+async def end_at_once(bench: Bench) -> None:
+    """End the canary, which must not take as long as its load needs to end."""
+    async with asyncio.timeout(1):
+        await bench.operator.end_canary()
+
+
+def test_its_load_ends_and_is_not_waited_for() -> None:
+    """The answer comes while the build still tidies up; another order waits for that and begins."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+        await bench.operator.start_canary("int4", TERMS)
+        await begun(bench, "tiny@int4")
+        await end_at_once(bench)
+        assert bench.pool.find("tiny@int4").state is State.LOADING
+        assert last(bench) == ("withdrawn", "an operator ended it")
+        bench.launch.prepare_s = 0.0
+        await start(bench)
+        assert bench.operator.canary()["canary"]["state"] == "running"
+        assert bench.launch.num_prepared == 3
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_the_start_of_the_ladders_own_is_broken_off() -> None:
+    """It is shown while it loads; its end is a step, so that it is not tried again at once."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=100, return_after_requests=10)
+        assert await bench.look() is Act.STEP_UP
+        await gone(bench, "tiny@int4")
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+        look = asyncio.create_task(bench.look())
+        await begun(bench, "tiny@int4")
+        shown = bench.operator.canary()["canary"]
+        assert (shown["variant"], shown["state"], shown["by"]) == ("int4", "loading", "ladder")
+        both = await asyncio.gather(end_at_once(bench), end_at_once(bench), return_exceptions=True)
+        assert [type(each) for each in both] == [type(None), NoCanary]
+        assert await look is Act.START_CANARY
+        assert told(bench)[1:] == [
+            ("start_canary", "int4", "withdrawn"),
+            ("roll_back", "int4", "done"),
+        ]
+        assert (bench.events[-1]["cause"], bench.operator.canary()["canary"]) == ("withdrawn", None)
+        assert await bench.look() is Act.STAY
+        await gone(bench, "tiny@int4")
+        assert bench.first_choices() == {"int8": 100}
+        bench.launch.prepare_s, bench.now = 0.0, bench.now + 100
+        assert await bench.look() is Act.START_CANARY
+        assert bench.operator.canary()["canary"]["state"] == "running"
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize("terms", [None, replace(TERMS, beside="int8")])
+def test_one_that_is_loaded_again_after_a_restart_is_broken_off(
+    tmp_path: Path, terms: Terms | None
+) -> None:
+    """It ends as one that waits does; routes that were taken up before it stay."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
+        pinned = {"pinned": frozenset({CODE}), "route_slices": True}
+        async with home.process(is_killed=True, **pinned) as bench:
+            await bench.pool.load("tiny@full")
+            await bench.pool.ensure_ready()
+            bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+            look = asyncio.create_task(bench.look())
+            await begun(bench, "tiny@int4")
+            assert bench.operator.canary()["canary"]["state"] == "waiting"
+            await end_at_once(bench)
+            await look
+            assert bench.operator.canary()["canary"] is None
+            assert num_ended(bench, "int4", "withdrawn") == (0 if terms is None else 1)
+            assert num_ended(bench, "int4", "failed") == 0
+            assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
+            await bench.look()
+            assert bench.keeper.status()["routes"] == {CODE: "full"}
+            assert [each for each in told(bench) if each[1] == "full"] == [
+                ("restore", "full", "done")
+            ]
+            await gone(bench, "tiny@int4")
+        assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
+
+    over(use)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_it_loaded_goes_with_it(is_there: bool) -> None:
+    """A rung that is ready when its canary ends too early goes, unless it was there before."""
+
+    async def use() -> None:
+        bench = await at()
+        if is_there:
+            await bench.pool.load("tiny@int4")
+        await bench.operator.start_canary("int4", TERMS)
+        await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
+        await end_at_once(bench)
+        if is_there:
+            await asyncio.sleep(0.1)
+            assert bench.pool.find("tiny@int4").state is State.READY
+        else:
+            await gone(bench, "tiny@int4")
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_load_that_others_began_goes_on() -> None:
+    """An operator who loads the same rung gets it, whatever becomes of the canary."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.launch.prepare_s = 0.5
+        load = asyncio.create_task(bench.pool.load("tiny@int4"))
+        await begun(bench, "tiny@int4")
+        await bench.operator.start_canary("int4", TERMS)
+        await asyncio.sleep(0)
+        await end_at_once(bench)
+        assert (await load).state is State.READY
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_start_that_waits_for_a_swap_is_broken_off() -> None:
+    """A canary that is loaded, and waits for an operator's swap, ends at once as withdrawn."""
+
+    async def use() -> None:
+        bench = await at()
+        await bench.operator.start_canary("int4", TERMS)
+        await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
+        bench.launch.prepare_s = 30.0
+        swap = asyncio.create_task(bench.pool.activate("tiny@full"))
+        await begun(bench, "tiny@full")
+        look = asyncio.create_task(bench.look())
+        await until(lambda: bench.keeper._steps.starting is not None)
+        await end_at_once(bench)
+        await look
+        assert last(bench) == ("withdrawn", "an operator ended it")
+        await gone(bench, "tiny@int4")
+        swap.cancel()
+        await asyncio.gather(swap, return_exceptions=True)
         await bench.pool.close(0)
 
     over(use)
@@ -362,7 +524,7 @@ def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
         assert reason.startswith("int8: all drifts")
         assert num_ended(bench, "int4", "superseded") == 1
         if is_loading:
-            assert bench.pool.find("tiny@int4").state is State.STOPPED
+            await gone(bench, "tiny@int4")
         await bench.pool.close(0)
 
     over(use)
