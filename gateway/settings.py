@@ -50,6 +50,7 @@ class Settings(Frozen):
     drain_s: float = Field(default=30.0, ge=0)
     load_wait_s: float = Field(default=30.0, ge=0)
     read_timeout_s: float = Field(default=600.0, gt=0)
+    prepare_timeout_s: float = Field(default=3600.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
     unknown_parameters: Literal["reject", "report"] = "reject"
