@@ -319,7 +319,7 @@ def test_its_load_ends_and_is_not_waited_for() -> None:
 
     async def use() -> None:
         bench = await at()
-        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
         await bench.operator.start_canary("int4", TERMS)
         await begun(bench, "tiny@int4")
         await end_at_once(bench)
@@ -343,7 +343,7 @@ def test_the_start_of_the_ladders_own_is_broken_off() -> None:
         await gone(bench, "tiny@int4")
         bench.score("int8", 0.001, 200)
         bench.now += 100
-        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
         look = asyncio.create_task(bench.look())
         await begun(bench, "tiny@int4")
         shown = bench.operator.canary()["canary"]
@@ -367,6 +367,27 @@ def test_the_start_of_the_ladders_own_is_broken_off() -> None:
     over(use)
 
 
+def test_none_begins_while_an_operator_ends_it() -> None:
+    """A start that comes when an operator already waits for the turn loads nothing."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=100, return_after_requests=10)
+        assert await bench.look() is Act.STEP_UP
+        await gone(bench, "tiny@int4")
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        before = bench.launch.num_prepared
+        with bench.keeper._steps.breaking_off():
+            assert await bench.look() is Act.START_CANARY
+        assert told(bench)[-1] == ("start_canary", "int4", "withdrawn")
+        assert bench.launch.num_prepared == before
+        with pytest.raises(NoCanary):  # that operator has gone
+            await end_at_once(bench)
+        await bench.pool.close(0)
+
+    over(use)
+
+
 @pytest.mark.parametrize("terms", [None, replace(TERMS, beside="int8")])
 def test_one_that_is_loaded_again_after_a_restart_is_broken_off(
     tmp_path: Path, terms: Terms | None
@@ -380,7 +401,7 @@ def test_one_that_is_loaded_again_after_a_restart_is_broken_off(
         async with home.process(is_killed=True, **pinned) as bench:
             await bench.pool.load("tiny@full")
             await bench.pool.ensure_ready()
-            bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.5
+            bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
             look = asyncio.create_task(bench.look())
             await begun(bench, "tiny@int4")
             assert bench.operator.canary()["canary"]["state"] == "waiting"
