@@ -15,6 +15,7 @@ from compression.manifest import read_manifest, weight_files
 from compression.verification import require_unchanged
 
 _ASIDE = ".building-"
+_TELL_EVERY_S = 10.0
 
 
 def ensure(
@@ -34,7 +35,7 @@ def ensure(
     target = store / digest
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with _locked(store / f"{digest}.lock", on_progress):
+        with _locked(store, digest, on_progress):
             _sweep(store, digest)
             if _is_complete(target):
                 return target, True
@@ -52,18 +53,31 @@ def ensure(
 
 
 @contextmanager
-def _locked(path: Path, on_progress: OnProgress) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        on_progress(Progress("wait", 0, 1, "steps", "for another build of this artifact"))
-        lock.acquire()
+def _locked(store: Path, digest: str, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the lock of a digest; who waits for it tells how far the other build is."""
+    lock, seconds = FileLock(store / f"{digest}.lock"), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            seconds = _TELL_EVERY_S
+            written = sum(map(_written_bytes, store.glob(f"{_ASIDE}{digest}-*/**/*")))
+            detail = f"for another build of this artifact, {written:,} bytes so far"
+            on_progress(Progress("wait", 0, 1, "steps", detail))
+    if seconds:
         on_progress(Progress("wait", 1, 1, "steps"))
     try:
         yield
     finally:
         lock.release()
+
+
+def _written_bytes(path: Path) -> int:
+    """Return what of a file is on disk: its length is that of the whole from the beginning."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:  # the other build goes on
+        return 0
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def create_service(
             load_wait_s=settings.load_wait_s,
         ),
         memory_budget=settings.engine_memory,
-        canary_max_nll_increase=settings.canary_max_nll_increase,
+        smoke_check_max_nll_increase=settings.smoke_check_max_nll_increase,
     )
     dispatch = Dispatch(
         pool, max_retries=settings.max_retries, patience_s=settings.sse_keep_alive_s

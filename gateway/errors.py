@@ -7,7 +7,7 @@ NarrowgateError
 │   ├── LoadRefused               the model or the recipe cannot be used (the child's words)
 │   ├── ChildFailed               a child process crashed or never became ready
 │   ├── SchemeMismatch            the engine runs other schemes than the artifact records
-│   ├── CanaryFailed              a started engine finds a known text unlikely
+│   ├── SmokeCheckFailed          a started engine finds a known text unlikely
 │   └── RemoteFailed              a running endpoint is not there, or refuses
 ├── ClientGone                    nobody is left to read a reply
 ├── Superseded                    a step that was decided before somebody else changed the model
@@ -99,7 +99,7 @@ class SchemeMismatch(StartupError):
     """The engine runs other schemes than the artifact's manifest records."""
 
 
-class CanaryFailed(StartupError):
+class SmokeCheckFailed(StartupError):
     """A started engine finds a known text unlikely, or answers with no numbers."""
 
 

@@ -34,12 +34,20 @@ class Launch(Protocol):
         """Return what the engines of a variant will hold in memory here, all together."""
 
 
-async def prepare(spec: VariantSpec, on_progress: OnProgress, *, is_measured: bool) -> Prepared:
+async def prepare(
+    spec: VariantSpec,
+    on_progress: OnProgress,
+    *,
+    is_measured: bool,
+    stall_s: float | None = None,
+) -> Prepared:
     """Return a servable directory; ``is_measured`` puts its fidelity into the manifest.
+
+    The compression may make no progress for ``stall_s`` seconds; None: for ever.
 
     Raises:
         LoadRefused: the model or the recipe cannot be used, or not with this engine.
-        ChildFailed: the compression crashed.
+        ChildFailed: the compression crashed, or made no progress.
     """
     settings = spec.settings
     if settings.urls:
@@ -58,7 +66,7 @@ async def prepare(spec: VariantSpec, on_progress: OnProgress, *, is_measured: bo
         words += ["--fidelity"]
     if spec.is_reference:
         words += ["--digest"]
-    ready = await run_job(words, on_progress, niceness=spec.niceness)
+    ready = await run_job(words, on_progress, niceness=spec.niceness, stall_s=stall_s)
     directory = Path(ready["directory"])
     if start is not None:
         require_servable(start, directory, settings.model)
@@ -77,9 +85,14 @@ class Launcher:
 
         Raises:
             LoadRefused: the model or the recipe cannot be used, or not with this engine.
-            ChildFailed: the compression crashed.
+            ChildFailed: the compression crashed, or made no progress.
         """
-        return await prepare(spec, on_progress, is_measured=self._needs_fidelity(spec))
+        return await prepare(
+            spec,
+            on_progress,
+            is_measured=self._needs_fidelity(spec),
+            stall_s=self._settings.prepare_timeout_s,
+        )
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine: a child that serves the directory, or one that others run.

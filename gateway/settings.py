@@ -50,11 +50,12 @@ class Settings(Frozen):
     drain_s: float = Field(default=30.0, ge=0)
     load_wait_s: float = Field(default=30.0, ge=0)
     read_timeout_s: float = Field(default=600.0, gt=0)
+    prepare_timeout_s: float = Field(default=3600.0, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
     unknown_parameters: Literal["reject", "report"] = "reject"
     sse_keep_alive_s: float = Field(default=15.0, gt=0)
-    canary_max_nll_increase: float = Field(default=2.0, gt=0)
+    smoke_check_max_nll_increase: float = Field(default=2.0, gt=0)
     shadow: ShadowSettings = ShadowSettings()
     api_keys: tuple[ApiKey, ...] = ()
     api_keys_file: Path | None = None

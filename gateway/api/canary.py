@@ -52,21 +52,21 @@ async def start_canary(request: Request, model: str) -> JSONResponse:
         num_requests=asked.requests or rules.canary_requests,
         patience_s=asked.patience_s or rules.canary_patience_s,
     )
-    await keeper.order(asked.variant, terms)
+    await keeper.operator.start_canary(asked.variant, terms)
     where = {"location": f"/admin/models/{model}/canary"}
-    return JSONResponse(keeper.canary(), 202, headers=where)
+    return JSONResponse(keeper.operator.canary(), 202, headers=where)
 
 
 async def show_canary(request: Request, model: str) -> JSONResponse:
     """Return the canary of a model, and how the last one ended that was asked for."""
-    return JSONResponse(_keeper(service_of(request), model).canary())
+    return JSONResponse(_keeper(service_of(request), model).operator.canary())
 
 
 async def end_canary(request: Request, model: str) -> JSONResponse:
     """End the canary of a model: the active variant gets all requests again."""
-    keeper = _keeper(service_of(request), model)
-    await keeper.withdraw()
-    return JSONResponse(keeper.canary())
+    operator = _keeper(service_of(request), model).operator
+    await operator.end_canary()
+    return JSONResponse(operator.canary())
 
 
 def _keeper(service: Service, model: str) -> LadderKeeper:

@@ -19,7 +19,8 @@ from gateway.errors import (
     EngineTimeout,
     Unavailable,
 )
-from gateway.pool.pool import Lease, Pool
+from gateway.pool.lease import Lease
+from gateway.pool.pool import Pool
 from gateway.pool.replica import Replica
 from gateway.pool.state import State
 from gateway.pool.variant import Variant

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from gateway.api.service import Service, service_of
 from gateway.metric_views import EngineSeries, otel_view, own_view, vllm_view
-from gateway.pool.pool import ReadyEngine
+from gateway.pool.lease import ReadyEngine
 from gateway.registry import render
 
 logger = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ class Breaker:
     def fail(self, now: float) -> None:
         """Note that the replica failed a request."""
         self._num_failures += 1
-        if self._is_trying or self._num_failures >= self._max_failures:
+        if self._num_failures >= self._max_failures:
             self._opened_at = now
         self._is_trying = False
 

@@ -41,8 +41,6 @@ class Model:
         self.active = self.configured
         self.canary: Share | None = None
         self.routes = Routes(self.ladder)
-        self.best_cost = float("inf")
-        """The lowest cost of the canary's text so far, in nats a token."""
         self._metrics = metrics
         self._events = events
         self._patience = patience
@@ -178,6 +176,13 @@ class Model:
             self.routes.end(slices)
             self._tell_routes()
             await self._release(before)
+
+    async def let_go(self, variant: Variant) -> None:
+        """End a variant's load, or stop it after its last answer; not one that is active or held.
+
+        Nobody waits for that; who wants it again waits for its end.
+        """
+        await self._release([variant])
 
     def _try_out(self, canary: Share | None) -> None:
         self.canary = canary

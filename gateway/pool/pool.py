@@ -4,56 +4,30 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 
 from compression.events import OnProgress, Progress
 from gateway.demand import Demand
-from gateway.errors import ApiError, Draining, ModelNotFound, NarrowgateError, StartupError
+from gateway.errors import Draining
 from gateway.launch import Launch
-from gateway.pool import canary
 from gateway.pool.events import EventLog
 from gateway.pool.gauges import record_state
+from gateway.pool.lease import Lease, ReadyEngine
 from gateway.pool.memory import Memory
 from gateway.pool.model import Model
+from gateway.pool.preload import preload
 from gateway.pool.replica import Replica
-from gateway.pool.state import Patience, Room, Shape, Snapshot, State
+from gateway.pool.roster import Roster
+from gateway.pool.smoke_check import SmokeCheck
+from gateway.pool.state import Headroom, Patience, Shape, Snapshot, State
 from gateway.pool.variant import Variant
-from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
-from gateway.specs import NEXT_RUNG, ModelSpec, VariantSpec
-from gateway.upstream import EngineClient
-from gateway.wire import MAX_ECHO
+from gateway.specs import ModelSpec, VariantSpec
 
 logger = logging.getLogger(__name__)
 
 _ANY = Demand()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to use one engine of a variant while the block is open."""
-
-    spec: VariantSpec
-    client: EngineClient
-    replica: Replica
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyEngine:
-    """An engine that takes requests, for who only looks at it."""
-
-    spec: VariantSpec
-    name: str
-    client: EngineClient
-    index: int = 0
-    info: EngineInfo | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        """Return whether it was started here, or elsewhere by `narrowgate engine`."""
-        describes_layers = self.info is not None and self.info.schemes is not None
-        return describes_layers or not self.spec.settings.urls
 
 
 class Pool:
@@ -68,22 +42,25 @@ class Pool:
         on_progress: OnProgress,
         patience: Patience,
         memory_budget: int | None = None,
-        canary_max_nll_increase: float = 2.0,
+        smoke_check_max_nll_increase: float = 2.0,
     ) -> None:
         self.events = EventLog()
         self._launch = launch
         self._metrics = metrics
         self._on_progress = on_progress
         self._patience = patience
-        self._canary_max_nll_increase = canary_max_nll_increase
+        self._smoke_check = SmokeCheck(smoke_check_max_nll_increase)
         self._is_draining = False
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._states: dict[str, State] = {}
-        self._models: dict[str, Model] = {}
-        self._memory = Memory(self._all, memory_budget, metrics=metrics, patience=patience)
-        self._models |= {spec.alias: self._model(spec) for spec in specs}
+        self._roster = Roster()
+        self._memory = Memory(
+            self._roster.variants, memory_budget, metrics=metrics, patience=patience
+        )
+        for spec in specs:
+            self._roster.add(self._model(spec))
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -92,24 +69,10 @@ class Pool:
     ) -> list[Variant]:
         """Return who may answer a request, in the order in which they are to be tried.
 
-        A name that pins its variant has no second choice. Where one of the request's slices leads
-        elsewhere, that is its first choice; a canary is one of the requests that it takes; the
-        active variant is their second.
-
         Raises:
             ModelNotFound: names the models that exist.
         """
-        model, pinned = self._find(name)
-        if pinned is not None:
-            return [pinned]
-        targets = model.first_choices(request_id, slices)
-        for fallback in model.spec.settings.fallback:
-            if fallback == NEXT_RUNG:
-                targets += model.next_rung()
-            else:
-                other, variant = self._find(fallback)
-                targets.append(variant or other.active)
-        return list(dict.fromkeys(targets))
+        return self._roster.targets(name, request_id, slices)
 
     def has_routes(self, name: str) -> bool:
         """Return whether a request for that name may go elsewhere because of its slices.
@@ -117,7 +80,7 @@ class Pool:
         Raises:
             ModelNotFound: names the models that exist.
         """
-        model, pinned = self._find(name)
+        model, pinned = self._roster.find(name)
         return pinned is None and bool(model.routes)
 
     @asynccontextmanager
@@ -177,12 +140,11 @@ class Pool:
         Raises:
             ModelNotFound: names the models that exist.
         """
-        model, pinned = self._find(name)
-        return (pinned or model.active).snapshot()
+        return self._roster.variant(name).snapshot()
 
     def snapshots(self) -> list[Snapshot]:
         """Return all variants as they are now, model by model, rung by rung."""
-        return [variant.snapshot() for variant in self._all()]
+        return [variant.snapshot() for variant in self._roster.variants()]
 
     @property
     def num_running(self) -> int:
@@ -195,7 +157,7 @@ class Pool:
             ReadyEngine(
                 variant.spec, replica.name, replica.engine.client, replica.index, replica.info
             )
-            for variant in self._all()
+            for variant in self._roster.variants()
             for replica in variant.replicas
             if replica.engine is not None and replica.state is State.READY
         ]
@@ -208,10 +170,8 @@ class Pool:
     @property
     def is_ready(self) -> bool:
         """Return whether requests are taken: something is loaded, or nothing needs to be."""
-        preloaded = [model.active for model in self._models.values() if model.spec.settings.preload]
-        states = {
-            variant.state for model in self._models.values() for variant in model.variants.values()
-        }
+        preloaded = [model.active for model in self._roster if model.spec.settings.preload]
+        states = {variant.state for variant in self._roster.variants()}
         return not self._is_draining and (State.READY in states or not preloaded)
 
     # -- what operators do ------------------------------------------------------------------
@@ -224,19 +184,7 @@ class Pool:
         Raises:
             NarrowgateError: a first load failed.
         """
-        for model in self._models.values():
-            if not model.spec.settings.preload:
-                continue
-            try:
-                await self._preload(model.active)
-            except NarrowgateError as error:
-                configured = model.configured
-                if model.active is configured:
-                    raise
-                name = model.active.spec.served_name
-                logger.error("%s is given up for %s: %s", name, configured.spec.variant, error)
-                model.begin_at(configured)
-                await self._preload(configured)
+        await preload(self._roster)
 
     def begin_at(self, alias: str, variant: str) -> None:
         """Make a variant the active one before anything is loaded.
@@ -244,7 +192,7 @@ class Pool:
         Raises:
             ModelNotFound: unknown name.
         """
-        model, chosen = self._find(f"{alias}@{variant}")
+        model, chosen = self._roster.find(f"{alias}@{variant}")
         if chosen is not None:
             model.begin_at(chosen)
 
@@ -254,7 +202,7 @@ class Pool:
         Raises:
             NarrowgateError: unknown name, or the load failed.
         """
-        variant = self._variant(name)
+        variant = self._roster.variant(name)
         if variant.state is State.FAILED:
             await variant.stop(0)  # an operator who asks again does not wait for the pause
         variant.is_borrowed = False
@@ -267,7 +215,7 @@ class Pool:
         Raises:
             NarrowgateError: unknown name, or the load failed.
         """
-        model, _ = self._find(name)
+        model, _ = self._roster.find(name)
         with model.keeping_active():
             await self.load(name)
 
@@ -277,9 +225,21 @@ class Pool:
         Raises:
             ModelNotFound: unknown name.
         """
-        variant = self._variant(name)
+        variant = self._roster.variant(name)
         await variant.stop(self._patience.stop_grace_s, drain_s=self._patience.drain_s)
         return variant.snapshot()
+
+    async def let_go(self, name: str) -> None:
+        """End the load of ``alias@variant``, or stop it after its last answer, without waiting.
+
+        One that serves, or that somebody else holds, stays.
+
+        Raises:
+            ModelNotFound: unknown name.
+        """
+        model, variant = self._roster.find(name)
+        if variant is not None:
+            await model.let_go(variant)
 
     async def activate(
         self, name: str, *, expected: str | None = None, waits: bool = True
@@ -293,7 +253,7 @@ class Pool:
             Superseded: another variant than ``expected`` is active when its turn comes.
             NarrowgateError: unknown name, or the variant cannot be loaded; the old one stays.
         """
-        model, variant = self._find(name)
+        model, variant = self._roster.find(name)
         chosen = variant or model.active
         for stop in await model.activate(chosen, expected=expected):
             if waits:
@@ -307,13 +267,13 @@ class Pool:
             Superseded: another variant than ``expected`` is active when its turn comes.
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
-        model, variant = self._find(name)
+        model, variant = self._roster.find(name)
         if variant is not None:
             await model.start_canary(variant, share, expected=expected)
 
     async def end_canary(self, alias: str) -> None:
         """Take its share from a model's canary, and stop it when its last request has ended."""
-        model, _ = self._find(alias)
+        model, _ = self._roster.find(alias)
         await model.end_canary()
 
     async def route(self, name: str, slices: Collection[str], share: float) -> None:
@@ -326,24 +286,24 @@ class Pool:
         Raises:
             NarrowgateError: unknown name, or the variant cannot be loaded.
         """
-        model, variant = self._find(name)
+        model, variant = self._roster.find(name)
         if variant is not None:
             await model.route(variant, slices, share)
 
     async def end_routes(self, alias: str, slices: Collection[str]) -> None:
         """Let slices go where all others go; whoever answered them is stopped after that."""
-        model, _ = self._find(alias)
+        model, _ = self._roster.find(alias)
         await model.end_routes(slices)
 
-    def room(self, alias: str) -> Room:
+    def headroom(self, alias: str) -> Headroom:
         """Return how much memory there is for another variant of a model beside the active one."""
-        model, _ = self._find(alias)
+        model, _ = self._roster.find(alias)
         needed = {
             name: each.needed_bytes()
             for name, each in model.variants.items()
             if not each.is_resident
         }
-        return Room(self._memory.free_bytes(model.active), needed)
+        return Headroom(self._memory.free_bytes(model.active), needed)
 
     def unused_bytes(self) -> int | None:
         """Return what of the memory budget is free; None: there is none."""
@@ -359,7 +319,7 @@ class Pool:
 
     def shape(self, alias: str) -> Shape:
         """Return a model's ladder and who serves it now."""
-        model, _ = self._find(alias)
+        model, _ = self._roster.find(alias)
         return model.shape()
 
     # -- the whole life ---------------------------------------------------------------------
@@ -380,7 +340,7 @@ class Pool:
         """Stop all loads and engines; safe to repeat."""
         self.drain()
         seconds = self._patience.stop_grace_s if grace_s is None else grace_s
-        await asyncio.gather(*(variant.stop(seconds) for variant in self._all()))
+        await asyncio.gather(*(variant.stop(seconds) for variant in self._roster.variants()))
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -404,29 +364,8 @@ class Pool:
             on_change=self._changed,
             on_idle=self._memory.tell,
             make_room=self._memory.make_room,
-            try_engine=partial(self._try, model.alias),
+            try_engine=partial(self._smoke_check.run, model.alias),
         )
-
-    @staticmethod
-    async def _preload(variant: Variant) -> None:
-        try:
-            await variant.ensure_ready()
-        except (StartupError, ApiError) as error:
-            if not variant.spec.settings.urls:
-                raise
-            # Engines elsewhere may come at any time, and the other models can be served.
-            logger.error("%s is not there yet: %s", variant.spec.served_name, error)
-
-    async def _try(self, alias: str, client: EngineClient) -> None:
-        cost = await canary.cost_of_text(client)
-        if cost is None:
-            logger.info("%s cannot be tried on a known text", client.served_name)
-            return
-        model = self._models[alias]
-        limit = self._canary_max_nll_increase
-        canary.require_near(client.served_name, cost, model.best_cost, max_increase=limit)
-        model.best_cost = min(model.best_cost, cost)
-        logger.info("a known text costs %s %.3f nats a token", client.served_name, cost)
 
     def _changed(self, variant: Variant) -> None:
         self._memory.tell()
@@ -440,20 +379,3 @@ class Pool:
     def _progress(self, name: str, progress: Progress) -> None:
         self._on_progress(progress)
         self.events.publish("progress", {"model": name, **asdict(progress)})
-
-    def _find(self, name: str) -> tuple[Model, Variant | None]:
-        alias, _, pinned = name.partition("@")
-        model = self._models.get(alias)
-        if model is not None and name == alias:
-            return model, None
-        if model is not None and pinned in model.variants:
-            return model, model.variants[pinned]
-        known = ", ".join(variant.spec.served_name for variant in self._all())
-        raise ModelNotFound(f"no model {name[:MAX_ECHO]!r} is served here: use one of {known}")
-
-    def _all(self) -> list[Variant]:
-        return [each for model in self._models.values() for each in model.variants.values()]
-
-    def _variant(self, name: str) -> Variant:
-        model, pinned = self._find(name)
-        return pinned or model.active

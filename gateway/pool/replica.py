@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.backends import vllm
 from gateway.backends.base import Engine
-from gateway.errors import ApiError, CanaryFailed, ChildFailed, SchemeMismatch
+from gateway.errors import ApiError, ChildFailed, SchemeMismatch, SmokeCheckFailed
 from gateway.launch import Launch
 from gateway.metrics import RestartReason
 from gateway.pool.breaker import Breaker
@@ -197,7 +197,7 @@ class Replica:
                 await asyncio.sleep(min(patience.last_backoff_s, pause_s))
             try:
                 await self._start()
-            except (ChildFailed, CanaryFailed, SchemeMismatch, ApiError) as error:
+            except (ChildFailed, SmokeCheckFailed, SchemeMismatch, ApiError) as error:
                 reason = "exit"
                 logger.error("restart of %s failed: %s", self.name, error)
 

@@ -53,7 +53,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Headroom:
     """Memory for one more variant; in bytes."""
 
     free: int | None

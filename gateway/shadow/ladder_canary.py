@@ -1,4 +1,4 @@
-"""The engines of a canary that an operator asked for: how they are loaded, and how they are."""
+"""The engines of a canary: how they are loaded, let go before it began, and how they are."""
 
 import asyncio
 import logging
@@ -21,6 +21,8 @@ class CanaryEngines:
         self._model = model
         self._pool = pool
         self._load: asyncio.Task[str | None] | None = None
+        self._brought: str | None = None
+        """A rung that is loaded, or is about to be, for a trial that has not begun."""
         self._num_restarts = 0
 
     @property
@@ -31,6 +33,7 @@ class CanaryEngines:
     def is_loaded(self, rung: str) -> bool:
         """Return whether its load has ended, well or not; it is begun if that was not done."""
         if self._load is None:
+            self.bring(rung)
             self._load = asyncio.create_task(self._loaded(f"{self._model}@{rung}"))
         return self._load.done()
 
@@ -39,15 +42,24 @@ class CanaryEngines:
         load, self._load = self._load, None
         return load.result() if load is not None and not load.cancelled() else None
 
+    def bring(self, rung: str) -> None:
+        """Take note that a rung is about to be loaded for a trial, unless it is there already."""
+        if rung != self._brought:
+            state = self._pool.find(f"{self._model}@{rung}").state
+            self._brought = rung if state in {State.STOPPED, State.FAILED} else None
+
     async def give_up(self, rung: str) -> None:
-        """End a load that is under way; a rung that is ready is left alone."""
+        """Begin no trial: what was loaded for it, or is being loaded, ends, and is not waited for.
+
+        A rung that was there before, or that somebody else was loading, is left alone.
+        """
         load, self._load = self._load, None
         if load is not None:
             load.cancel()
             await asyncio.gather(load, return_exceptions=True)
-        name = f"{self._model}@{rung}"
-        if self._pool.find(name).state in {State.STOPPED, State.LOADING}:  # it may be about to load
-            await self._pool.unload(name)
+        brought, self._brought = self._brought, None
+        if brought == rung:
+            await self._pool.let_go(f"{self._model}@{rung}")
 
     async def close(self) -> None:
         """Wait for nothing any longer."""
@@ -56,7 +68,8 @@ class CanaryEngines:
             await asyncio.gather(self._load, return_exceptions=True)
 
     def watch(self, rung: str) -> None:
-        """Hold against it only what befalls it from now on."""
+        """Hold against it only what befalls it from now on: its trial has begun."""
+        self._brought = None
         self._num_restarts = self._restarts(rung)
 
     def trouble(self, rung: str) -> str | None:

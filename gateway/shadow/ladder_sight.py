@@ -50,7 +50,7 @@ class LadderSight:
 
     def situation(self, standing: Standing, now: float) -> Situation:
         """Return all that a decision depends on."""
-        shape, room = self._pool.shape(self._model), self._pool.room(self._model)
+        shape, headroom = self._pool.shape(self._model), self._pool.headroom(self._model)
         canary = standing.canary
         return Situation(
             now=now,
@@ -67,8 +67,8 @@ class LadderSight:
             canary=canary,
             trouble=self._engines.trouble(canary.variant) if canary else None,
             ordered=standing.ordered.variant if standing.ordered else None,
-            free_bytes=room.free,
-            needed_bytes=room.needed,
+            free_bytes=headroom.free,
+            needed_bytes=headroom.needed,
             failed=self._failures.look(now),
         )
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.errors import ApiError
-from gateway.pool.pool import ReadyEngine
+from gateway.pool.lease import ReadyEngine
 from gateway.registry import Metrics
 from gateway.upstream import EngineClient
 

@@ -19,7 +19,7 @@ from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
 from gateway.shadow.monitor_state import identified
 from gateway.shadow.records import Scorer
-from gateway.shadow.room import NoRoom
+from gateway.shadow.reference_memory import NoRoom
 from gateway.shadow.scorers import MakeScorer, make_scorer
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient

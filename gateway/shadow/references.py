@@ -13,8 +13,8 @@ from gateway.launch import Launch
 from gateway.model_settings import ModelSettings
 from gateway.registry import Metrics
 from gateway.shadow.reference import STOP_GRACE_S, Reference
+from gateway.shadow.reference_memory import NoRoom, ReferenceMemory
 from gateway.shadow.reference_spec import reference_spec
-from gateway.shadow.room import NoRoom, Room
 from gateway.shadow.scorers import MakeScorer, make_scorer
 from gateway.shadow.upkeep import again_and_again
 from gateway.shadow_settings import ReferenceSettings
@@ -41,14 +41,16 @@ class References:
         room_wait_s: float = _ROOM_WAIT_S,
     ) -> None:
         self._settings = settings
-        self._room = Room(settings.memory, lambda: self._references.values(), wait_s=room_wait_s)
+        self._memory = ReferenceMemory(
+            settings.memory, lambda: self._references.values(), wait_s=room_wait_s
+        )
         self._is_wanted = is_wanted
         self._references = {
             alias: Reference(
                 reference_spec(alias, model, settings),
                 launch,
                 metrics=metrics,
-                make_room=self._room.take,
+                make_room=self._memory.take,
                 make_scorer=make_scorer,
             )
             for alias, model in models.items()
@@ -89,7 +91,7 @@ class References:
 
     async def _start_resident(self, alias: str, reference: Reference) -> None:
         # Two that are to be resident and have room for one must not end each other by turns.
-        if not self._room.has(reference.needed_bytes or 0):
+        if not self._memory.has(reference.needed_bytes or 0):
             return
         try:
             await reference.scorer(may_evict=False)

@@ -28,7 +28,7 @@ from gateway.shadow.reference import Reference
 from gateway.shadow.references import References
 from gateway.shadow.sampling import is_drawn, is_private, is_scorable
 from gateway.shadow.scored import NoteSlices, Sink
-from gateway.shadow.scoring import Scoring
+from gateway.shadow.scoring_pipeline import ScoringPipeline
 from gateway.shadow.slices import OwnSlices, places_of, slices_of
 from gateway.shadow.tally import DropReason, Tally
 from gateway.shadow.upkeep import again_and_again
@@ -74,7 +74,7 @@ class Shadow:
         self._tally = Tally(metrics)
         self._fidelity = FidelityMetrics(metrics)
         self.free_runs = FreeRuns(settings.free_run, metrics)
-        self._scoring = Scoring(
+        self._scoring = ScoringPipeline(
             rates,
             settings,
             metrics=metrics,

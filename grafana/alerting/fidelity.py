@@ -1,6 +1,7 @@
 """Alerts about what is answered: verdicts, the evidence for them, and the ladder."""
 
 from collections.abc import Iterator
+from textwrap import indent
 
 from grafana.alerting.query import SHORT, VARIANT, also, grown, told
 from grafana.alerting.rule import Alert
@@ -58,11 +59,7 @@ def _verdicts() -> Iterator[Alert]:
     yield Alert(
         name="SliceDrift",
         severity="warning",
-        # Whoever answers the slice: the active variant, or the one that it is routed to.
-        expr=f'narrowgate_drift_state{{slice!="all"}} == 2\n{_IS_ACTIVE}\n'
-        f"unless on ({', '.join((*_MODEL, 'slice'))}) narrowgate_slice_routed == 1\n"
-        f'or narrowgate_drift_state{{slice!="all"}} == 2\n'
-        f"{also('narrowgate_slice_routed == 1', where)}",
+        expr=_of_who_answers('narrowgate_drift_state{slice!="all"} == 2'),
         wait="5m",
         why="if the whole model drifts too, that alert comes first and silences this one",
         summary="A served variant answers one kind of request differently from the full model.",
@@ -79,6 +76,33 @@ def _verdicts() -> Iterator[Alert]:
         description=f"{_WHERE} is served, and none of its requests has been scored for an hour "
         "or more.",
         dashboard=_SHADOW,
+    )
+    stale = _of_who_answers('narrowgate_drift_state{slice!="all"} == 3')
+    yield Alert(
+        name="SliceStale",
+        severity="warning",
+        # Where the whole model is stale or drifts, that is told.
+        expr=f"(\n{indent(stale, '  ')}\n)\n"
+        f'unless on ({", ".join(VARIANT)}) narrowgate_drift_state{{slice="all"}} >= 2\n'
+        f"{also(served)}",
+        wait="1h",
+        why="a slice may wait for its share of the budget; an hour without evidence is not ok",
+        summary="Of one kind of request nothing is scored any more.",
+        description=f"{_WHERE} is served, and none of its requests in {{{{ $labels.slice }}}} has "
+        "been scored for an hour or more; others have.",
+        dashboard=_SHADOW,
+    )
+
+
+def _of_who_answers(condition: str) -> str:
+    """Return a condition on slices, held by whoever answers them.
+
+    That is the active variant, or the one that a slice is routed to.
+    """
+    return (
+        f"{condition}\n{_IS_ACTIVE}\n"
+        f"unless on ({', '.join((*_MODEL, 'slice'))}) narrowgate_slice_routed == 1\n"
+        f"or {condition}\n{also('narrowgate_slice_routed == 1', (*VARIANT, 'slice'))}"
     )
 
 

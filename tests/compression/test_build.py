@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from compression.__main__ import main
@@ -272,6 +273,32 @@ def test_two_builds_of_one_digest_share_a_result(tiny_llama_dir: Path) -> None:
         thread.join()
     assert sorted(outcomes) == [False, True]
     assert [each.done for each in seen if each.stage == "wait"] == [0, 1]
+
+
+def test_who_waits_tells_how_far_the_other_build_is(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other one has written grows, so one that hangs can be told from one that works."""
+    monkeypatch.setattr("compression.store._TELL_EVERY_S", 0.01)
+    done = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    other = store_dir() / f".building-{done.directory.name}-other"
+    other.mkdir()
+    seen: list[str] = []
+    lock = FileLock(store_dir() / f"{done.directory.name}.lock")
+
+    def watch(progress: Progress) -> None:
+        if progress.stage == "wait":
+            seen.append(progress.detail)
+            with (other / "model.safetensors").open("ab") as file:
+                file.write(b"x" * 65536)
+                os.fsync(file.fileno())
+            if len(set(seen)) == 3:
+                lock.release()
+
+    lock.acquire()
+    assert prepare(str(tiny_llama_dir), "int8", None, watch).cached
+    assert seen[0] == "for another build of this artifact, 0 bytes so far"
+    assert store_entries() == [done.directory.name]
 
 
 def test_progress_reaches_its_total(tiny_llama_dir: Path) -> None:

@@ -24,6 +24,7 @@ class FakeLaunch:
         self,
         *,
         prepare_s: float = 0.0,
+        tidy_s: float = 0.0,
         read_timeout_s: float = 10.0,
         num_failures: int = 0,
         notebook: Path | None = None,
@@ -35,6 +36,7 @@ class FakeLaunch:
         norm = {"shape": [8], "applied": "none"}
         self.manifest = {"source": {"digest": "f" * 64}, "tensors": [*matrices, norm]}
         self.prepare_s = prepare_s
+        self.tidy_s = tidy_s
         self.nll = dict(nll or {})  # by variant: what its engines find recorded tokens to cost
         self.score_faults = dict(score_faults or {})  # by model: of its reference
         self.notebook = notebook
@@ -44,7 +46,7 @@ class FakeLaunch:
         self.num_prepared = 0
 
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
-        """Pretend to compress for ``prepare_s`` seconds."""
+        """Pretend to compress for ``prepare_s`` seconds, and to tidy up where that is cancelled."""
         self.num_prepared += 1
         if spec.settings.urls:
             return Prepared(None, None)
@@ -52,7 +54,11 @@ class FakeLaunch:
         if spec.settings.model == "refuse" or is_absent:
             raise LoadRefused("no model 'refuse': name one that exists")
         on_progress(Progress("quantize", 1, 2, "tensors", "layer 0"))
-        await asyncio.sleep(self.prepare_s)
+        try:
+            await asyncio.sleep(self.prepare_s)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self.tidy_s)
+            raise
         on_progress(Progress("quantize", 2, 2, "tensors", "layer 1"))
         if spec.variant == FULL:
             return Prepared(Path("/nowhere"), None)

@@ -100,9 +100,9 @@ class RawEngine:
         else:
             length = int(head.partition("content-length: ")[2].split("\r\n")[0])
             fields = json.loads(await reader.readexactly(length))
-            text = fields["messages"][0]["content"] if "messages" in fields else "canary"
+            text = fields["messages"][0]["content"] if "messages" in fields else "known text"
             self.num_asked[text] = self.num_asked.get(text, 0) + 1
-            if text == "canary":
+            if text == "known text":
                 writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
             else:
                 await self._behaviours[text](writer)

@@ -80,6 +80,22 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
     eventually(lambda: gateway.metric("model_state", **states) == 1)
 
 
+def test_its_end_while_it_loads(start_gateway: StartGateway) -> None:
+    """The answer comes at once, long before the build has ended; then nothing of it is left."""
+    gateway = start_gateway(**settings("off"), launch={"prepare_s": 1.5, "tidy_s": 2.0})
+    assert gateway.http.post(CANARY, json=ORDER).status_code == 202
+    loading = {"model": "tiny", "variant": "int8", "state": "loading"}
+    eventually(lambda: gateway.metric("model_state", **loading) == 1)
+    reply = gateway.http.delete(CANARY)
+    assert (reply.status_code, reply.json()["canary"]) == (200, None)
+    assert reply.json()["last"]["ending"] == "withdrawn"
+    assert reply.elapsed.total_seconds() < 1.5
+    assert gateway.metric("model_state", **loading) == 1
+    eventually(lambda: gateway.metric("model_state", **loading) == 0)
+    (left,) = (each for each in _variants(gateway) if each["variant"] == "int8")
+    assert (left["state"], left["memory_bytes"], left["replicas"]) == ("stopped", 0, [])
+
+
 def _running(gateway: Gateway) -> dict[str, Any]:
     found: dict[str, Any] = gateway.http.get(CANARY).json()["canary"] or {}
     return found if found.get("state") == "running" else {}

@@ -336,7 +336,7 @@ def test_memory_is_held_of_the_budget() -> None:
             memory = at.pool._memory
             with pytest.raises(NoMemory, match="50 of the memory budget are free"):
                 memory.hold(51, "x").__enter__()
-            waiting = asyncio.create_task(memory.make_room(at.pool._variant("tiny"), 100))
+            waiting = asyncio.create_task(memory.make_room(at.pool._roster.variant("tiny"), 100))
             await asyncio.sleep(0)
             assert not waiting.done()
             at.child.may_end.set()

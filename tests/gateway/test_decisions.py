@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.demand import PREFIX_BYTES, Demand, demand_of
-from gateway.pool.breaker import Breaker, BreakerState
 from gateway.pool.policy import Resident, evictions, idle_too_long
 from gateway.pool.routing import AFFINITY_SLACK_TOKENS, ReplicaLoad, choose, work_of
 
@@ -150,33 +149,3 @@ def test_beginnings() -> None:
     assert alike[0].prefix == alike[1].prefix != b""
     assert demand_of({"prompt": "a"}).prefix != demand_of({"prompt": "b"}).prefix
     assert demand_of({"prompt": [1, 23]}).prefix != demand_of({"prompt": [12, 3]}).prefix
-
-
-def test_breaker() -> None:
-    """Three failures in a row open it; after the pause one trial decides."""
-    breaker = Breaker(max_failures=3, pause_s=5)
-    breaker.fail(0)
-    breaker.fail(0)
-    breaker.succeed()
-    breaker.fail(1)
-    breaker.fail(1)
-    assert breaker.allows(1)
-    breaker.fail(1)
-    assert (breaker.state(5.9), breaker.allows(5.9)) == (BreakerState.OPEN, False)
-    assert (breaker.state(6.0), breaker.allows(6.0)) == (BreakerState.HALF_OPEN, True)
-    breaker.enter(6.0)
-    assert not breaker.allows(6.1)  # the trial is under way
-    breaker.fail(6.2)
-    assert breaker.state(11.1) is BreakerState.OPEN
-    breaker.enter(11.3)
-    breaker.succeed()
-    assert breaker.state(11.3) is BreakerState.CLOSED
-
-
-def test_a_trial_that_says_nothing_lets_another_one_in() -> None:
-    """A client that leaves in the middle of the trial does not keep the replica out for ever."""
-    breaker = Breaker(max_failures=1, pause_s=5)
-    breaker.fail(0)
-    breaker.enter(5)
-    breaker.leave()
-    assert breaker.allows(5)

@@ -13,7 +13,7 @@ from gateway.api.exposition import _read
 from gateway.metric_views import EngineSeries, otel_view, own_view, vllm_view
 from gateway.metrics import ENGINE_FAMILIES, OTHER, PATHS, Label, RejectionReason, Row, manifest
 from gateway.metrics import RestartReason as Restart
-from gateway.pool.pool import ReadyEngine
+from gateway.pool.lease import ReadyEngine
 from gateway.pool.state import State
 from gateway.registry import Metrics
 from gateway.shadow import output_checks

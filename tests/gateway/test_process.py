@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from compression.events import OnProgress, Progress, ignore
+from compression.prepare import prepare
 from gateway.backends import embedded
 from gateway.backends.process import ChildProcess, EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
@@ -119,6 +120,78 @@ def test_cancelled_job_may_clean_up(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert not half.exists()
+
+
+_BUILD_THAT_HANGS = """
+import sys, threading, time
+
+def tell():
+    for count in range(10_000):
+        print(count, flush=True)
+        if is_hanging.wait(0.1):
+            return
+
+is_hanging = threading.Event()
+threading.Thread(target=tell, daemon=True).start()
+import compression.build
+from compression.__main__ import main
+
+def hang(*_):
+    is_hanging.set()
+    time.sleep(600)
+
+compression.build.convert_linear = hang
+sys.exit(main(["prepare", "--model=MODEL", "--recipe=int8"]))
+"""
+
+
+def test_a_build_that_hangs_is_ended(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told where it stood, and leaves nothing half written; another one then succeeds."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path))
+    progress: list[Progress] = []
+    code = _BUILD_THAT_HANGS.replace("MODEL", str(tiny_llama_dir))
+    words = (
+        r"` made no progress for 2 s and was ended \(its last word: quantize 3 of 20 tensors "
+        r"model\..*\): see what holds it up, or raise 'prepare_timeout_s'$"
+    )
+    with pytest.raises(ChildFailed, match=words):
+        asyncio.run(run_job(["-c", code], progress.append, stall_s=2))
+    assert progress[-1].stage == "quantize"
+    assert [each.suffix for each in (tmp_path / "store").iterdir()] == [".lock"]
+    built = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    assert built.manifest is not None
+
+
+def test_the_same_words_again_are_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that repeats itself and ignores SIGTERM is killed with its children; others go on."""
+    monkeypatch.setattr("gateway.job.JOB_GRACE_S", 0.2)
+    event = '{"event":"progress","stage":"fetch","done":%d,"total":0,"unit":"bytes"}'
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(os.getpid(), child.pid, file=sys.stderr, flush=True)\n"
+        "for count in range(100):\n"
+        f"    print({event!r} % (count * IS_MOVING), flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "    if IS_MOVING and count == 6: break\n"
+        "child.kill()\n"
+        'print(\'{"event":"ready"}\', flush=True)\n'
+    )
+    pids: list[int] = []
+
+    def note(_: object, line: str) -> None:
+        pids.extend(map(int, line.split()))
+
+    monkeypatch.setattr("gateway.job.logger.info", note)
+    with pytest.raises(ChildFailed, match=r"no progress for 1 s .*its last word: fetch 0 of \? "):
+        asyncio.run(run_job(["-c", code.replace("IS_MOVING", "0")], ignore, stall_s=1))
+    assert len(pids) == 2
+    eventually(lambda: not any(map(is_alive, pids)))
+    moving = code.replace("IS_MOVING", "1")
+    assert asyncio.run(run_job(["-c", moving], ignore, stall_s=1)) == {}
 
 
 def test_stop_kills_the_whole_group(tmp_path: Path) -> None:
@@ -233,16 +306,21 @@ def test_what_is_scored_is_measured_when_it_is_made(
 ) -> None:
     """The child is asked for the fidelity where verdicts need to know what is usual."""
     asked: list[str] = []
+    limits: list[float] = []
 
-    async def run(words: list[str], on_progress: OnProgress, *, niceness: int) -> dict[str, Any]:
+    async def run(
+        words: list[str], on_progress: OnProgress, *, niceness: int, stall_s: float
+    ) -> dict[str, Any]:
         asked.extend(words)
+        limits.append(stall_s)
         return {"directory": "/nowhere", "manifest": None, "digest": None}
 
     monkeypatch.setattr("gateway.launch.run_job", run)
-    fields = {"models": {"a": {"model": "x", **model}}, "shadow": shadow}
+    fields = {"models": {"a": {"model": "x", **model}}, "shadow": shadow, "prepare_timeout_s": 7}
     settings = load_settings(None, fields, {})
     spec = make_specs(settings)[0].variants[0]
     asyncio.run(Launcher(settings).prepare(spec, ignore))
+    assert limits == [7]
     assert ("--fidelity" in asked) is is_measured
     assert "--digest" not in asked  # which is for references alone
     asyncio.run(Launcher(settings).prepare(replace(spec, is_reference=True), ignore))

@@ -12,14 +12,15 @@ import pytest
 from compression.events import ignore
 from gateway.demand import Demand
 from gateway.errors import (
-    CanaryFailed,
     EngineDown,
     LoadRefused,
     ModelLoading,
     ModelNotFound,
     NoMemory,
+    SmokeCheckFailed,
 )
-from gateway.pool.pool import Lease, Pool
+from gateway.pool.lease import Lease
+from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, State
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
@@ -259,7 +260,7 @@ def test_who_lets_go_of_a_variant_frees_nobody_elses_hold() -> None:
     async def use() -> None:
         async with pool_of({"tiny": LADDER}, FakeLaunch(prepare_s=0.3)) as pool:
             await pool.ensure_ready()
-            model = pool._models["tiny"]
+            model, _ = pool._roster.find("tiny")
             old, new = model.variants["int4"], model.variants["full"]
             swap = asyncio.create_task(pool.activate("tiny@full"))
             await until(lambda: new.state is State.LOADING)
@@ -292,14 +293,14 @@ def test_a_swap_waits_for_the_running_requests_of_the_old_one() -> None:
     asyncio.run(run())
 
 
-def test_a_variant_that_fails_the_canary_is_not_swapped_in() -> None:
+def test_a_variant_that_fails_the_smoke_check_is_not_swapped_in() -> None:
     """A known text that costs the new engine far more ends the swap; the old one goes on."""
 
     async def run() -> None:
         launch = FakeLaunch(nll={"int4": 0.5, "int8": 9.0, "full": 1.2})
         async with pool_of({"a": LADDER}, launch) as pool:
             await pool.ensure_ready()
-            with pytest.raises(CanaryFailed, match=r"a@int8 finds a known text 8\.50 nats"):
+            with pytest.raises(SmokeCheckFailed, match=r"a@int8 finds a known text 8\.50 nats"):
                 await pool.activate("a@int8")
             assert pool.find("a").spec.variant == "int4"
             assert states(pool)["a@int8"] == "failed"
@@ -318,7 +319,7 @@ def test_a_broken_variant_can_be_swapped_out() -> None:
         async with pool_of({"a": LADDER}, launch) as pool:
             await pool.ensure_ready()
             await pool.activate("a@int8")
-            with pytest.raises(CanaryFailed):
+            with pytest.raises(SmokeCheckFailed):
                 await pool.activate("a@int4")
             assert pool.find("a").spec.variant == "int8"
 

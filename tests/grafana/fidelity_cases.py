@@ -121,6 +121,47 @@ def verdict_cases() -> Iterator[Case]:
     yield Case("DriftStale", "80m", verdict("3x90", "domain:code") | served)
     quiet = {ACTIVE: "1x200", requests: "0+1x60 60x140"}  # asked for an hour, then no more
     yield Case("DriftStale", "200m", verdict("3x200") | quiet)
+    yield from stale_slice_cases(served, quiet)
+
+
+def stale_slice_cases(served: dict[str, str], quiet: dict[str, str]) -> Iterator[Case]:
+    """Yield those of slices that nothing is scored of."""
+    whole = series("narrowgate_drift_state", VARIANT, slice="all")
+    code = verdict("1x5 3x180", "domain:code")
+    of_code = VARIANT | {"slice": "domain:code"}
+    words = "is served, and none of its requests in domain:code has been scored for an hour or more"
+    alone = (of_code, f"{WHERE} {words}; others have.", SHADOW)
+    for state in ("0x90", "1x90"):
+        yield Case("SliceStale", "80m", code | served | {whole: state}, *alone)
+    for state in ("2x90", "3x90"):  # others tell of it
+        yield Case("SliceStale", "80m", code | served | {whole: state})
+    sound = served | {whole: "1x200"}
+    again = verdict("3x50 1 3x30", "domain:code")
+    yield Case("SliceStale", "80m", again | sound)  # scored in between
+    for state in ("0x90", "1x90", "2x90"):
+        yield Case("SliceStale", "80m", verdict(state, "domain:code") | sound)
+    yield Case("SliceStale", "80m", verdict("1x90") | served)
+    yield Case("SliceStale", "200m", code | quiet | {whole: "1x200"})
+    yield Case("SliceStale", "80m", code | sound | {ACTIVE: "1x3 0x90"})
+    # Where the slice is routed, its evidence is that of the variant which answers it.
+    routed = {series("narrowgate_slice_routed", MODEL, variant="int8", slice="domain:code"): "1x90"}
+    yield Case("SliceStale", "80m", code | sound | routed)
+    above = VARIANT | {"variant": "int8"}
+    there = {
+        series("narrowgate_drift_state", above, slice="domain:code"): "3x90",
+        series("narrowgate_drift_state", above, slice="all"): "1x90",
+        series(
+            "narrowgate_requests_total", above, operation="chat", outcome="ok", finish_reason="stop"
+        ): "0+1x90",
+    }
+    yield Case(
+        "SliceStale",
+        "80m",
+        code | sound | routed | there,
+        of_code | {"variant": "int8"},
+        f"chat@int8 at gw:8000 {words}; others have.",
+        SHADOW,
+    )
 
 
 def evidence_cases() -> Iterator[Case]:

@@ -78,6 +78,7 @@ class Bench:
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
             clock=lambda: self.now,
         )
+        self.operator = self.keeper.operator
         self.score("int4", 0.3, num_scored)
 
     def score(self, variant: str, kl: float, count: int) -> None:

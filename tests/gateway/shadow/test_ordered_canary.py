@@ -24,6 +24,7 @@ from gateway.pool.state import Patience, State
 from gateway.shadow.ladder_order import Terms
 from gateway.shadow.ladder_rules import Act, Canary
 from gateway.shadow.ladder_standing import Standing
+from tests.gateway.harness import until
 from tests.gateway.shadow.test_ladder_keeper import Bench
 from tests.gateway.shadow.test_ladder_memory import Home
 from tests.gateway.shadow.test_slice_routes import CODE
@@ -43,9 +44,9 @@ async def at(active: str = "int8", ladder: list[Any] = LADDER, **rules: Any) -> 
 
 async def start(bench: Bench, rung: str = "int4", terms: Terms = TERMS) -> None:
     """Let a rung be tried, and wait until it takes its share."""
-    await bench.keeper.order(rung, terms)
+    await bench.operator.start_canary(rung, terms)
     async with asyncio.timeout(20):
-        while bench.keeper.canary()["canary"]["state"] == "loading":
+        while bench.operator.canary()["canary"]["state"] == "loading":
             await asyncio.sleep(0.01)
             await bench.look()
 
@@ -58,6 +59,13 @@ async def begun(bench: Bench, name: str) -> None:
                 return
 
 
+async def gone(bench: Bench, name: str) -> None:
+    """Wait until a variant has been stopped, and holds nothing."""
+    await until(lambda: bench.pool.find(name).state is State.STOPPED)
+    shot = bench.pool.find(name)
+    assert (shot.num_bytes, shot.replicas) == (0, ())
+
+
 def told(bench: Bench) -> list[tuple[str, str, str]]:
     """Return what was done, to which rung, and what came of it."""
     return [(each["act"], each["to"], each["result"]) for each in bench.events]
@@ -65,14 +73,14 @@ def told(bench: Bench) -> list[tuple[str, str, str]]:
 
 def last(bench: Bench) -> tuple[str, str]:
     """Return how the last canary ended, and the reason that is given."""
-    found = bench.keeper.canary()
+    found = bench.operator.canary()
     assert found["canary"] is None
     return found["last"]["ending"], found["last"]["reason"]
 
 
 def num_ended(bench: Bench, rung: str, result: str) -> float:
     """Return the metric of canaries that ended so."""
-    counters = bench.keeper._report._metrics.counters
+    counters = bench.metrics.counters
     return float(counters["canaries_ended_total"].labels("tiny", rung, result)._value.get())
 
 
@@ -99,7 +107,7 @@ def test_a_proven_canary_serves(mode: dict[str, Any]) -> None:
         assert [each.spec.variant for each in bench.pool.targets("tiny@int8", "id-1")] == ["int8"]
         bench.score("int4", 0.001, 49)
         assert await bench.look() is Act.STAY
-        assert "49 of 50 requests are scored" in bench.keeper.canary()["canary"]["reason"]
+        assert "49 of 50 requests are scored" in bench.operator.canary()["canary"]["reason"]
         bench.score("int4", 0.001, 150)
         assert await bench.look() is Act.PROMOTE
         assert bench.first_choices() == {"int4": 100}
@@ -130,7 +138,7 @@ def test_what_was_ok_before_proves_nothing() -> None:
         assert bench.judge.verdicts("tiny", "int4")["all"].state == "learning"
         bench.score("int4", 0.001, 1)
         assert await bench.look() is Act.STAY
-        assert bench.keeper.canary()["canary"]["reason"].startswith("int4: all is learning")
+        assert bench.operator.canary()["canary"]["reason"].startswith("int4: all is learning")
         bench.score("int4", 0.001, 200)
         assert await bench.look() is Act.PROMOTE
         await bench.pool.close(0)
@@ -147,7 +155,7 @@ def test_a_step_is_not_waited_for() -> None:
         bench.launch.prepare_s = 30.0
         step = asyncio.create_task(bench.look())
         await begun(bench, "tiny@full")
-        for ask in (partial(bench.keeper.order, "int4", TERMS), bench.keeper.withdraw):
+        for ask in (partial(bench.operator.start_canary, "int4", TERMS), bench.operator.end_canary):
             with pytest.raises(StepUnderWay, match="a step to full of tiny is under way") as caught:
                 async with asyncio.timeout(5):
                     await ask()
@@ -156,7 +164,7 @@ def test_a_step_is_not_waited_for() -> None:
         await asyncio.gather(step, return_exceptions=True)
         bench.launch.prepare_s = 0.0
         with pytest.raises(NoCanary):
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
         await bench.pool.close(0)
 
     over(use)
@@ -219,16 +227,16 @@ def test_a_canary_that_cannot_be_loaded() -> None:
 
     async def use() -> None:
         bench = await at("int4", ["int4", {"recipe": "int8", "model": "refuse"}, "full"])
-        await bench.keeper.order("int8", TERMS)
-        while bench.keeper.canary()["canary"] is not None:
+        await bench.operator.start_canary("int8", TERMS)
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         assert last(bench) == ("failed", "no model 'refuse': name one that exists")
         assert told(bench)[-1] == ("start_canary", "int8", "failed")
         assert bench.first_choices() == {"int4": 100}
         assert num_ended(bench, "int8", "failed") == 1
-        await bench.keeper.order("int8", TERMS)
-        await bench.keeper.withdraw()
+        await bench.operator.start_canary("int8", TERMS)
+        await bench.operator.end_canary()
         await bench.pool.close(0)
 
     over(use)
@@ -240,8 +248,8 @@ def test_a_canary_takes_no_memory_of_what_serves() -> None:
     async def use() -> None:
         bench = await at(budget=150)
         bench.pool._memory._patience = Patience(load_wait_s=0.1)
-        await bench.keeper.order("int4", TERMS)
-        while bench.keeper.canary()["canary"] is not None:
+        await bench.operator.start_canary("int4", TERMS)
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         ending, reason = last(bench)
@@ -249,7 +257,7 @@ def test_a_canary_takes_no_memory_of_what_serves() -> None:
         assert "the memory budget has no room for tiny@int4" in reason
         assert bench.pool.find("tiny").state is State.READY
         with pytest.raises(NoMemory, match="int4 needs 100 bytes of memory, and 50 are free"):
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
         await bench.pool.close(0)
 
     over(use)
@@ -262,7 +270,7 @@ def test_an_engine_that_is_lost_ends_it() -> None:
         bench = await at()
         await start(bench)
         os.kill(bench.launch.engines[-1].pid, signal.SIGKILL)
-        while bench.keeper.canary()["canary"] is not None:
+        while bench.operator.canary()["canary"] is not None:
             await asyncio.sleep(0.01)
             await bench.look()
         ending, reason = last(bench)
@@ -281,20 +289,195 @@ def test_an_operator_ends_it() -> None:
     async def use() -> None:
         bench = await at()
         bench.launch.prepare_s = 30.0
-        await bench.keeper.order("int4", TERMS)
+        await bench.operator.start_canary("int4", TERMS)
         await begun(bench, "tiny@int4")
-        await bench.keeper.withdraw()
-        assert bench.pool.find("tiny@int4").state is State.STOPPED
+        await bench.operator.end_canary()
+        await gone(bench, "tiny@int4")
         assert last(bench) == ("withdrawn", "an operator ended it")
         bench.launch.prepare_s = 0.0
         await start(bench)
-        await bench.keeper.withdraw()
+        await bench.operator.end_canary()
         assert bench.first_choices() == {"int8": 100}
         assert last(bench) == ("withdrawn", "int4: an operator ended it")
         assert bench.events[-1]["cause"] == "withdrawn"
         assert num_ended(bench, "int4", "withdrawn") == 2
         with pytest.raises(NoCanary, match="tiny has no canary"):
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
+        await bench.pool.close(0)
+
+    over(use)
+
+
+async def end_at_once(bench: Bench) -> None:
+    """End the canary, which must not take as long as its load needs to end."""
+    async with asyncio.timeout(1):
+        await bench.operator.end_canary()
+
+
+def test_its_load_ends_and_is_not_waited_for() -> None:
+    """The answer comes while the build still tidies up; another order waits for that and begins."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
+        await bench.operator.start_canary("int4", TERMS)
+        await begun(bench, "tiny@int4")
+        await end_at_once(bench)
+        assert bench.pool.find("tiny@int4").state is State.LOADING
+        assert last(bench) == ("withdrawn", "an operator ended it")
+        bench.launch.prepare_s = 0.0
+        await start(bench)
+        assert bench.operator.canary()["canary"]["state"] == "running"
+        assert bench.launch.num_prepared == 3
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_the_start_of_the_ladders_own_is_broken_off() -> None:
+    """It is shown while it loads; its end is a step, so that it is not tried again at once."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=100, return_after_requests=10)
+        assert await bench.look() is Act.STEP_UP
+        await gone(bench, "tiny@int4")
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
+        look = asyncio.create_task(bench.look())
+        await begun(bench, "tiny@int4")
+        shown = bench.operator.canary()["canary"]
+        assert (shown["variant"], shown["state"], shown["by"]) == ("int4", "loading", "ladder")
+        both = await asyncio.gather(end_at_once(bench), end_at_once(bench), return_exceptions=True)
+        assert [type(each) for each in both] == [type(None), NoCanary]
+        assert await look is Act.START_CANARY
+        assert told(bench)[1:] == [
+            ("start_canary", "int4", "withdrawn"),
+            ("roll_back", "int4", "done"),
+        ]
+        assert (bench.events[-1]["cause"], bench.operator.canary()["canary"]) == ("withdrawn", None)
+        assert await bench.look() is Act.STAY
+        await gone(bench, "tiny@int4")
+        assert bench.first_choices() == {"int8": 100}
+        bench.launch.prepare_s, bench.now = 0.0, bench.now + 100
+        assert await bench.look() is Act.START_CANARY
+        assert bench.operator.canary()["canary"]["state"] == "running"
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_none_begins_while_an_operator_ends_it() -> None:
+    """A start that comes when an operator already waits for the turn loads nothing."""
+
+    async def use() -> None:
+        bench = Bench(["int4", "int8"], return_after_s=100, return_after_requests=10)
+        assert await bench.look() is Act.STEP_UP
+        await gone(bench, "tiny@int4")
+        bench.score("int8", 0.001, 200)
+        bench.now += 100
+        before = bench.launch.num_prepared
+        with bench.keeper._steps.breaking_off():
+            assert await bench.look() is Act.START_CANARY
+        assert told(bench)[-1] == ("start_canary", "int4", "withdrawn")
+        assert bench.launch.num_prepared == before
+        with pytest.raises(NoCanary):  # that operator has gone
+            await end_at_once(bench)
+        await bench.pool.close(0)
+
+    over(use)
+
+
+@pytest.mark.parametrize("terms", [None, replace(TERMS, beside="int8")])
+def test_one_that_is_loaded_again_after_a_restart_is_broken_off(
+    tmp_path: Path, terms: Terms | None
+) -> None:
+    """It ends as one that waits does; routes that were taken up before it stay."""
+
+    async def use() -> None:
+        home = Home(tmp_path)
+        home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
+        pinned = {"pinned": frozenset({CODE}), "route_slices": True}
+        async with home.process(is_killed=True, **pinned) as bench:
+            await bench.pool.load("tiny@full")
+            await bench.pool.ensure_ready()
+            bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
+            look = asyncio.create_task(bench.look())
+            await begun(bench, "tiny@int4")
+            assert bench.operator.canary()["canary"]["state"] == "waiting"
+            await end_at_once(bench)
+            await look
+            assert bench.operator.canary()["canary"] is None
+            assert num_ended(bench, "int4", "withdrawn") == (0 if terms is None else 1)
+            assert num_ended(bench, "int4", "failed") == 0
+            assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
+            await bench.look()
+            assert bench.keeper.status()["routes"] == {CODE: "full"}
+            assert [each for each in told(bench) if each[1] == "full"] == [
+                ("restore", "full", "done")
+            ]
+            await gone(bench, "tiny@int4")
+        assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
+
+    over(use)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_it_loaded_goes_with_it(is_there: bool) -> None:
+    """A rung that is ready when its canary ends too early goes, unless it was there before."""
+
+    async def use() -> None:
+        bench = await at()
+        if is_there:
+            await bench.pool.load("tiny@int4")
+        await bench.operator.start_canary("int4", TERMS)
+        await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
+        await end_at_once(bench)
+        if is_there:
+            await asyncio.sleep(0.1)
+            assert bench.pool.find("tiny@int4").state is State.READY
+        else:
+            await gone(bench, "tiny@int4")
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_load_that_others_began_goes_on() -> None:
+    """An operator who loads the same rung gets it, whatever becomes of the canary."""
+
+    async def use() -> None:
+        bench = await at()
+        bench.launch.prepare_s = 0.5
+        load = asyncio.create_task(bench.pool.load("tiny@int4"))
+        await begun(bench, "tiny@int4")
+        await bench.operator.start_canary("int4", TERMS)
+        await asyncio.sleep(0)
+        await end_at_once(bench)
+        assert (await load).state is State.READY
+        await bench.pool.close(0)
+
+    over(use)
+
+
+def test_a_start_that_waits_for_a_swap_is_broken_off() -> None:
+    """A canary that is loaded, and waits for an operator's swap, ends at once as withdrawn."""
+
+    async def use() -> None:
+        bench = await at()
+        await bench.operator.start_canary("int4", TERMS)
+        await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
+        bench.launch.prepare_s = 30.0
+        swap = asyncio.create_task(bench.pool.activate("tiny@full"))
+        await begun(bench, "tiny@full")
+        look = asyncio.create_task(bench.look())
+        await until(lambda: bench.keeper._steps.starting is not None)
+        await end_at_once(bench)
+        await look
+        assert last(bench) == ("withdrawn", "an operator ended it")
+        await gone(bench, "tiny@int4")
+        swap.cancel()
+        await asyncio.gather(swap, return_exceptions=True)
         await bench.pool.close(0)
 
     over(use)
@@ -315,8 +498,8 @@ def test_what_is_refused(rung: str, kind: type[ApiError], words: str) -> None:
         ladder = [{"recipe": "int4", "memory": "600"}, "int8", "full"]
         bench = await at("int8", ladder, budget=500)
         with pytest.raises(kind, match=words):
-            await bench.keeper.order(rung, TERMS)
-        assert bench.keeper.canary() == {"model": "tiny", "canary": None, "last": None}
+            await bench.operator.start_canary(rung, TERMS)
+        assert bench.operator.canary() == {"model": "tiny", "canary": None, "last": None}
         assert bench.events == []
         await bench.pool.close(0)
 
@@ -328,14 +511,14 @@ def test_one_at_a_time() -> None:
 
     async def use() -> None:
         bench = await at()
-        await bench.keeper.order("int4", TERMS)
+        await bench.operator.start_canary("int4", TERMS)
         with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
-            await bench.keeper.order("int4", TERMS)
-        while bench.keeper.canary()["canary"]["state"] == "loading":
+            await bench.operator.start_canary("int4", TERMS)
+        while bench.operator.canary()["canary"]["state"] == "loading":
             await asyncio.sleep(0.01)
             await bench.look()
         with pytest.raises(CanaryRunning, match=r"tiny has a canary \(int4\)"):
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
         await bench.pool.close(0)
 
     over(use)
@@ -349,7 +532,7 @@ def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
         bench = await at()
         if is_loading:
             bench.launch.prepare_s = 30.0
-            await bench.keeper.order("int4", TERMS)
+            await bench.operator.start_canary("int4", TERMS)
             await begun(bench, "tiny@int4")
             bench.launch.prepare_s = 0.0
         else:
@@ -362,7 +545,7 @@ def test_a_drift_of_the_active_rung_comes_first(is_loading: bool) -> None:
         assert reason.startswith("int8: all drifts")
         assert num_ended(bench, "int4", "superseded") == 1
         if is_loading:
-            assert bench.pool.find("tiny@int4").state is State.STOPPED
+            await gone(bench, "tiny@int4")
         await bench.pool.close(0)
 
     over(use)
@@ -428,16 +611,16 @@ def test_the_ladders_own_tries_are_not_used_up() -> None:
         assert await bench.look() is Act.STEP_UP
         for _ in range(2):
             await start(bench)
-            await bench.keeper.withdraw()
+            await bench.operator.end_canary()
         bench.score("int8", 0.001, 200)
         bench.now += 100
-        while bench.keeper.canary()["canary"] is None:
+        while bench.operator.canary()["canary"] is None:
             await asyncio.sleep(0.01)  # the rung still ends what was begun
             await bench.look()
-        assert bench.keeper.canary()["canary"]["by"] == "ladder"
+        assert bench.operator.canary()["canary"]["by"] == "ladder"
         with pytest.raises(CanaryRunning):
-            await bench.keeper.order("int4", TERMS)
-        await bench.keeper.withdraw()
+            await bench.operator.start_canary("int4", TERMS)
+        await bench.operator.end_canary()
         assert bench.first_choices() == {"int8": 100}
         await bench.pool.close(0)
 
@@ -455,7 +638,7 @@ def test_a_canary_survives_a_restart(
         async with home.process(is_killed=True, **mode) as bench:
             await bench.pool.ensure_ready()
             if is_loading:
-                await bench.keeper.order("int8", TERMS)
+                await bench.operator.start_canary("int8", TERMS)
             else:
                 await start(bench, "int8")
                 bench.score("int8", 0.001, 20)
@@ -463,10 +646,10 @@ def test_a_canary_survives_a_restart(
                 await bench.look()
         async with home.process(**mode) as bench:
             await bench.pool.ensure_ready()
-            while bench.keeper.canary()["canary"]["state"] != "running":
+            while bench.operator.canary()["canary"]["state"] != "running":
                 await asyncio.sleep(0.01)
                 await bench.look()
-            canary = bench.keeper.canary()["canary"]
+            canary = bench.operator.canary()["canary"]
             assert (canary["scored"], canary["share"]) == (0 if is_loading else 20, 0.3)
             assert 15 <= bench.first_choices()["int8"] <= 45
             bench.score("int8", 0.001, 200)
@@ -487,21 +670,21 @@ def test_one_that_waits_after_a_restart_is_ended(tmp_path: Path, terms: Terms | 
         home = Home(tmp_path)
         home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
         async with home.process() as bench:
-            assert bench.keeper.canary()["canary"]["state"] == "waiting"
-            await bench.keeper.withdraw()
+            assert bench.operator.canary()["canary"]["state"] == "waiting"
+            await bench.operator.end_canary()
             (step,) = bench.keeper.status()["steps"]
             assert (step["act"], step["to"], step["cause"]) == ("roll_back", "int4", "withdrawn")
             assert told(bench)[-1] == ("roll_back", "int4", "done")
-            assert bench.keeper.canary()["canary"] is None
+            assert bench.operator.canary()["canary"] is None
             assert num_ended(bench, "int4", "withdrawn") == (0 if terms is None else 1)
             assert (home.standing()["canary"], home.standing()["routes"]) == (None, {CODE: "full"})
             await bench.pool.ensure_ready()
             await bench.look()
             assert bench.first_choices() == {"int8": 100}
-            assert bench.keeper.canary()["canary"] is None
-            assert (terms is None) == (bench.keeper.canary()["last"] is None)
+            assert bench.operator.canary()["canary"] is None
+            assert (terms is None) == (bench.operator.canary()["last"] is None)
             with pytest.raises(NoCanary):
-                await bench.keeper.withdraw()
+                await bench.operator.end_canary()
 
     over(use)
 
@@ -536,7 +719,7 @@ def test_another_ladder_ends_it(tmp_path: Path) -> None:
         home = Home(tmp_path)
         async with home.process(is_killed=True) as bench:
             await bench.pool.ensure_ready()
-            await bench.keeper.order("int8", TERMS)
+            await bench.operator.start_canary("int8", TERMS)
         async with home.process(plan="another") as bench:
             ending, reason = last(bench)
             assert ending == "withdrawn"

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import EngineDown
 from gateway.model_settings import VariantSettings
-from gateway.pool.pool import ReadyEngine
+from gateway.pool.lease import ReadyEngine
 from gateway.registry import Metrics
 from gateway.shadow.probe import Probe, largest_change
 from gateway.specs import VariantSpec

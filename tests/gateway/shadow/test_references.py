@@ -16,9 +16,9 @@ from gateway.protocol import EngineInfo
 from gateway.registry import Metrics
 from gateway.shadow import references as references_module
 from gateway.shadow.reference import Reference
+from gateway.shadow.reference_memory import NoRoom
 from gateway.shadow.reference_spec import reference_spec
 from gateway.shadow.references import References
-from gateway.shadow.room import NoRoom
 from gateway.shadow_settings import ReferenceSettings
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient

@@ -126,9 +126,9 @@ def test_a_route_keeps_its_rung_in_memory() -> None:
     async def use(bench: Bench) -> None:
         await bench.pool.load("tiny@int4")
         await bench.look()
-        assert bench.pool.room("tiny").free == 50
+        assert bench.pool.headroom("tiny").free == 50
         await bench.pool.end_routes("tiny", [CODE])
-        await until(lambda: bench.pool.room("tiny").free == 150)
+        await until(lambda: bench.pool.headroom("tiny").free == 150)
 
     run(use, budget=250)
 

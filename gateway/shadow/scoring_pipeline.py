@@ -19,7 +19,7 @@ from gateway.shadow.yielding import Yielding
 from gateway.shadow_settings import ShadowSettings
 
 
-class Scoring:
+class ScoringPipeline:
     """Takes captured replies of ``models`` and has them scored, each model beside the others."""
 
     def __init__(

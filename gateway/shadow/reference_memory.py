@@ -35,7 +35,7 @@ class Tenant(Protocol):
         """
 
 
-class Room:
+class ReferenceMemory:
     """Sets memory aside, for one claimant after another; no limit where ``limit`` is None.
 
     A claimant waits for ``wait_s`` at most until those that must go are asked no more.
