@@ -3,7 +3,7 @@
 import numpy as np
 
 from compression.kernels.compiling import compiled
-from compression.kernels.memory import float_of_bits
+from compression.kernels.memory import bits_of_float, float_of_bits
 
 
 @compiled
@@ -24,4 +24,7 @@ def exponential(x: float) -> float:
     value = value * rest + np.float32(5.0000001201e-1)
     value = value * rest * rest + rest + np.float32(1.0)
     scale = float_of_bits((np.int32(power) + np.int32(127)) << np.int32(23))
-    return (np.float32(0.0) if x < np.float32(-87.3) else value * scale) + (x - x)
+    if x < np.float32(-87.3):
+        value = np.float32(0.0)
+    is_number = (bits_of_float(np.float32(x)) & np.int32(0x7FFFFFFF)) < np.int32(0x7F800000)
+    return value * scale if is_number else np.float32(np.nan)

@@ -79,12 +79,9 @@ class Code:
         return self.builder.call(function, [left, right, more])
 
     def total(self, vector: Any) -> Any:
-        """Return the sum of eight numbers, as a float32."""
-        if vector.type == INTS:
-            kind, name = ir.FunctionType(I32, [INTS]), "llvm.vector.reduce.add.v8i32"
-            function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-            return self.builder.sitofp(self.builder.call(function, [vector]), F32)
+        """Return the sum of eight numbers as a float32; the eight fit 32 bits, their sum may not."""
+        floats = self.builder.sitofp(vector, FLOATS) if vector.type == INTS else vector
         kind, name = ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v8f32"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         start = ir.Constant(F32, 0.0)
-        return self.builder.call(function, [start, vector], fastmath=("reassoc",))
+        return self.builder.call(function, [start, floats], fastmath=("reassoc",))

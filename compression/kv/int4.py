@@ -20,6 +20,8 @@ class Int4Codec(KvCodec):
         super().__init__(scheme, head_dim)
         self.groups = scheme.groups(head_dim)
         """Equal groups of a head's values."""
+        self.width = head_dim // self.groups
+        """Values of a group."""
 
     def encode(self, x: Tensor) -> Storage:
         """Round to the nearest of 16 steps of a group; the error is about half a step."""

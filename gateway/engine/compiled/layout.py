@@ -14,6 +14,8 @@ from compression.kv.plain import PlainCodec
 from compression.kv.rotated import RotatedCodec
 from gateway.engine.cache import LayerCodecs
 
+_CHANNELS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -36,8 +38,13 @@ class Held:
 
 
 def held(codec: KvCodec) -> Held | None:
-    """Return what a codec does, or None where no compiled kernel does it."""
+    """Return what a codec does, or None where no compiled kernel does it.
+
+    Kernels take channels in eights; the two halves of an int4 head and its groups likewise.
+    """
     centre, block = None, 0
+    if codec.head_dim % _CHANNELS:
+        return None
     if isinstance(codec, CentredCodec):
         centre, codec = codec.centre.contiguous(), codec.inner
     if isinstance(codec, RotatedCodec):
@@ -47,7 +54,7 @@ def held(codec: KvCodec) -> Held | None:
             return Held(kv.PLAIN, block, centre, 0)
         case Int8Codec():
             return Held(kv.INT8, block, centre, 0)
-        case Int4Codec():
+        case Int4Codec() if not (codec.head_dim // 2 % _CHANNELS or codec.width % _CHANNELS):
             return Held(kv.INT4, block, centre, codec.groups)
         case _:
             return None

@@ -1,0 +1,231 @@
+"""Compiled kernels: what they round, keep and share out, against PyTorch and numpy."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compression.kernels import atomics, operations
+from compression.kernels.attention_tiles import INT4, INT8, PLAIN
+from compression.kernels.compiling import compiled, linked
+from compression.kernels.exponential import exponential
+from compression.kernels.kv import keep, recall, rotate
+from compression.kernels.memory import floats, narrow
+from compression.kernels.product import LONGEST
+from compression.kernels.team import Team, team
+from compression.kv.codec import KvCodec
+from compression.kv.hadamard import hadamard
+from compression.kv.int4 import Int4Codec
+from compression.kv.int8 import Int8Codec
+from compression.kv.plain import PlainCodec
+from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
+from compression.packed.arena import gather
+from compression.schemes import Int4, Int8, KvInt4
+from compression.weights.codes import Codes
+from compression.weights.quantizer import quantize
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return reproducible normal values."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@compiled
+def _exponentials(x: int, out: int, count: int) -> None:
+    source, target = floats(x, count), floats(out, count)
+    for index in range(count):
+        target[index] = exponential(source[index])
+
+
+def test_exponential_is_that_of_the_library() -> None:
+    """Over its whole range the error is below 3e-7, and what is no number stays none."""
+    x = np.linspace(-90, 88, 20001, dtype=np.float32)
+    out = np.empty_like(x)
+    _exponentials(x.ctypes.data, out.ctypes.data, len(x))
+    expected = np.exp(x.astype(np.float64))
+    seen = x >= -87
+    assert np.max(np.abs(out[seen] / expected[seen] - 1)) < 3e-7
+    assert np.all(out[x < -87.4] == 0)
+    odd = np.array([np.nan, np.inf, -np.inf], np.float32)
+    _exponentials(odd.ctypes.data, odd.ctypes.data, 3)
+    assert np.all(np.isnan(odd))
+
+
+def test_bf16_is_rounded_as_torch_rounds_it() -> None:
+    """Ties go to the even neighbour, as in PyTorch."""
+    bits = torch.arange(0x3F80_0000, 0x3F80_0000 + 0x4_0000, 0x1000, dtype=torch.int32)
+    values = bits.view(torch.float32)
+    expected = values.to(torch.bfloat16).view(torch.int16).tolist()
+    assert [int(narrow(value)) for value in values.tolist()] == expected
+
+
+@pytest.mark.parametrize("size", [8, 24, 64, 128])
+def test_heads_are_rotated_by_the_hadamard_matrix(size: int) -> None:
+    """The butterflies equal the product with the matrix of the codecs."""
+    x = random(size)
+    turned = x.clone()
+    rotate(turned.data_ptr(), size, size & -size)
+    assert torch.allclose(turned, x @ hadamard(size), atol=1e-5)
+
+
+CODECS: list[tuple[int, KvCodec, int]] = [
+    (PLAIN, PlainCodec(64), 0),
+    (INT8, Int8Codec(64), 0),
+    (INT4, Int4Codec(KvInt4(group_size=32), 64), 2),
+    (INT4, Int4Codec(KvInt4(group_size=64), 48), 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "codec", "groups"), CODECS)
+@pytest.mark.parametrize("values", ["normal", "zeros", "one spike", "tiny"])
+def test_a_head_is_kept_as_its_codec_keeps_it(
+    kind: int, codec: KvCodec, groups: int, values: str
+) -> None:
+    """The same bytes as PyTorch's operations make, and the same numbers back."""
+    size = codec.head_dim
+    x = {"normal": random(size), "zeros": torch.zeros(size), "tiny": random(size) * 1e-30}.get(
+        values, random(size)
+    )
+    if values == "one spike":
+        x[7] = -300.0
+    expected = codec.encode(x.view(1, 1, size))
+    place = torch.zeros(4 * size, dtype=torch.uint8)
+    scales = torch.zeros(2 * max(1, groups), dtype=torch.bfloat16)
+    keep(kind, x.data_ptr(), size, place.data_ptr(), scales.data_ptr(), groups)
+    kept = expected[0].view(torch.uint8).flatten()
+    assert torch.equal(place[: len(kept)], kept)
+    if len(expected) > 1:
+        assert torch.equal(scales[: expected[1].numel()], expected[1].flatten())
+    out = torch.empty(size)
+    recall(kind, place.data_ptr(), scales.data_ptr(), groups, size, out.data_ptr())
+    assert torch.allclose(out, codec.decode(expected, torch.float32).flatten(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_row_that_is_no_number_gives_none(kind: str, broken: float) -> None:
+    """Rounding does not turn NaN or infinity into sound numbers, nor touch other rows."""
+    weight = random(40, 64)
+    layer: PackedLinear
+    if kind == "bf16":
+        layer = Bf16Linear(weight, None)
+    elif kind == "int8":
+        layer = Int8Linear(quantize(weight, Int8()), None)
+    else:
+        layer = Int4Linear(quantize(weight, Int4()), None)
+    x = random(6, 64)
+    sound = layer(x)
+    x[2, 5] = broken
+    result = layer(x)
+    assert not bool(torch.isfinite(result[2]).any())
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(result[others], sound[others])
+
+
+def test_long_rows_do_not_overflow() -> None:
+    """The largest sums there are come out whole, beyond the columns that 32 bits could hold."""
+    columns = 2 * LONGEST + 80
+    codes = Codes(
+        codes=torch.full((3, columns), -127, dtype=torch.int8),
+        scales=torch.ones(3, 1, dtype=torch.bfloat16),
+        zeros=None,
+    )
+    x = torch.full((5, columns), -2.5)
+    expected = torch.full((5, 3), 127 * 2.5 * columns)
+    assert torch.allclose(Int8Linear(codes, None)(x), expected, rtol=1e-5)
+
+
+@linked(6)
+def _count(operation, chunk, rows, row_table, task_table, scratch):  # type: ignore[no-untyped-def]
+    atomics.add(row_table + 8 * chunk, 1)
+
+
+def test_every_chunk_is_taken_once() -> None:
+    """However many threads there are and whatever they do, no chunk is lost or done twice."""
+    workers, chunks, runs = Team(4), 37, 300
+    program = np.zeros((5, operations.FIELDS), np.int64)
+    program[:, operations.FUNCTION] = _count.address
+    program[:, operations.PIECES] = chunks
+    counts = np.zeros((chunks, 1), np.int64)
+    for _ in range(runs):
+        workers.run(program, 1, counts)
+    assert counts.flatten().tolist() == [5 * runs] * chunks
+
+
+def test_callers_take_turns() -> None:
+    """Several threads may call a team at once; each gets its own product."""
+    layer = Int8Linear(quantize(random(300, 96), Int8()), None)
+    inputs = [random(7, 96, seed=seed) for seed in range(4)]
+    expected = [layer(x) for x in inputs]
+    found: dict[tuple[int, int], torch.Tensor] = {}
+
+    def work(index: int) -> None:
+        for turn in range(30):
+            found[index, turn] = layer(inputs[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 120
+    assert all(torch.equal(result, expected[index]) for (index, _), result in found.items())
+
+
+def test_threads_change_nothing() -> None:
+    """One thread and three give the same bits: a product's sums are never split between them."""
+    layer = Int4Linear(quantize(random(500, 192), Int4()), None)
+    x = random(9, 192)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(layer(x))
+            assert team(threads).threads == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_gathered_weights_are_the_same_in_one_place() -> None:
+    """Moving them changes no product, no byte count, and leaves them close together."""
+    layers: list[PackedLinear] = [
+        Int8Linear(quantize(random(2000, 1000), Int8()), random(2000).to(torch.bfloat16)),
+        Int4Linear(quantize(random(600, 1024), Int4()), None),
+        Bf16Linear(random(400, 1000), None),
+    ]
+    inputs = [random(3, layer.columns) for layer in layers]
+    before = [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+    sizes = [layer.weight_bytes for layer in layers]
+    gather(layers)
+    for layer, x, expected, size in zip(layers, inputs, before, sizes, strict=True):
+        assert torch.equal(layer(x), expected)
+        assert layer.weight_bytes == size
+    tensors = [each for layer in layers for each in (*layer.buffers(), *layer.parameters())]
+    first = min(each.data_ptr() for each in tensors)
+    last = max(each.data_ptr() + each.nbytes for each in tensors)
+    assert last - first < sum(sizes) + 64 * len(tensors)
+
+
+def test_machine_code_is_kept(tmp_path: Path) -> None:
+    """A second process reads what the first one compiled."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    seen = []
+    for _ in range(2):
+        said = subprocess.run(
+            [sys.executable, "-m", "compression.kernels"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert str(tmp_path) in said
+        seen.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")})
+    assert seen[0]
+    assert seen[0] == seen[1]

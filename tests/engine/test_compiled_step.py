@@ -1,0 +1,152 @@
+"""A step as one compiled program equals the same step of PyTorch's operations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compression.events import ignore
+from compression.packed.linear import NEVER
+from compression.prepare import build_to
+from gateway.engine.cache import Cache
+from gateway.engine.compiled.tables import Span, cut, row_table, task_table
+from gateway.engine.runner import Runner, load_runner
+from tests.checkpoints import CONFIGS, make_tiny_checkpoint
+
+IDS = [(7 * index * index + 3 * index) % 300 + 1 for index in range(300)]
+RECIPE = """
+weights: {{scheme: {weights}}}
+kv_cache: {{key: {{scheme: {key}}}, value: {{scheme: {value}}}}}
+calibration: {{tokens: 512}}
+"""
+
+
+def artifact(tmp_path: Path, family: str, weights: str, key: str, value: str) -> Runner:
+    """Build and load a tiny model, one thread."""
+    source = make_tiny_checkpoint(tmp_path / "source", family=family)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(weights=weights, key=key, value=value))
+    build_to(str(source), str(recipe), None, tmp_path / "out", ignore)
+    return load_runner(tmp_path / "out", threads=1, max_model_len=None)
+
+
+def take(runner: Runner, *, compiled: bool) -> None:
+    """Let a model run one way or the other, both in float32."""
+    for linear in runner.decoder.linears:
+        linear.dense_from, linear.dense_dtype = NEVER if compiled else 1, torch.float32
+
+
+@torch.inference_mode()
+def read(runner: Runner, steps: list[int]) -> tuple[torch.Tensor, Cache]:
+    """Return the hidden states of a text that is read in such steps, and its cache."""
+    cache, found = runner.new_cache(sum(steps)), []
+    for size in steps:
+        ids = IDS[cache.length : cache.length + size]
+        found.append(runner.decoder.hidden([(cache, ids)]).to(torch.float32))
+    return torch.cat(found), cache
+
+
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest error of a row, against that row's norm."""
+    return float(((result - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+@pytest.mark.parametrize("family", list(CONFIGS))
+@pytest.mark.parametrize(
+    ("weights", "key", "value", "bound"),
+    [
+        # A key or value near the edge between two codes may fall to either side.
+        ("none", "none", "none", 2e-3),
+        ("int8", "none", "none", 0.01),
+        ("int4", "int8", "int8", 0.05),
+        ("int8", "int8", "int4", 0.3),
+        ("none", "none", "int8", 0.05),
+    ],
+)
+def test_it_equals_the_operations_it_stands_for(
+    tmp_path: Path, family: str, weights: str, key: str, value: str, bound: float
+) -> None:
+    """Long and short steps, single tokens over many positions, every family and format."""
+    runner = artifact(tmp_path, family, weights, key, value)
+    longest = min(200, runner.max_model_len)
+    steps = [longest - 15, 1, 1, 10, 1, 1, 1]
+    take(runner, compiled=True)
+    result, _ = read(runner, steps)
+    take(runner, compiled=False)
+    expected, _ = read(runner, [longest])
+    errors = (result - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert float(errors.max()) < bound
+    assert float(errors.median()) < bound / 5
+
+
+def test_a_batch_equals_its_parts(tmp_path: Path) -> None:
+    """Whatever else is in a step, a sequence's rows are the same, bit for bit."""
+    runner = artifact(tmp_path, "llama", "int4", "int8", "int8")
+    take(runner, compiled=True)
+    with torch.inference_mode():
+        alone = []
+        for first in (0, 5, 11):
+            cache = runner.new_cache(80)
+            runner.decoder.hidden([(cache, IDS[first : first + 60])])
+            alone.append(runner.decoder.hidden([(cache, [7 + first])]))
+        caches = [runner.new_cache(80) for _ in range(3)]
+        for cache, first in zip(caches, (0, 5, 11), strict=True):
+            runner.decoder.hidden([(cache, IDS[first : first + 60])])
+        batch = [(cache, [7 + first]) for cache, first in zip(caches, (0, 5, 11), strict=True)]
+        together = runner.decoder.hidden(batch)
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_long_step_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than fit are run in pieces, in order, with the same result."""
+    runner = artifact(tmp_path, "llama", "int8", "none", "none")
+    take(runner, compiled=True)
+    whole, _ = read(runner, [100])
+    monkeypatch.setattr("gateway.engine.compiled.step._MOST_ROWS", 33)
+    pieces, _ = read(runner, [100])
+    assert relative(pieces, whole) < 1e-5
+
+
+def test_what_no_kernel_reads_is_served_by_operations(tmp_path: Path) -> None:
+    """An fp8 cache has no compiled kernel; the model answers all the same."""
+    runner = artifact(tmp_path, "llama", "int8", "fp8", "fp8")
+    take(runner, compiled=True)
+    result, _ = read(runner, [20, 1, 1])
+    take(runner, compiled=False)
+    expected, _ = read(runner, [22])
+    assert relative(result, expected) < 0.3
+
+
+def test_pieces_of_a_step_keep_order_and_positions() -> None:
+    """Each row comes once, at its position, with its own turns."""
+    spans = [Span(1, 10, 5, 1000), Span(2, 0, 1, 2000), Span(3, 7, 9, 3000)]
+    pieces = list(cut(spans, 4, head_dim=8))
+    rows = [
+        (span.addresses, span.start + index, span.turns + 32 * index)
+        for piece in pieces
+        for span in piece
+        for index in range(span.count)
+    ]
+    expected = [
+        (span.addresses, span.start + index, span.turns + 32 * index)
+        for span in spans
+        for index in range(span.count)
+    ]
+    assert rows == expected
+    assert [sum(span.count for span in piece) for piece in pieces] == [4, 4, 4, 3]
+
+
+def test_tasks_cover_what_rows_see() -> None:
+    """Every row's positions are in its tasks, and each of its results has a task."""
+    spans = [Span(1, 299, 1, 0), Span(2, 40, 20, 0)]
+    rows, slots = row_table(spans, head_dim=8)
+    tasks = task_table(spans, kv_heads=2)
+    filled = set()
+    for first, count, head, start, stop, slot in tasks.tolist():
+        for row in range(first, first + count):
+            filled.add((int(rows[row, 3]) + slot, head))
+            assert start <= stop <= int(rows[first + count - 1, 1]) + 1
+    assert filled == {(slot, head) for slot in range(slots) for head in range(2)}
+    assert (
+        sum(stop - start for _, _, head, start, stop, _ in tasks[:6].tolist() if head == 0) == 300
+    )
