@@ -17,9 +17,3 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def keep_all() -> None:
-    """Collect once and look at what is left no more: it stays."""
-    gc.collect()
-    gc.freeze()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -16,7 +17,6 @@ from gateway.admission.addresses import is_loopback
 from gateway.admission.connection import patient_protocol
 from gateway.api.service import Service
 from gateway.app import Application, create_service
-from gateway.collector import keep_all
 from gateway.errors import PortInUse, SettingsError
 from gateway.launch import Launch
 from gateway.pool.state import Snapshot
@@ -76,7 +76,8 @@ async def serve(settings: Settings, audience: Audience, *, launch: Launch | None
             if was_ready:
                 loading.result()
                 # What is there now stays; walking all of it would hold up every stream for 20 ms.
-                keep_all()
+                gc.collect()
+                gc.freeze()
                 audience.announce(_base_url(settings.host, listener), service.pool.snapshots())
             await asyncio.wait({stopping, serving}, return_when="FIRST_COMPLETED")
         finally:

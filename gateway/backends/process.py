@@ -57,6 +57,8 @@ class ChildProcess:
         self._is_killed = False
         self.last_heard = time.monotonic()
         """When it last wrote a line, or started."""
+        self.has_spoken = asyncio.Event()
+        """Set by each line; for one who waits for the next to clear."""
         self._readers = [
             asyncio.ensure_future(_read_lines(process.stdout, self._hear)),
             asyncio.ensure_future(_read_lines(process.stderr, self._log)),
@@ -133,14 +135,18 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _hear(self, line: str) -> None:
-        self.last_heard = time.monotonic()
+        self._note()
         self._on_stdout(line)
 
     def _log(self, line: str) -> None:
-        self.last_heard = time.monotonic()
+        self._note()
         if line.strip():
             self._tail.append(line.strip())
         self._on_stderr(line)
+
+    def _note(self) -> None:
+        self.last_heard = time.monotonic()
+        self.has_spoken.set()
 
 
 class EngineProcess:
@@ -230,7 +236,7 @@ class EngineProcess:
 
     async def _become_ready(self, timeout_s: float) -> None:
         ended = asyncio.ensure_future(self.wait())
-        healthy = asyncio.ensure_future(self.client.wait_healthy())
+        healthy = asyncio.ensure_future(self.client.wait_healthy(self._child.has_spoken))
         done: set[asyncio.Future[Any]] = set()
         try:
             # What writes makes progress: a large model may take longer than any fixed time.

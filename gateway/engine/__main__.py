@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression.errors import CompressionError
-from gateway.collector import collector_paused, keep_all
+from gateway.collector import collector_paused
 from gateway.engine.lifeline import end_with_parent
 from gateway.errors import PortInUse, StartupError
 from gateway.telemetry import is_wanted
@@ -100,10 +101,10 @@ def _serve(options: argparse.Namespace) -> int:
     listener = _bind(options.host, options.port)
     started = time.monotonic()
 
-    # 2. Load everything. It stays.
+    # 2. Load everything. It stays, so the collector need not walk it, neither now nor later.
     with collector_paused():
         service = _load(options)
-        keep_all()
+        gc.freeze()
 
     # 3. Serve.
     import uvloop
