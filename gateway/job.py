@@ -34,7 +34,7 @@ async def run_job(
         LoadRefused: the child refused, in its own words, or its libraries are not installed.
         ChildFailed: it crashed.
     """
-    if not all(find_spec(name) for name in _EMBEDDED):
+    if not has_embedded():
         raise LoadRefused(_HOW_TO_EMBED)
     job = _Job(on_progress)
     child = await ChildProcess.start(
@@ -58,6 +58,11 @@ async def run_job(
     if job.result is None:
         raise ChildFailed(f"`{name}` ended without a result: {child.last_words}")
     return job.result
+
+
+def has_embedded() -> bool:
+    """Return whether the libraries of the embedded engine are installed."""
+    return all(find_spec(name) for name in _EMBEDDED)
 
 
 class _Job:

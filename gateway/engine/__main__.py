@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.engine")
 
+ON_STANDARD_INPUT = Path("-")
+
 
 def main(arguments: Items[str] | None = None) -> int:
     """Run the engine; return the exit code: 0 after a drain, 2 for a refusal."""
@@ -47,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway.engine", description="Serve one model over the OpenAI API."
     )
-    parser.add_argument("--model", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="directory of the checkpoint; -: its libraries are loaded first, then standard input "
+        "tells it in one line, or ends and so does the engine",
+    )
     parser.add_argument("--served-model-name", required=True, help="the name clients send")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
@@ -103,6 +111,14 @@ def _serve(options: argparse.Namespace) -> int:
 
     # 2. Load everything. It stays, so the collector need not walk it, neither now nor later.
     with collector_paused():
+        # Load torch only now: it takes seconds.
+        import gateway.engine.runner  # noqa: F401
+
+        if options.model == ON_STANDARD_INPUT:
+            told = sys.stdin.readline().removesuffix("\n")
+            if not told:
+                return 0
+            options.model = Path(told)
         service = _load(options)
         gc.freeze()
 
@@ -119,11 +135,10 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> "EngineService":
-    # 1. Load torch only now: it takes seconds.
+    # 1. Load the weights, and beside them whatever else takes time: their packing leaves
+    # Python's interpreter free.
     from gateway.engine.runner import load_runner
 
-    # 2. Load the weights, and beside them whatever else takes time: their packing leaves
-    # Python's interpreter free.
     with ThreadPoolExecutor(1) as pool:
         tokenizer_to_come = pool.submit(_load_beside, options)
         runner = load_runner(
@@ -134,7 +149,7 @@ def _load(options: argparse.Namespace) -> "EngineService":
         )
         tokenizer = tokenizer_to_come.result()
 
-    # 3. Put the parts together.
+    # 2. Put the parts together.
     from compression.manifest import read_manifest
     from gateway.engine.kv_memory import fit, free_bytes, page_sizes
     from gateway.engine.loop import EngineLoop
