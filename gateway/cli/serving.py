@@ -1,6 +1,7 @@
 """``narrowgate serve``."""
 
 import argparse
+import gc
 from typing import Any
 
 import uvloop
@@ -38,6 +39,8 @@ async def _serve(settings: Settings, terminal: Terminal) -> int:
         # The larger part of the gateway is imported while that engine imports what it needs.
         with collector_paused():
             from gateway.serve import serve
+
+            gc.freeze()  # modules stay; the walk through the heap at readiness need not see them
         return await serve(settings, terminal, launch=launcher)
     finally:
         await launcher.close()
