@@ -70,7 +70,7 @@ def read_template(source: str, special_tokens: Mapping[str, str]) -> ChatTemplat
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         template = environment.from_string(source)
-    except TemplateError:
+    except (TemplateError, SyntaxError, RecursionError, OverflowError):
         return None
     return ChatTemplate(source, template, special_tokens)
 

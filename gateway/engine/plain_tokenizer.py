@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = frozenset(
         "is_local",
         "legacy",
         "local_files_only",
+        "model_input_names",
         "model_max_length",
         "name_or_path",
         "tokenizer_class",
@@ -39,8 +40,8 @@ _WITHOUT_EFFECT_IF_FALSE = frozenset(
     {"add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens"}
 )
 _KNOWN = {*NAMED_TOKENS, *_EXTRA_TOKENS, "added_tokens_decoder", "chat_template"}
-_LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json", "additional_chat_templates")
-"""Beside ``tokenizer_config.json`` they can change special tokens or templates."""
+_LEGACY_FILES = ("added_tokens.json", "additional_chat_templates")
+"""Beside ``tokenizer_config.json`` they can change added tokens or templates."""
 _MISREAD_FAMILIES = ("mistral", "voxtral", "pixtral")
 """Some of their tokenizers are wrong, which transformers corrects or warns of."""
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -98,7 +99,8 @@ def read_plain_tokenizer(directory: Path) -> PlainTokenizer | None:
     if any((directory / name).exists() for name in _LEGACY_FILES):
         return None
     config = _read_json(directory / "tokenizer_config.json")
-    if config is None or not _is_plain(config):
+    names = _read_json(directory / "special_tokens_map.json")
+    if config is None or names is None or not _is_plain(config):
         return None
     try:
         fast = RustTokenizer.from_file(str(directory / "tokenizer.json"))
@@ -109,6 +111,7 @@ def read_plain_tokenizer(directory: Path) -> PlainTokenizer | None:
     if not (
         _holds(fast, [*named.values(), *_extra_tokens(config)])
         and _declares_the_same(fast, config.get("added_tokens_decoder") or {})
+        and _repeats(names, config, fast)
         and _adds_nothing(fast, config)
         and not _is_misread(directory)
     ):
@@ -168,6 +171,36 @@ def _declares_the_same(fast: RustTokenizer, declared: Any) -> bool:
     )
 
 
+def _repeats(names: Mapping[str, Any], config: Mapping[str, Any], fast: RustTokenizer) -> bool:
+    """Return whether an older file on special tokens has no word that is not said elsewhere.
+
+    Whether it is read at all depends on the config, and on the version of transformers.
+    """
+    own = {token.content: token for token in fast.get_added_tokens_decoder().values()}
+    extra = {*_extra_tokens(config)}
+
+    def is_among(token: Any, said: set[str]) -> bool:
+        fields = token if isinstance(token, dict) else {"content": token}
+        content = fields.get("content")
+        return (
+            isinstance(content, str)
+            and content in said & own.keys()
+            and all(
+                flag in _FLAGS and getattr(own[content], flag) == value
+                for flag, value in fields.items()
+            )
+        )
+
+    for name, found in names.items():
+        is_list = name in _EXTRA_TOKENS
+        if isinstance(found, list) != is_list:
+            return False
+        said = extra if is_list else {_content(config.get(name))}
+        if not all(is_among(token, said) for token in (found if is_list else [found])):
+            return False
+    return True
+
+
 def _adds_nothing(fast: RustTokenizer, config: Mapping[str, Any]) -> bool:
     """Return whether nothing cuts or fills texts, nor do config and tokenizer differ on their ends.
 
@@ -176,8 +209,9 @@ def _adds_nothing(fast: RustTokenizer, config: Mapping[str, Any]) -> bool:
     if fast.truncation is not None or fast.padding is not None or fast.encode_special_tokens:
         return False
     ends, start = fast.post_processor, fast.pre_tokenizer
-    if {"add_bos_token", "add_eos_token"} & config.keys() and ends is not None:
-        return bool(json.loads(ends.__getstate__())["type"] == "ByteLevel")
+    is_said = bool({"add_bos_token", "add_eos_token"} & config.keys())
+    if is_said and ends and json.loads(ends.__getstate__())["type"] != "ByteLevel":
+        return False
     if "add_prefix_space" in config and start is not None:
         return b'"add_prefix_space":true' not in start.__getstate__()
     return True

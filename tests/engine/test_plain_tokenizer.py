@@ -66,6 +66,7 @@ ADDED = {
     "single_word": False,
     "special": True,
 }
+NAME = ADDED | {"content": "<|im_start|>"}
 WORDY: dict[str, Any] = {
     "add_bos_token": False,
     "add_prefix_space": False,
@@ -73,6 +74,7 @@ WORDY: dict[str, Any] = {
     "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
     "bos_token": {"__type": "AddedToken", **ADDED},
     "errors": "replace",
+    "model_input_names": ["input_ids"],
     "sep_token": None,
     "split_special_tokens": False,
     "tokenizer_class": "Qwen2Tokenizer",
@@ -160,6 +162,8 @@ def test_entries_without_effect_are_read_alike(tmp_path: Path) -> None:
     directory = save(tmp_path)
     set_file(post_processor=BYTE_LEVEL)(directory)
     set_config(**WORDY)(directory)
+    names = {"eos_token": "<|im_end|>", "bos_token": ADDED}
+    set_names(**names, additional_special_tokens=["<|im_end|>", NAME])(directory)
 
     require_alike(directory)
 
@@ -185,6 +189,8 @@ def test_templates_render_alike(
         "{{ lipsum() }}",
         "{% generation %}{{ messages }}{% endgeneration %}",
         "{% for m in messages %}",
+        "{% for m in messages %}" * 30 + "{% endfor %}" * 30,
+        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
     ],
 )
 def test_templates_that_ask_for_more_are_left_to_transformers(
@@ -207,6 +213,11 @@ def set_config(**entries: Any) -> Callable[[Path], Any]:
     return lambda directory: rewrite(directory, lambda config: config.update(entries))
 
 
+def set_names(**entries: Any) -> Callable[[Path], Any]:
+    """Return what writes ``special_tokens_map.json``."""
+    return lambda directory: (directory / "special_tokens_map.json").write_text(json.dumps(entries))
+
+
 def set_file(**entries: Any) -> Callable[[Path], Any]:
     """Return what changes entries of ``tokenizer.json``."""
 
@@ -219,7 +230,14 @@ def set_file(**entries: Any) -> Callable[[Path], Any]:
 @pytest.mark.parametrize(
     "change",
     [
-        add_file("special_tokens_map.json"),
+        set_names(cls_token="<|im_start|>"),
+        set_names(bos_token="<|endoftext|>"),
+        set_names(bos_token={**NAME, "lstrip": True}),
+        set_names(bos_token=["<|im_start|>"]),
+        set_names(additional_special_tokens=["<|im_start|>"]),
+        set_names(image_token="<|im_start|>"),
+        set_names(bos_token=7),
+        set_names(bos_token={"content": []}),
         add_file("added_tokens.json"),
         add_file("additional_chat_templates"),
         set_config(eos_token="fox"),
