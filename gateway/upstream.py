@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 2.0
 _POLL_FIRST_S = 0.02
 _POLL_LAST_S = 0.25
+_AFTER_NEWS_S = 0.02
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
@@ -310,7 +311,7 @@ class EngineClient:
             else:
                 news.clear()
                 pause_s = _POLL_FIRST_S
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(_AFTER_NEWS_S)
 
     async def info(self) -> EngineInfo:
         """Return what the engine says of itself; one that is not ours says little.
