@@ -41,7 +41,7 @@ async def run_job(
         LoadRefused: the child refused, in its own words, or its libraries are not installed.
         ChildFailed: it crashed, or made no progress.
     """
-    if not all(find_spec(name) for name in _EMBEDDED):
+    if not has_embedded():
         raise LoadRefused(_HOW_TO_EMBED)
     job = _Job(on_progress)
     child = await ChildProcess.start(
@@ -84,6 +84,11 @@ async def _ended(child: ChildProcess, job: "_Job", stall_s: float | None) -> int
     finally:
         ended.cancel()
         await asyncio.gather(ended, return_exceptions=True)
+
+
+def has_embedded() -> bool:
+    """Return whether the libraries of the embedded engine are installed."""
+    return all(find_spec(name) for name in _EMBEDDED)
 
 
 class _Job:

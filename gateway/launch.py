@@ -4,19 +4,20 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from compression.events import OnProgress, ignore
+from compression.events import OnProgress, Progress, ignore
 from compression.recipe import FULL
 from gateway.backends import embedded, vllm
 from gateway.backends.base import Engine
+from gateway.backends.begun import Begun
 from gateway.backends.process import EngineProcess
 from gateway.backends.pulse import Pulse
 from gateway.backends.url import RemoteEngine
 from gateway.backends.vllm_pulse import VllmPulse
 from gateway.errors import SettingsError
-from gateway.job import run_job
+from gateway.job import has_embedded, run_job
 from gateway.prepared import Prepared
 from gateway.settings import Settings
-from gateway.specs import VariantSpec
+from gateway.specs import VariantSpec, first_loaded
 from gateway.upstream import EngineClient
 from gateway.vllm_launch import check_vllm, recipe_of, require_servable, start_vllm
 
@@ -79,6 +80,25 @@ class Launcher:
     def __init__(self, settings: Settings, on_progress: OnProgress = ignore) -> None:
         self._settings = settings
         self._on_progress = on_progress
+        self._begun = Begun()
+
+    async def begin(self) -> None:
+        """Begin the engine that will be wanted first, if it is plain which one that is.
+
+        Its libraries take longer to load than it takes to find an artifact in the store. Under a
+        memory budget it waits its turn.
+        """
+        spec = first_loaded(self._settings)
+        if spec is None or spec.settings.urls or spec.settings.engine == vllm.BACKEND:
+            return
+        if self._settings.memory_budget is None and has_embedded():
+            port = embedded.free_port()
+            command = self._command(spec, embedded.TOLD_LATER, port)
+            await self._begun.begin(spec, command, self._client(spec, port))
+
+    async def close(self) -> None:
+        """End an engine that was begun and never wanted."""
+        await self._begun.close()
 
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Return a servable directory: compressed now, or found in the store.
@@ -87,12 +107,22 @@ class Launcher:
             LoadRefused: the model or the recipe cannot be used, or not with this engine.
             ChildFailed: the compression crashed, or made no progress.
         """
-        return await prepare(
-            spec,
-            on_progress,
-            is_measured=self._needs_fidelity(spec),
-            stall_s=self._settings.prepare_timeout_s,
-        )
+
+        def tell(progress: Progress) -> None:
+            self._begun.drop()  # what makes progress takes long, and the memory with it
+            on_progress(progress)
+
+        self._begun.keep_for(spec)
+        try:
+            return await prepare(
+                spec,
+                tell,
+                is_measured=self._needs_fidelity(spec),
+                stall_s=self._settings.prepare_timeout_s,
+            )
+        except BaseException:
+            self._begun.drop()
+            raise
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine: a child that serves the directory, or one that others run.
@@ -104,12 +134,11 @@ class Launcher:
         """
         if prepared.directory is None:
             return await self._connect(spec, replica)
+        if replica == 0 and (begun := self._begun.take(spec)) is not None:
+            await begun.serve(prepared.directory, self._settings.start_timeout_s)
+            return begun
         port = embedded.free_port()
-        client = EngineClient(
-            f"http://{embedded.HOST}:{port}",
-            served_name=spec.served_name,
-            read_timeout_s=self._settings.read_timeout_s,
-        )
+        client = self._client(spec, port)
         if spec.settings.engine == vllm.BACKEND:
             return await start_vllm(
                 await check_vllm(spec.settings, recipe_of(spec.settings)),
@@ -123,21 +152,8 @@ class Launcher:
                 niceness=spec.niceness,
                 on_progress=self._on_progress,
             )
-        command = embedded.command(
-            prepared.directory,
-            served_name=spec.served_name,
-            port=port,
-            settings=spec.settings,
-            kv_cache_memory_bytes=self.kv_cache_bytes(spec),
-        )
-        if row_bytes := self.row_memory_bytes(spec):
-            command += [f"--row-memory-bytes={row_bytes}"]
-        if spec.is_reference and self._settings.shadow.estimator == "exact":
-            command += ["--read-in-float32", "--fetch-rows"]
-        if self._settings.otlp_endpoint is not None:
-            command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
         return await EngineProcess.start(
-            command,
+            self._command(spec, prepared.directory, port),
             client,
             backend=embedded.BACKEND,
             timeout_s=self._settings.start_timeout_s,
@@ -172,6 +188,29 @@ class Launcher:
         shadow = self._settings.shadow
         is_exact = shadow.estimator_of(spec.alias, spec.settings) == "exact"
         return int(shadow.exact_memory) if is_exact else 0
+
+    def _client(self, spec: VariantSpec, port: int) -> EngineClient:
+        return EngineClient(
+            f"http://{embedded.HOST}:{port}",
+            served_name=spec.served_name,
+            read_timeout_s=self._settings.read_timeout_s,
+        )
+
+    def _command(self, spec: VariantSpec, directory: Path, port: int) -> list[str]:
+        command = embedded.command(
+            directory,
+            served_name=spec.served_name,
+            port=port,
+            settings=spec.settings,
+            kv_cache_memory_bytes=self.kv_cache_bytes(spec),
+        )
+        if row_bytes := self.row_memory_bytes(spec):
+            command += [f"--row-memory-bytes={row_bytes}"]
+        if spec.is_reference and self._settings.shadow.estimator == "exact":
+            command += ["--read-in-float32", "--fetch-rows"]
+        if self._settings.otlp_endpoint is not None:
+            command += [f"--otlp-endpoint={self._settings.otlp_endpoint}"]
+        return command
 
     def _needs_fidelity(self, spec: VariantSpec) -> bool:
         """Return whether verdicts must know what is usual of a variant."""

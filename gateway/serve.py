@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import signal
@@ -13,12 +12,11 @@ from typing import Any, Protocol
 import uvicorn
 
 from compression.events import OnProgress
-from gateway.admission.addresses import is_loopback
 from gateway.admission.connection import patient_protocol
 from gateway.api.service import Service
 from gateway.app import Application, create_service
-from gateway.errors import PortInUse, SettingsError
 from gateway.launch import Launch
+from gateway.listening import listen, warn_if_open
 from gateway.pool.state import Snapshot
 from gateway.settings import Settings
 from gateway.shadow.upkeep import again_and_again
@@ -26,9 +24,6 @@ from gateway.shadow.upkeep import again_and_again
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
-_BACKLOG = 2048
-_SEND_BUFFER_BYTES = 256 * 1024
-"""Left to itself the kernel takes megabytes of a stream for a client that does not read."""
 
 _LAST_BYTES_S = 5.0
 """After the engines have stopped, clients get this long to take the rest of their replies."""
@@ -109,41 +104,6 @@ def _work_beside(service: Service) -> list[Coroutine[Any, Any, None]]:
     keeping = [keeper.run() for keeper in service.keepers]
     judging = again_and_again(service.judge.run)
     return [service.pool.tend(), service.shadow.run(), service.live.run(), judging, *keeping]
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        PortInUse: something else listens there.
-        SettingsError: the address cannot be used.
-    """
-    listener = None
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        listener.bind(address)
-        # Only a listening socket keeps others off the port.
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(host, port) from None
-        reason = error.strerror or str(error)
-        raise SettingsError(f"cannot listen on {host} port {port}: {reason}") from None
-    return listener
-
-
-def warn_if_open(address: str, *, has_keys: bool, remedy: str = "set 'api_keys_file'") -> None:
-    """Say so where everybody on the network may ask."""
-    if not has_keys and not is_loopback(address):
-        logger.warning(
-            "%s can be reached from other machines and nobody needs a key: %s", address, remedy
-        )
 
 
 async def _shut_down(

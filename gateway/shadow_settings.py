@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from compression.paths import cache_home
 from compression.recipe import FULL
 from gateway.capture import MAX_ROWS, MAX_ROWS_WAIT_S, MAX_TOP
 from gateway.model_settings import (
@@ -180,3 +181,8 @@ class ShadowSettings(Frozen):
     def burst_tokens(self) -> float:
         """Return the tokens that may be read at once after a quiet minute."""
         return 60 * self.tokens_per_second
+
+
+def default_ledger_path(port: int) -> Path:
+    """Return the file of a service that named none; services beside each other share nothing."""
+    return cache_home() / f"ledger-{port}.sqlite"

@@ -68,6 +68,18 @@ def make_specs(settings: Settings) -> tuple[ModelSpec, ...]:
     return specs
 
 
+def first_loaded(settings: Settings) -> VariantSpec | None:
+    """Return the variant that is loaded first at a start; None if none is, or they are in error."""
+    try:
+        specs = make_specs(settings)
+    except SettingsError:
+        return None
+    for spec in specs:
+        if spec.settings.preload:
+            return next(each for each in spec.variants if each.variant == spec.active)
+    return None
+
+
 def _model_spec(alias: str, model: ModelSettings) -> ModelSpec:
     base = VariantSettings.model_validate(
         {key: getattr(model, key) for key in _set_of(model) & set(VariantSettings.model_fields)}

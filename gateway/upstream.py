@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 2.0
 _POLL_FIRST_S = 0.02
 _POLL_LAST_S = 0.25
+_AFTER_NEWS_S = 0.02
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
@@ -297,12 +298,20 @@ class EngineClient:
             return b""
         return reply.content if reply.status_code == 200 else b""
 
-    async def wait_healthy(self) -> None:
-        """Wait until the engine answers that it is well."""
+    async def wait_healthy(self, news: asyncio.Event | None = None) -> None:
+        """Wait until the engine answers that it is well; it is asked again soon after ``news``."""
+        news = news or asyncio.Event()
         pause_s = _POLL_FIRST_S
         while not await self.is_healthy():
-            await asyncio.sleep(pause_s)
-            pause_s = min(_POLL_LAST_S, pause_s * 1.5)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await news.wait()
+            except TimeoutError:
+                pause_s = min(_POLL_LAST_S, pause_s * 1.5)
+            else:
+                news.clear()
+                pause_s = _POLL_FIRST_S
+                await asyncio.sleep(_AFTER_NEWS_S)
 
     async def info(self) -> EngineInfo:
         """Return what the engine says of itself; one that is not ours says little.

@@ -10,6 +10,9 @@ from gateway.model_settings import VariantSettings
 BACKEND = "embedded"
 HOST = "127.0.0.1"
 
+TOLD_LATER = Path("-")
+"""In the place of a directory: the engine reads it from its standard input."""
+
 OVERHEAD_BYTES = 480 * 1024 * 1024
 """What an engine holds beside weights and cache: Python, PyTorch and the buffers of a step."""
 

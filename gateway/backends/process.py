@@ -10,6 +10,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.backends.pulse import HealthPulse, Pulse
@@ -57,6 +58,8 @@ class ChildProcess:
         self._is_killed = False
         self.last_heard = time.monotonic()
         """When it last wrote a line, or started."""
+        self.has_spoken = asyncio.Event()
+        """Set by each line; for one who waits for the next to clear."""
         self._readers = [
             asyncio.ensure_future(_read_lines(process.stdout, self._hear)),
             asyncio.ensure_future(_read_lines(process.stderr, self._log)),
@@ -72,10 +75,12 @@ class ChildProcess:
         death_signal: signal.Signals = signal.SIGKILL,
         environment: Mapping[str, str] | None = None,
         niceness: int = 0,
+        is_told: bool = False,
     ) -> "ChildProcess":
         """Start ``command``, with ``environment`` added to ours.
 
-        ``niceness`` is how far it stands back for other processes.
+        ``niceness`` is how far it stands back for other processes, ``is_told`` whether
+        :meth:`tell` will be called.
 
         Raises:
             ChildFailed: it cannot be started.
@@ -83,7 +88,7 @@ class ChildProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=PIPE if is_told else asyncio.subprocess.DEVNULL,
                 stdout=PIPE,
                 stderr=PIPE,
                 start_new_session=True,
@@ -103,6 +108,18 @@ class ChildProcess:
     def last_words(self) -> str:
         """Return the last line of its log."""
         return self._tail[-1] if self._tail else "it wrote no log"
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the process is gone."""
+        return self._process.returncode is not None
+
+    def tell(self, line: str) -> None:
+        """Write one line to its standard input, and end that; one that has ended hears nothing."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.close()
+        self.last_heard = time.monotonic()
 
     async def wait(self) -> int:
         """Wait until it has ended and its output is read; return the exit code."""
@@ -133,18 +150,25 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _hear(self, line: str) -> None:
-        self.last_heard = time.monotonic()
+        self._note()
         self._on_stdout(line)
 
     def _log(self, line: str) -> None:
-        self.last_heard = time.monotonic()
+        self._note()
         if line.strip():
             self._tail.append(line.strip())
         self._on_stderr(line)
 
+    def _note(self) -> None:
+        self.last_heard = time.monotonic()
+        self.has_spoken.set()
+
 
 class EngineProcess:
-    """An engine that is a child process; ready once :meth:`start` has returned."""
+    """An engine that is a child process; ready once :meth:`start` has returned.
+
+    One that is begun before it is known what it serves is ready after :meth:`serve`.
+    """
 
     def __init__(
         self,
@@ -179,6 +203,42 @@ class EngineProcess:
         Raises:
             ChildFailed: it ended or stayed silent; its last words are in the message.
         """
+        engine = await cls._begin(
+            command,
+            client,
+            backend=backend,
+            environment=environment,
+            pulse=pulse,
+            log=log,
+            niceness=niceness,
+        )
+        await engine._settle(timeout_s)
+        return engine
+
+    @classmethod
+    async def begin(
+        cls, command: Sequence[str], client: EngineClient, *, backend: str, niceness: int
+    ) -> "EngineProcess":
+        """Start an engine that is to be told on its standard input what it serves.
+
+        Raises:
+            ChildFailed: it cannot be started.
+        """
+        return await cls._begin(command, client, backend=backend, niceness=niceness, is_told=True)
+
+    @classmethod
+    async def _begin(
+        cls,
+        command: Sequence[str],
+        client: EngineClient,
+        *,
+        backend: str,
+        environment: Mapping[str, str] | None = None,
+        pulse: Pulse | None = None,
+        log: EngineLog | None = None,
+        niceness: int,
+        is_told: bool = False,
+    ) -> "EngineProcess":
         forward = _forward_to_log(client.served_name, log)
         child = await ChildProcess.start(
             command,
@@ -186,21 +246,28 @@ class EngineProcess:
             on_stderr=forward,
             environment=environment,
             niceness=niceness,
+            is_told=is_told,
         )
-        engine = cls(child, client, backend=backend, pulse=pulse or HealthPulse(client), log=log)
-        try:
-            await engine._become_ready(timeout_s)
-            if log is not None:
-                log.settle()
-        except BaseException:
-            await engine.stop(0)
-            raise
-        return engine
+        return cls(child, client, backend=backend, pulse=pulse or HealthPulse(client), log=log)
+
+    async def serve(self, directory: Path, timeout_s: float) -> None:
+        """Tell an engine that was begun what it serves, and wait until it is well.
+
+        Raises:
+            ChildFailed: it ended or stayed silent; its last words are in the message.
+        """
+        self._child.tell(str(directory))
+        await self._settle(timeout_s)
 
     @property
     def pid(self) -> int:
         """Return the engine's process id."""
         return self._child.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether its process is gone."""
+        return self._child.has_ended
 
     @property
     def last_words(self) -> str:
@@ -228,9 +295,18 @@ class EngineProcess:
         await self._child.stop(grace_s)
         await self.client.aclose()
 
+    async def _settle(self, timeout_s: float) -> None:
+        try:
+            await self._become_ready(timeout_s)
+            if self._log is not None:
+                self._log.settle()
+        except BaseException:
+            await self.stop(0)
+            raise
+
     async def _become_ready(self, timeout_s: float) -> None:
         ended = asyncio.ensure_future(self.wait())
-        healthy = asyncio.ensure_future(self.client.wait_healthy())
+        healthy = asyncio.ensure_future(self.client.wait_healthy(self._child.has_spoken))
         done: set[asyncio.Future[Any]] = set()
         try:
             # What writes makes progress: a large model may take longer than any fixed time.

@@ -3,7 +3,6 @@
 import argparse
 
 from gateway.cli.jobs import run_job, source
-from gateway.cli.ledger_tables import run_from_ledger
 from gateway.comparisons.command import CompareCommand
 from gateway.errors import SettingsError
 from gateway.terminal import Terminal
@@ -12,6 +11,8 @@ from gateway.terminal import Terminal
 def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
     """Measure recipes against the full model, or show what live requests said."""
     if options.from_ledger is not None:
+        from gateway.cli.ledger_tables import run_from_ledger
+
         return run_from_ledger(options, terminal)
     if options.hours is not None:
         raise SettingsError("--hours needs --from-ledger: it bounds what is read of that file")

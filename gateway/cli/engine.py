@@ -15,8 +15,8 @@ from gateway.cli.jobs import run_until_signal
 from gateway.cli.serving import model_fields
 from gateway.errors import LoadRefused
 from gateway.launch import prepare
+from gateway.listening import warn_if_open
 from gateway.prepared import Prepared, num_weights, told_of
-from gateway.serve import warn_if_open
 from gateway.settings import load_settings
 from gateway.specs import VariantSpec, default_alias, make_specs
 from gateway.terminal import Terminal

@@ -17,7 +17,7 @@ from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
 from gateway.cli.serving import run_serve
 from gateway.model_settings import EngineKind
-from gateway.shadow.rules import default_ledger_path
+from gateway.shadow_settings import default_ledger_path
 
 _URL = "http://127.0.0.1:8000"
 _DESCRIPTION = "Serve models made small behind the OpenAI API, and prove that they still behave."

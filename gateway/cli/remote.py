@@ -10,7 +10,6 @@ import httpx
 import orjson
 
 from gateway.errors import ApiError, RemoteFailed
-from gateway.streaming import FrameSplitter
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 600.0
@@ -74,6 +73,9 @@ class Answer:
         self.num_events += 1
 
     def _events(self) -> Iterator[dict[str, Any]]:
+        # What the gateway streams with takes a while to import, and most commands stream nothing.
+        from gateway.streaming import FrameSplitter
+
         splitter = FrameSplitter()
         try:
             for chunk in self.response.iter_bytes():

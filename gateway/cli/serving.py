@@ -1,14 +1,16 @@
 """``narrowgate serve``."""
 
 import argparse
+import gc
 from typing import Any
 
 import uvloop
 
+from gateway.collector import collector_paused
 from gateway.errors import SettingsError
+from gateway.launch import Launcher
 from gateway.model_settings import ModelSettings
-from gateway.serve import serve
-from gateway.settings import load_settings
+from gateway.settings import Settings, load_settings
 from gateway.specs import default_alias
 from gateway.terminal import Terminal
 
@@ -27,7 +29,21 @@ def run_serve(options: argparse.Namespace, terminal: Terminal) -> int:
         )
     settings = load_settings(options.config, flags)
     terminal.log_as(settings.log_format, settings.log_level, shows_prompts=settings.log_prompts)
-    return uvloop.run(serve(settings, terminal))
+    return uvloop.run(_serve(settings, terminal))
+
+
+async def _serve(settings: Settings, terminal: Terminal) -> int:
+    launcher = Launcher(settings, terminal.on_progress)
+    try:
+        await launcher.begin()
+        # The larger part of the gateway is imported while that engine imports what it needs.
+        with collector_paused():
+            from gateway.serve import serve
+
+            gc.freeze()  # modules stay; the walk through the heap at readiness need not see them
+        return await serve(settings, terminal, launch=launcher)
+    finally:
+        await launcher.close()
 
 
 def model_fields(options: argparse.Namespace) -> dict[str, Any]:

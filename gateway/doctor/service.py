@@ -10,7 +10,7 @@ import httpx
 
 from gateway.doctor.finding import Finding
 from gateway.errors import PortInUse, SettingsError
-from gateway.serve import listen
+from gateway.listening import listen
 from gateway.settings import Settings, load_settings
 from gateway.specs import make_specs
 from gateway.telemetry import is_wanted

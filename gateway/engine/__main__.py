@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression.errors import CompressionError
+from gateway.collector import collector_paused
 from gateway.engine.lifeline import end_with_parent
 from gateway.errors import PortInUse, StartupError
 from gateway.telemetry import is_wanted
 
 if TYPE_CHECKING:
     from gateway.engine.sequence import SpanSink
+    from gateway.engine.service import EngineService
+    from gateway.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger("gateway.engine")
+
+ON_STANDARD_INPUT = Path("-")
 
 
 def main(arguments: Items[str] | None = None) -> int:
@@ -44,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway.engine", description="Serve one model over the OpenAI API."
     )
-    parser.add_argument("--model", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="directory of the checkpoint; -: its libraries are loaded first, then standard input "
+        "tells it in one line, or ends and so does the engine",
+    )
     parser.add_argument("--served-model-name", required=True, help="the name clients send")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
@@ -98,13 +109,38 @@ def _serve(options: argparse.Namespace) -> int:
     listener = _bind(options.host, options.port)
     started = time.monotonic()
 
-    # 2. Load torch only now: it takes seconds.
-    from gateway.engine.runner import load_runner
-    from gateway.engine.tokenizer import load_tokenizer
+    # 2. Load everything. It stays, so the collector need not walk it, neither now nor later.
+    with collector_paused():
+        # Load torch only now: it takes seconds.
+        import gateway.engine.runner  # noqa: F401
 
-    # 3. Load the tokenizer while the weights load.
+        if options.model == ON_STANDARD_INPUT:
+            told = sys.stdin.readline().removesuffix("\n")
+            if not told:
+                return 0
+            options.model = Path(told)
+        service = _load(options)
+        gc.freeze()
+
+    # 3. Serve.
+    import uvloop
+
+    from gateway.engine.server import serve
+
+    host, port = listener.getsockname()[:2]
+    seconds = time.monotonic() - started
+    logger.info("serving %s on %s:%d after %.1f s", options.served_model_name, host, port, seconds)
+    uvloop.run(serve(service, listener))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> "EngineService":
+    # 1. Load the weights, and beside them whatever else takes time: their packing leaves
+    # Python's interpreter free.
+    from gateway.engine.runner import load_runner
+
     with ThreadPoolExecutor(1) as pool:
-        tokenizer_to_come = pool.submit(load_tokenizer, options.model)
+        tokenizer_to_come = pool.submit(_load_beside, options)
         runner = load_runner(
             options.model,
             threads=options.threads,
@@ -113,16 +149,13 @@ def _serve(options: argparse.Namespace) -> int:
         )
         tokenizer = tokenizer_to_come.result()
 
-    # 4. Put the parts together. What is loaded now stays: the collector need not walk it again.
-    import uvloop
-
+    # 2. Put the parts together.
     from compression.manifest import read_manifest
     from gateway.engine.kv_memory import fit, free_bytes, page_sizes
     from gateway.engine.loop import EngineLoop
     from gateway.engine.metrics import EngineMetrics
     from gateway.engine.pages import PAGE_TOKENS
     from gateway.engine.scheduler import MAX_NUM_SEQUENCES, TOKEN_BUDGET, Scheduler
-    from gateway.engine.server import serve
     from gateway.engine.service import EngineService, describe
     from gateway.prepared import told_of
 
@@ -141,7 +174,7 @@ def _serve(options: argparse.Namespace) -> int:
     row_bytes = options.row_memory_bytes or 0
     if (manifest := read_manifest(options.model)) is not None:
         description |= told_of(manifest.model_dump(mode="json"), rounds_at_load=True)
-    service = EngineService(
+    return EngineService(
         description=description
         | {"kv_tokens": sizes.total * PAGE_TOKENS, "row_memory_bytes": row_bytes},
         loop=EngineLoop(runner, scheduler, metrics),
@@ -150,15 +183,20 @@ def _serve(options: argparse.Namespace) -> int:
         row_bytes=row_bytes,
         fetches_rows=options.fetches_rows,
     )
-    gc.collect()
-    gc.freeze()
 
-    # 5. Serve.
-    host, port = listener.getsockname()[:2]
-    seconds = time.monotonic() - started
-    logger.info("serving %s on %s:%d after %.1f s", options.served_model_name, host, port, seconds)
-    uvloop.run(serve(service, listener))
-    return 0
+
+def _load_beside(options: argparse.Namespace) -> "Tokenizer":
+    """Import what serving takes and return the tokenizer."""
+    import uvloop  # noqa: F401
+
+    import gateway.engine.server
+    from gateway.engine.tokenizer import load_tokenizer
+
+    if options.fetches_rows:
+        # Its import would hold up the first score, and all answers with it.
+        import gateway.upstream  # noqa: F401
+
+    return load_tokenizer(options.model)
 
 
 def _open_spans(endpoint: str | None, *, model: str) -> "SpanSink | None":

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 
 from gateway.engine.constraint import Constraint
 from gateway.engine.tokenizer import Tokenizer
@@ -96,7 +95,7 @@ class GrammarCompiler:
         # Made at first use: it takes about a second for a large vocabulary.
         size = max(self.vocab_size, self.tokenizer.num_ids)
         eos_ids = sorted(self.tokenizer.eos_ids)
-        return from_tokenizer(self.tokenizer.backend, n_vocab=size, eos_token=eos_ids)
+        return LLTokenizer(self.tokenizer.to_json(), n_vocab=size, eos_token=eos_ids)
 
 
 def _unsupported(grammar: Grammar, message: str) -> UnsupportedSchema:

@@ -5,13 +5,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from gateway.engine.scheduler import SMALL_CHUNK
 from gateway.errors import ApiError, InvalidRequest
 from gateway.score import LOOPBACK, ROWS_GONE, RowsAt
-from gateway.upstream import EngineClient
+
+if TYPE_CHECKING:
+    from gateway.upstream import EngineClient
 
 ROWS_AT_ONCE = 32
 """Of one fetch; smaller than a step's, so that neither engine copies many megabytes in one go."""
@@ -76,6 +79,9 @@ class RowFeed:
         Raises:
             RowsGone: they are not there, or do not come in time.
         """
+        # Few engines fetch rows, and the HTTP client takes a tenth of a second to import.
+        from gateway.upstream import EngineClient
+
         self._events = asyncio.get_running_loop()
         address = f"http://{LOOPBACK}:{self._where.port}"
         client = EngineClient(address, served_name="", read_timeout_s=_TIMEOUT_S)
@@ -89,7 +95,7 @@ class RowFeed:
         finally:
             await client.aclose()
 
-    async def _fetch(self, client: EngineClient, start: int, stop: int) -> None:
+    async def _fetch(self, client: "EngineClient", start: int, stop: int) -> None:
         where, begun = self._where, time.monotonic()
         try:
             async with asyncio.timeout(self._left_s):

@@ -5,17 +5,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as RustTokenizer
+
 from compression.errors import CorruptCheckpoint
 from gateway.engine.detokenizer import Vocabulary, from_byte_level, from_word_pieces
+from gateway.engine.plain_tokenizer import PlainTokenizer, read_plain_tokenizer
 from gateway.engine.tool_markup import CALL_END, CALL_START
 
 
 class Tokenizer:
-    """A fast tokenizer of transformers, reduced to what serving needs."""
+    """A fast tokenizer, ours or that of transformers, reduced to what serving needs."""
 
-    def __init__(self, backend: Any, *, eos_ids: frozenset[int], source: Path) -> None:
+    def __init__(
+        self, backend: PlainTokenizer | Any, *, eos_ids: frozenset[int], source: Path
+    ) -> None:
         self.backend = backend
-        self._fast = backend.backend_tokenizer
+        self._fast: RustTokenizer = backend.backend_tokenizer
         self.eos_ids = eos_ids
         self.vocabulary = _make_vocabulary(backend, source)
         vocab = backend.get_vocab()
@@ -56,6 +61,8 @@ class Tokenizer:
         Raises:
             jinja2.TemplateError: the template refuses the messages.
         """
+        if isinstance(self.backend, PlainTokenizer):
+            return self.backend.render(messages, tools, add_generation_prompt=add_generation_prompt)
         text: str = self.backend.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
@@ -77,6 +84,15 @@ class Tokenizer:
         """Return the vocabulary's own spelling of each id."""
         return [self._fast.id_to_token(token_id) or "" for token_id in ids]
 
+    def to_json(self) -> str:
+        """Return the whole tokenizer as ``tokenizer.json`` has it, without limits on length."""
+        fast = self._fast
+        if fast.truncation is not None or fast.padding is not None:
+            fast = RustTokenizer.from_str(fast.to_str())
+            fast.no_truncation()
+            fast.no_padding()
+        return fast.to_str()
+
     @property
     def _templates(self) -> str:
         template = self.backend.chat_template or ""
@@ -89,7 +105,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         CorruptCheckpoint: files are missing, damaged, or of a kind that cannot be served.
     """
-    backend = load_backend(directory)
+    backend = read_plain_tokenizer(directory) or load_backend(directory)
     return Tokenizer(backend, eos_ids=_eos_ids(directory, backend), source=directory)
 
 
@@ -99,8 +115,8 @@ def load_backend(directory: Path) -> Any:
     Raises:
         CorruptCheckpoint: files are missing or damaged.
     """
-    # Imported here, because it takes a second. Not AutoTokenizer: finding the class takes two more
-    # seconds, and a tokenizer.json says everything itself.
+    # Imported here, because it takes a second and is seldom needed. Not AutoTokenizer: finding the
+    # class takes two more seconds, and a tokenizer.json says everything itself.
     from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer.json").is_file():
@@ -130,10 +146,11 @@ def _eos_ids(directory: Path, backend: Any) -> frozenset[int]:
 
 def _make_vocabulary(backend: Any, source: Path) -> Vocabulary:
     """Read from the tokenizer's own decoder how its pieces become bytes."""
-    description = json.dumps(json.loads(backend.backend_tokenizer.to_str()).get("decoder"))
-    if '"ByteLevel"' in description:
+    decoder = backend.backend_tokenizer.decoder
+    description = b"" if decoder is None else decoder.__getstate__()
+    if b'"ByteLevel"' in description:
         decode = from_byte_level
-    elif '"ByteFallback"' in description or '"Metaspace"' in description:
+    elif b'"ByteFallback"' in description or b'"Metaspace"' in description:
         decode = from_word_pieces
     else:
         raise CorruptCheckpoint(

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from compression.paths import cache_home
 from gateway.shadow.ladder_rules import LadderRules
 from gateway.shadow.ledger import LedgerRules
 from gateway.shadow.monitor import MonitorRules
 from gateway.shadow.slices import OwnSlices, all_slices, require_slices
 from gateway.shadow.tolerance import FalseAlarmBudget, ToleranceRules
-from gateway.shadow_settings import LedgerSettings, ShadowSettings
+from gateway.shadow_settings import LedgerSettings, ShadowSettings, default_ledger_path
 
 _SECONDS_A_DAY = 86_400.0
 _SCORES_EXPECTED = 10
@@ -87,8 +86,3 @@ def ledger_path(settings: LedgerSettings, port: int) -> Path | None:
     if settings.path == "off":
         return None
     return settings.path or default_ledger_path(port)
-
-
-def default_ledger_path(port: int) -> Path:
-    """Return the file of a service that named none; services beside each other share nothing."""
-    return cache_home() / f"ledger-{port}.sqlite"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +59,10 @@ def engine(
 ) -> Iterator[RunningEngine]:
     """Return an engine around a real decoder whose template knows tools."""
     runner: Any = load_runner(tiny_llama_dir, threads=1, max_model_len=None)
-    tokenizer = load_tokenizer(tiny_llama_dir)
-    tokenizer.backend.chat_template = TOOL_TEMPLATE
-    with running_engine(runner, tokenizer) as engine:
+    directory = tmp_path_factory.mktemp("with-tools") / "checkpoint"
+    shutil.copytree(tiny_llama_dir, directory)
+    (directory / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    with running_engine(runner, load_tokenizer(directory)) as engine:
         yield engine
 
 

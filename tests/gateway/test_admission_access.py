@@ -15,8 +15,8 @@ from gateway.admission.door import Door
 from gateway.admission.keys import KeyRing
 from gateway.api_key import ApiKey
 from gateway.errors import AdminOnly, HostNotAllowed, InvalidApiKey
+from gateway.listening import warn_if_open
 from gateway.registry import Metrics
-from gateway.serve import warn_if_open
 from gateway.settings import load_settings
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 

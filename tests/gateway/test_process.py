@@ -258,6 +258,28 @@ def test_engine_that_does_not_start(code: str, message: str) -> None:
         asyncio.run(run())
 
 
+def test_an_engine_that_speaks_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in its log ends the pause between two questions whether it is well."""
+    monkeypatch.setattr("gateway.upstream._POLL_FIRST_S", 60)
+    port = embedded.free_port()
+    code = (
+        "import http.server, sys, time\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers()\n"
+        f"server = http.server.HTTPServer(('127.0.0.1', {port}), Handler)\n"
+        "time.sleep(0.3); print('serving', flush=True); server.serve_forever()"
+    )
+
+    async def run() -> None:
+        client = EngineClient(f"http://127.0.0.1:{port}", served_name="m@v", read_timeout_s=1)
+        command = [sys.executable, "-c", code]
+        async with asyncio.timeout(10):
+            engine = await EngineProcess.start(command, client, backend="fake", timeout_s=20)
+        await engine.stop(0)
+
+    asyncio.run(run())
+
+
 def test_command_line_of_the_embedded_engine() -> None:
     """Every setting of a model reaches its engine; what is not set is left out."""
     words = embedded.command(

@@ -23,6 +23,13 @@ def test_serving_side_never_loads_torch(module: str) -> None:
     assert not imported_by(f"import {module}") & set(HEAVY)
 
 
+def test_the_engine_does_without_transformers() -> None:
+    """Importing the engine's server and its grammars leaves out a library that takes a second."""
+    statement = "import gateway.engine.server, gateway.engine.runner, gateway.engine.tokenizer"
+
+    assert not imported_by(statement) & {"transformers", "bitsandbytes", "matplotlib"}
+
+
 def test_package_itself_is_free() -> None:
     """`import compression` loads nothing: others probe the name for the standard library's."""
     assert imported_by("import compression") - imported_by("pass") <= {"compression"}

@@ -1,5 +1,6 @@
 """From an open checkpoint or artifact to a model that transformers' modelling runs."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,8 @@ def load_general(checkpoint: Checkpoint, wanted: int) -> GeneralDecoder:
     pin_longrope(model, max_tokens)
     decoder = GeneralDecoder(blueprint.shape, model, decoder_of(model), max_tokens)
     _require_runs(decoder)
+    # What this leaves can hold weights in cycles, and nobody else looks while a process starts.
+    gc.collect()
     return decoder
 
 
