@@ -19,10 +19,12 @@ from compression.kernels.attention_tiles import (
 from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.exponential import exponential
 from compression.kernels.kv import recall
-from compression.kernels.memory import floats
+from compression.kernels.memory import floats, prefetch
 
 POSITIONS = 64
 """Keys and values that are looked at in one go."""
+_LINE = 64
+"""Bytes of a cache line."""
 _NOTHING = np.float32(-1e30)
 """Below every score; finite, so that differences stay numbers."""
 
@@ -135,14 +137,14 @@ SUMS = (_sum_plain, _sum_int8, _sum_int4, _sum_decoded)
 @compiled
 def attend(
     queries, query_stride, rows, per_head, size, position, window, start, stop,
-    key, value, head, layout, functions, out, out_stride, scratch,
+    key, value, head, asks, layout, functions, out, out_stride, scratch,
 ):  # fmt: skip
     """Attend from ``rows`` queries of each of ``per_head`` query heads to positions ``start…stop``.
 
     The first row is at ``position``, the next one after it; a row sees positions up to its own, the
     last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
     values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and
-    decoded. ``out`` gets for each row and head its sum of values, its largest score and its sum of
+    decoded. A single row asks for that many heads ahead, its own the first. ``out`` gets for each row and head its sum of values, its largest score and its sum of
     weights: to be merged with those of other positions.
     """
     num = rows * per_head
@@ -163,6 +165,9 @@ def attend(
             call(functions[2],
                  (own, num, size, scratch, 4 * size, 0, 0, size, count, weights))  # fmt: skip
         else:
+            if asks:
+                _ask_for(keys, layout[1], asks * layout[2], count)
+                _ask_for(values, layout[7], asks * layout[8], count)
             call(functions[0],
                  (own, num, size, keys, layout[1], key_scales, layout[3] * 2 * layout[4],
                   size // max(1, layout[5]), count, weights))  # fmt: skip
@@ -171,7 +176,7 @@ def attend(
             seen = min(count, position + row + 1 - block)
             hidden = max(0, position + row - window + 1 - block) if window else 0
             result = floats(results + 4 * each * (size + 2), size + 2)
-            _weigh(floats(weights + 4 * each * POSITIONS, count), hidden, seen, size, result)
+            _weigh(floats(weights + 4 * each * POSITIONS, POSITIONS), hidden, seen, size, result)
         if rows > 1:
             call(functions[3],
                  (weights, num, size, scratch + 4 * POSITIONS * size, 4 * size, 0, 0, size, count,
@@ -186,6 +191,14 @@ def attend(
         target = floats(out + row * out_stride, per_head * (size + 2))
         for index in range(per_head * (size + 2)):
             target[index] = source[index]
+
+
+@compiled
+def _ask_for(place, stride, size, count):
+    """Ask for the heads of some tokens, which lie too far apart for the processor to foresee."""
+    for token in range(count):
+        for line in range(0, size, _LINE):
+            prefetch(place + token * stride + line)
 
 
 @compiled
@@ -215,9 +228,20 @@ def _decode(layout, half, place, scales, count, size, out):
 
 @compiled
 def _weigh(weights, hidden, seen, size, result):
-    """Turn one query's scores into weights, 0 where it sees nothing, and keep their sum."""
+    """Turn one query's :data:`POSITIONS` scores into weights, and keep their sum.
+
+    What it does not see, or is beyond the last key, weighs nothing.
+    """
+    if seen <= hidden:
+        for index in range(POSITIONS):
+            weights[index] = 0.0
+        return
+    for index in range(min(hidden, POSITIONS)):
+        weights[index] = _NOTHING
+    for index in range(max(0, seen), POSITIONS):
+        weights[index] = _NOTHING
     largest = result[size]
-    for index in range(hidden, seen):
+    for index in range(POSITIONS):
         largest = max(largest, weights[index])
     if largest != result[size]:
         factor = exponential(result[size] - largest)
@@ -226,11 +250,9 @@ def _weigh(weights, hidden, seen, size, result):
         result[size + 1] *= factor
         result[size] = largest
     total = np.float32(0.0)
-    for index in range(weights.size):
-        sees = hidden <= index < seen
-        weight = exponential(weights[index] - largest) if sees else np.float32(0.0)
-        weights[index] = weight
-        total += weight
+    for index in range(POSITIONS):
+        weights[index] = exponential(weights[index] - largest)
+        total += weights[index]
     result[size + 1] += total
 
 

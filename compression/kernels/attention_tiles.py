@@ -18,8 +18,13 @@ PLAIN, INT8, INT4, DECODED = range(4)
 """How keys or values are held; the last is float32, already decoded."""
 _WIDTH = 8
 """Channels of a vector; the size of a head is a multiple, for int4 of twice as many."""
-_VECTORS = 4
-"""Vectors of channels whose sums stay in registers."""
+_MOST_QUERIES = 4
+"""Queries of a tile; their sums and those of as many keys or channels fit the registers."""
+
+
+def _together(queries: int) -> int:
+    """Return how many keys, or vectors of channels, are taken together with so many queries."""
+    return 2 if queries == _MOST_QUERIES else 4
 
 
 class _Kept:
@@ -96,24 +101,48 @@ def score_tile(kind: int, queries: int) -> Any:
             query, size, keys, stride, scales, scale_stride, group, count, out, pitch = arguments
             code = Code(builder)
             kept = _Kept(code, kind, size, group)
-            sums = _accumulators(builder, queries)
-            with _loop(builder, count) as token:
-                place = code.at(keys, builder.mul(stride, token))
-                scale = code.at(scales, builder.mul(scale_stride, token))
-                for each in sums:
-                    builder.store(ZERO_FLOATS, each)
+            sums = [_accumulators(builder, _together(queries)) for _ in range(queries)]
+
+            def score(token: Any, num: int) -> None:
+                """Write the scores of some keys from ``token`` on."""
+                tokens = [builder.add(token, long(index)) for index in range(num)]
+                places = [code.at(keys, builder.mul(stride, each)) for each in tokens]
+                factors = [code.at(scales, builder.mul(scale_stride, each)) for each in tokens]
+                for row in sums:
+                    for held in row[:num]:
+                        builder.store(ZERO_FLOATS, held)
                 with _loop(builder, size, _WIDTH) as channel:
-                    key = kept.vector(place, scale, channel)
-                    for index, each in enumerate(sums):
+                    found = [
+                        kept.vector(place, scale, channel)
+                        for place, scale in zip(places, factors, strict=True)
+                    ]
+                    for index, row in enumerate(sums):
                         at = builder.add(builder.mul(size, long(index)), channel)
                         value = code.load(code.at(query, code.times(at, 4)), FLOATS)
-                        builder.store(code.fma(value, key, builder.load(each)), each)
-                factor = kept.factor(scale)
-                for index, each in enumerate(sums):
-                    total = code.total(builder.load(each))
-                    score = total if factor is None else builder.fmul(total, factor)
+                        for key, held in zip(found, row, strict=False):
+                            builder.store(code.fma(value, key, builder.load(held)), held)
+                scale = [kept.factor(each) for each in factors]
+                held = [[builder.load(each) for each in row[:num]] for row in sums]
+                if queries == _MOST_QUERIES:
+                    across = [code.totals([row[at] for row in held]) for at in range(num)]
+                    results = [[column[index] for column in across] for index in range(queries)]
+                else:
+                    results = [code.totals(row) for row in held]
+                for index, row in enumerate(results):
                     at = builder.add(builder.mul(pitch, long(index)), token)
-                    code.store(score, code.at(out, code.times(at, 4)))
+                    place = code.at(out, code.times(at, 4))
+                    for offset, total in enumerate(row):
+                        factor = scale[offset]
+                        result = total if factor is None else builder.fmul(total, factor)
+                        code.store(result, code.at(place, long(4 * offset)))
+
+            step = _together(queries)
+            blocks = builder.udiv(count, long(step))
+            with _loop(builder, blocks) as block:
+                score(code.times(block, step), step)
+            first = code.times(blocks, step)
+            with _loop(builder, builder.sub(count, first)) as rest:
+                score(builder.add(first, rest), 1)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), generate
@@ -168,12 +197,13 @@ def value_tile(kind: int, queries: int) -> Any:
                             builder.store(code.fma(many, vector, builder.load(held)), held)
                 _each(sums, places, lambda held, at: code.store(builder.load(held), at, align=4))
 
-            wide = [_accumulators(builder, _VECTORS) for _ in range(queries)]
+            wide = [_accumulators(builder, _together(queries)) for _ in range(queries)]
             narrow = [row[:1] for row in wide]
-            blocks = builder.udiv(size, long(_WIDTH * _VECTORS))
+            step = _WIDTH * _together(queries)
+            blocks = builder.udiv(size, long(step))
             with _loop(builder, blocks) as block:
-                add(code.times(block, _WIDTH * _VECTORS), wide)
-            first = code.times(blocks, _WIDTH * _VECTORS)
+                add(code.times(block, step), wide)
+            first = code.times(blocks, step)
             with _loop(builder, builder.sub(size, first), _WIDTH) as channel:
                 add(builder.add(first, channel), narrow)
             return context.get_dummy_value()

@@ -42,6 +42,15 @@ class Code:
         loaded.align = 1
         return loaded
 
+    def prefetch(self, address: Any) -> None:
+        """Ask for the cache line at an address, which may be beyond all memory."""
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        name = "llvm.prefetch.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        place = self.builder.inttoptr(address, I8.as_pointer())
+        read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        self.builder.call(function, [place, read, keep, data])
+
     def store(self, value: Any, address: Any, align: int = 4) -> None:
         place = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, place, align=align)
@@ -79,9 +88,37 @@ class Code:
         return self.builder.call(function, [left, right, more])
 
     def total(self, vector: Any) -> Any:
-        """Return the sum of eight numbers as a float32; the eight fit 32 bits, their sum may not."""
+        """Return the sum of eight numbers, a float32; the eight fit 32 bits, their sum may not."""
         floats = self.builder.sitofp(vector, FLOATS) if vector.type == INTS else vector
         kind, name = ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v8f32"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         start = ir.Constant(F32, 0.0)
         return self.builder.call(function, [start, floats], fastmath=("reassoc",))
+
+    def totals(self, vectors: list[Any]) -> list[Any]:
+        """Return the sums of eight numbers each of one or of four vectors."""
+        if len(vectors) != 4:
+            return [self.total(vector) for vector in vectors]
+        pairs = [self._neighbours(*vectors[:2]), self._neighbours(*vectors[2:])]
+        halves = self._neighbours(*pairs)
+        empty = ir.Constant(FLOATS, ir.Undefined)
+        low, high = (
+            self.builder.shuffle_vector(
+                halves, empty, ir.Constant(ir.VectorType(I32, 4), list(range(start, start + 4)))
+            )
+            for start in (0, 4)
+        )
+        four = self.builder.fadd(low, high)
+        return [self.builder.extract_element(four, ir.Constant(I32, at)) for at in range(4)]
+
+    def _neighbours(self, left: Any, right: Any) -> Any:
+        """Return sums of neighbours, lane by lane of 128 bits as haddps has them."""
+        even, odd = (
+            self.builder.shuffle_vector(
+                left,
+                right,
+                ir.Constant(INTS, [start + at for at in (0, 2, 8, 10, 4, 6, 12, 14)]),
+            )
+            for start in (0, 1)
+        )
+        return self.builder.fadd(even, odd)

@@ -51,9 +51,10 @@ ROW_FIELDS = 5
 """A row of inputs: table of its cache, position, address of its turns, slot of its first result,
 how many results."""
 ROW_CACHE, ROW_POSITION, ROW_TURNS, ROW_SLOT, ROW_SLOTS = range(5)
-TASK_FIELDS = 6
-TASK_ROW, TASK_COUNT, TASK_HEAD, TASK_START, TASK_STOP, TASK_SLOT = range(6)
-"""A task of attention: first row, rows, key head, positions, which slot of each row it fills."""
+TASK_FIELDS = 7
+TASK_ROW, TASK_COUNT, TASK_HEAD, TASK_HEADS, TASK_START, TASK_STOP, TASK_SLOT = range(7)
+"""A task of attention: first row, rows, first key head, key heads, positions, which slot of each
+row it fills."""
 CACHE_FIELDS = 4
 """Addresses of a layer's keys, their scales, its values, their scales."""
 LAYOUT_FIELDS = 12
@@ -264,17 +265,18 @@ def _attend(o, task, row_table, scratch):
     per_head = heads // o[KV_HEADS]
     known = longs(row_table + 8 * ROW_FIELDS * task[TASK_ROW], ROW_FIELDS)
     cache = longs(known[ROW_CACHE] + 8 * CACHE_FIELDS * o[LAYER], CACHE_FIELDS)
-    head = task[TASK_HEAD]
-    query = o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + head * per_head)
     slot = known[ROW_SLOT] + task[TASK_SLOT]
     part = 4 * (size + 2)
-    attend(
-        query, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION], o[WINDOW],
-        task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], head,
-        longs(o[LAYOUT], LAYOUT_FIELDS), o[SCORE_FUNCTIONS:PIECES],
-        o[PARTS] + (slot * heads + head * per_head) * part,
-        known[ROW_SLOTS] * heads * part, scratch,
-    )  # fmt: skip
+    for index in range(task[TASK_HEADS]):
+        head = task[TASK_HEAD] + index
+        attend(
+            o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + head * per_head), 4 * size * heads,
+            task[TASK_COUNT], per_head, size, known[ROW_POSITION], o[WINDOW],
+            task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], head,
+            0 if index else task[TASK_HEADS], longs(o[LAYOUT], LAYOUT_FIELDS),
+            o[SCORE_FUNCTIONS:PIECES], o[PARTS] + (slot * heads + head * per_head) * part,
+            known[ROW_SLOTS] * heads * part, scratch,
+        )  # fmt: skip
 
 
 @compiled

@@ -2,95 +2,100 @@
 
 from typing import Any
 
-import numpy as np
-
 from compression.kernels.compiling import compiled
 from compression.kernels.memory import floats, halves, widen
 from compression.kernels.tiles import bf16_tile, int4_tile, int8_tile
 
 LONGEST = 4096
-"""Columns of int8 whose sum cannot overflow 32 bits."""
+"""Columns of int8 whose sums of eight lanes cannot overflow 32 bits."""
+_BLOCK_BYTES = 20 * 1024
+"""Of inputs that are multiplied with one row after another."""
 
 
-def _blocks(one: Any, one_by_four: Any, two_by_four: Any) -> Any:
-    """Return the loop over tiles of a weight that has no scales of its own."""
+def _blocks(make: Any) -> Any:
+    """Return the loop over tiles of a weight that has no scales of its own.
+
+    Inputs are taken in blocks that stay in a core's first cache while the weight passes by.
+    """
+    one_by_one, one_by_four, two_by_four = make(1, 1), make(1, 4), make(2, 4)
 
     @compiled
     def run(weight, stride, x, x_stride, columns, count, inputs, out):
         """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight."""
-        sums = floats(out, inputs * count)
-        held = np.empty(8, np.float32)
-        place = held.ctypes.data
-        fours = inputs - inputs % 4
-        pairs = count - count % 2
-        for first in range(0, fours, 4):
-            values = x + first * x_stride
+        fours, pairs = inputs - inputs % 4, count - count % 2
+        block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
+        for start in range(0, fours, block):
+            stop = min(fours, start + block)
             for row in range(0, pairs, 2):
-                two_by_four(weight + row * stride, stride, values, x_stride, columns, place)
-                for each in range(4):
-                    sums[(first + each) * count + row] = held[2 * each]
-                    sums[(first + each) * count + row + 1] = held[2 * each + 1]
+                w = weight + row * stride
+                for first in range(start, stop, 4):
+                    place = out + 4 * (first * count + row)
+                    two_by_four(w, stride, x + first * x_stride, x_stride, columns, place, count)
             if pairs < count:
-                one_by_four(weight + pairs * stride, stride, values, x_stride, columns, place)
-                for each in range(4):
-                    sums[(first + each) * count + pairs] = held[each]
+                w = weight + pairs * stride
+                for first in range(start, stop, 4):
+                    place = out + 4 * (first * count + pairs)
+                    one_by_four(w, stride, x + first * x_stride, x_stride, columns, place, count)
         for each in range(fours, inputs):
             values = x + each * x_stride
             for row in range(count):
-                where = out + 4 * (each * count + row)
-                one(weight + row * stride, stride, values, x_stride, columns, where)
+                place = out + 4 * (each * count + row)
+                one_by_one(weight + row * stride, stride, values, x_stride, columns, place, count)
 
     return run
 
 
-def _grouped_blocks(one: Any, one_by_four: Any, two_by_four: Any) -> Any:
+def _grouped_blocks(group_size: int) -> Any:
     """Return the same loop for int4 groups."""
+    one_by_one, two_by_one = int4_tile(1, 1, group_size), int4_tile(2, 1, group_size)
+    one_by_four, two_by_four = int4_tile(1, 4, group_size), int4_tile(2, 4, group_size)
 
     @compiled
     def run(
         weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
     ):
         """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight."""
-        sums = floats(out, inputs * count)
-        held = np.empty(8, np.float32)
-        place = held.ctypes.data
-        fours = inputs - inputs % 4
-        pairs = count - count % 2
+        fours, pairs = inputs - inputs % 4, count - count % 2
+        block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
         t = 4 * groups
-        for first in range(0, fours, 4):
-            values, sizes = x + first * x_stride, totals + first * t
+        for start in range(0, fours, block):
+            stop = min(fours, start + block)
             for row in range(0, pairs, 2):
-                two_by_four(
-                    weight + row * stride, stride, scales + 2 * row * groups,
-                    zeros + row * groups, groups, values, x_stride, sizes, t, columns, place,
-                )  # fmt: skip
-                for each in range(4):
-                    sums[(first + each) * count + row] = held[2 * each]
-                    sums[(first + each) * count + row + 1] = held[2 * each + 1]
+                w, s, z = weight + row * stride, scales + 2 * row * groups, zeros + row * groups
+                for first in range(start, stop, 4):
+                    two_by_four(
+                        w, stride, s, z, groups, x + first * x_stride, x_stride,
+                        totals + first * t, t, columns, out + 4 * (first * count + row), count,
+                    )  # fmt: skip
             if pairs < count:
-                one_by_four(
-                    weight + pairs * stride, stride, scales + 2 * pairs * groups,
-                    zeros + pairs * groups, groups, values, x_stride, sizes, t, columns, place,
-                )  # fmt: skip
-                for each in range(4):
-                    sums[(first + each) * count + pairs] = held[each]
+                row = pairs
+                w, s, z = weight + row * stride, scales + 2 * row * groups, zeros + row * groups
+                for first in range(start, stop, 4):
+                    one_by_four(
+                        w, stride, s, z, groups, x + first * x_stride, x_stride,
+                        totals + first * t, t, columns, out + 4 * (first * count + row), count,
+                    )  # fmt: skip
         for each in range(fours, inputs):
             values, sizes = x + each * x_stride, totals + each * t
-            for row in range(count):
-                one(
+            for row in range(0, pairs, 2):
+                two_by_one(
                     weight + row * stride, stride, scales + 2 * row * groups,
                     zeros + row * groups, groups, values, x_stride, sizes, t, columns,
-                    out + 4 * (each * count + row),
+                    out + 4 * (each * count + row), count,
+                )  # fmt: skip
+            for row in range(pairs, count):
+                one_by_one(
+                    weight + row * stride, stride, scales + 2 * row * groups,
+                    zeros + row * groups, groups, values, x_stride, sizes, t, columns,
+                    out + 4 * (each * count + row), count,
                 )  # fmt: skip
 
     return run
 
 
-int8_blocks = _blocks(int8_tile(1, 1), int8_tile(1, 4), int8_tile(2, 4))
-bf16_blocks = _blocks(bf16_tile(1, 1), bf16_tile(1, 4), bf16_tile(2, 4))
-int4_blocks_32 = _grouped_blocks(int4_tile(1, 1, 32), int4_tile(1, 4, 32), int4_tile(2, 4, 32))
-int4_blocks_64 = _grouped_blocks(int4_tile(1, 1, 64), int4_tile(1, 4, 64), int4_tile(2, 4, 64))
-int4_blocks_128 = _grouped_blocks(int4_tile(1, 1, 128), int4_tile(1, 4, 128), int4_tile(2, 4, 128))
+int8_blocks, bf16_blocks = _blocks(int8_tile), _blocks(bf16_tile)
+int4_blocks_32, int4_blocks_64 = _grouped_blocks(32), _grouped_blocks(64)
+int4_blocks_128 = _grouped_blocks(128)
 
 
 @compiled

@@ -12,6 +12,8 @@ INT8 = 127.5
 
 _SMALLEST = np.float32(2.0**-110)
 """A step, so that a row of zeros divides by something that has an inverse."""
+_PART = 32
+"""Codes that are summed at a time: the smallest group."""
 _INFINITE = np.int32(0x7F800000)
 """The bits of infinity; numbers that are none lie above."""
 
@@ -58,7 +60,9 @@ def round_row(
     if group_size:
         sums = floats(totals, groups)
         for group in range(groups):
+            sums[group] = 0.0
+        for part in range(padded // _PART):
             total = np.int32(0)
-            for index in range(group * group_size, min(count, (group + 1) * group_size)):
-                total += np.int32(out[index])
-            sums[group] = np.float32(total)
+            for index in range(_PART):
+                total += np.int32(out[part * _PART + index])
+            sums[part * _PART // group_size] += np.float32(total)

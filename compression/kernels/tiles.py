@@ -28,6 +28,10 @@ from compression.kernels.llvm import (
 )
 from compression.schemes import INT4_BLOCK, INT4_GROUPS
 
+_AHEAD_INT8 = 2048
+_AHEAD_INT4 = 1024
+"""Bytes that are asked for before they are read, where one input reads the weight once."""
+
 
 class _Sums:
     """The running sums of a tile, ``rows x inputs``, in registers."""
@@ -48,17 +52,17 @@ class _Sums:
     def put(self, row: int, column: int, value: Any) -> None:
         self._code.builder.store(value, self._held[row][column])
 
-    def write(self, out: Any) -> None:
-        """Store float32 totals, the rows of one input after another."""
-        rows = len(self._held)
+    def write(self, out: Any, pitch: Any) -> None:
+        """Store float32 totals, those of the next input ``pitch`` further on."""
         for row, held in enumerate(self._held):
             for column in range(len(held)):
                 total = self._code.total(self.get(row, column))
-                self._code.store(total, self._code.at(out, long(4 * (column * rows + row))))
+                place = self._code.at(self._code.times(pitch, column), long(row))
+                self._code.store(total, self._code.at(out, self._code.times(place, 4)))
 
 
 def int8_tile(rows: int, inputs: int) -> Any:
-    """Return ``tile(w, w_stride, x, x_stride, columns, out)``: int8 times int16, exact sums.
+    """Return ``tile(w, w_stride, x, x_stride, columns, out, pitch)``: int8 times int16, exact sums.
 
     Strides are bytes. ``columns`` is a multiple of :data:`LANES` and at most 4,096, beyond which
     32 bits could overflow.
@@ -66,14 +70,26 @@ def int8_tile(rows: int, inputs: int) -> Any:
 
     @intrinsic
     def tile(
-        typing_context: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, columns: Any, out: Any
+        typing_context: Any,
+        w: Any,
+        w_stride: Any,
+        x: Any,
+        x_stride: Any,
+        columns: Any,
+        out: Any,
+        pitch: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            w, w_stride, x, x_stride, columns, out = arguments
+            w, w_stride, x, x_stride, columns, out, pitch = arguments
             code = Code(builder)
             sums = _Sums(code, rows, inputs, ZERO_INTS)
             steps = cgutils.for_range_slice(builder, long(0), columns, long(LANES), I64)
             with steps as (column, _):
+                if inputs == 1:
+                    for row in range(rows):
+                        code.prefetch(
+                            code.at(w, code.times(w_stride, row), column, long(_AHEAD_INT8))
+                        )
                 weights = [
                     builder.sext(
                         code.load(code.at(w, code.times(w_stride, row), column), BYTES), SHORTS
@@ -86,10 +102,10 @@ def int8_tile(rows: int, inputs: int) -> Any:
                     for row in range(rows):
                         pairs = code.pair_sums(values, weights[row])
                         sums.put(row, each, builder.add(sums.get(row, each), pairs))
-            sums.write(out)
+            sums.write(out, pitch)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile
 
@@ -97,9 +113,9 @@ def int8_tile(rows: int, inputs: int) -> Any:
 def int4_tile(rows: int, inputs: int, group_size: int) -> Any:
     """Return a tile of int4 groups times int16.
 
-    ``tile(w, w_stride, scales, zeros, groups, x, x_stride, totals, totals_stride, columns, out)``:
-    strides are bytes, ``groups`` the padded scales of a row, ``totals`` the float32 sums of each
-    group of inputs, and ``columns`` a multiple of :data:`INT4_BLOCK` and of the group.
+    ``tile(w, w_stride, scales, zeros, groups, x, x_stride, totals, totals_stride, columns, out,
+    pitch)``: strides are bytes, ``groups`` the padded scales of a row, ``totals`` the float32 sums
+    of each group of inputs, and ``columns`` a multiple of :data:`INT4_BLOCK` and of the group.
     """
     unit = max(group_size, INT4_BLOCK)
 
@@ -117,17 +133,21 @@ def int4_tile(rows: int, inputs: int, group_size: int) -> Any:
         totals_stride: Any,
         columns: Any,
         out: Any,
+        pitch: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
             code = Code(builder)
-            (w, w_stride, scales, zeros, groups, x, x_stride, totals, totals_stride, columns, out
-             ) = arguments  # fmt: skip
+            (w, w_stride, scales, zeros, groups, x, x_stride, totals, totals_stride, columns, out,
+             pitch) = arguments  # fmt: skip
             sums = _Sums(code, rows, inputs, ZERO_FLOATS)
             halves = ir.VectorType(I16, INT4_GROUPS)
             starts = cgutils.for_range_slice(builder, long(0), groups, long(INT4_GROUPS), I64)
             with starts as (group, _):
                 for row in range(rows):
                     place = code.at(code.times(groups, row), group)
+                    if inputs == 1:
+                        code.prefetch(code.at(scales, code.times(place, 2), long(_AHEAD_INT4)))
+                        code.prefetch(code.at(zeros, place, long(_AHEAD_INT4 // 2)))
                     factor = code.widen(code.load(code.at(scales, code.times(place, 2)), halves))
                     zero = code.load(code.at(zeros, place), ir.VectorType(I8, INT4_GROUPS))
                     offset = builder.fmul(factor, builder.uitofp(zero, FLOATS))
@@ -140,6 +160,10 @@ def int4_tile(rows: int, inputs: int, group_size: int) -> Any:
                         sums.put(row, each, code.fma(offset, less, sums.get(row, each)))
             steps = cgutils.for_range_slice(builder, long(0), columns, long(unit), I64)
             with steps as (column, _):
+                if inputs == 1:
+                    for row in range(rows):
+                        place = code.at(w, code.times(w_stride, row), builder.lshr(column, long(1)))
+                        code.prefetch(code.at(place, long(_AHEAD_INT4)))
                 group = builder.udiv(column, long(group_size))
                 for first in range(0, unit, group_size):
                     number = builder.add(group, long(first // group_size))
@@ -174,10 +198,10 @@ def int4_tile(rows: int, inputs: int, group_size: int) -> Any:
                             exact = builder.sitofp(total, FLOATS)
                             more = code.fma(exact, factors[row], sums.get(row, each))
                             sums.put(row, each, more)
-            sums.write(out)
+            sums.write(out, pitch)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), generate
+        return types.void(*[types.int64] * 12), generate
 
     return tile
 
@@ -207,17 +231,24 @@ def _nibbles(code: Code, row: Any, column: Any, first: int, count: int) -> list[
 
 
 def bf16_tile(rows: int, inputs: int) -> Any:
-    """Return ``tile(w, w_stride, x, x_stride, columns, out)``: bf16 times float32.
+    """Return ``tile(w, w_stride, x, x_stride, columns, out, pitch)``: bf16 times float32.
 
     Strides are bytes; ``columns`` is a multiple of eight.
     """
 
     @intrinsic
     def tile(
-        typing_context: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, columns: Any, out: Any
+        typing_context: Any,
+        w: Any,
+        w_stride: Any,
+        x: Any,
+        x_stride: Any,
+        columns: Any,
+        out: Any,
+        pitch: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            w, w_stride, x, x_stride, columns, out = arguments
+            w, w_stride, x, x_stride, columns, out, pitch = arguments
             code = Code(builder)
             sums = _Sums(code, rows, inputs, ZERO_FLOATS)
             halves = ir.VectorType(I16, LANES // 2)
@@ -237,9 +268,9 @@ def bf16_tile(rows: int, inputs: int) -> Any:
                     for row in range(rows):
                         more = code.fma(values, weights[row], sums.get(row, each))
                         sums.put(row, each, more)
-            sums.write(out)
+            sums.write(out, pitch)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile

@@ -142,9 +142,9 @@ def test_tasks_cover_what_rows_see() -> None:
     rows, slots = row_table(spans, head_dim=8)
     tasks = task_table(spans, kv_heads=2)
     filled = set()
-    for first, count, head, start, stop, slot in tasks.tolist():
+    for first, count, head, heads, start, stop, slot in tasks.tolist():
         for row in range(first, first + count):
-            filled.add((int(rows[row, 3]) + slot, head))
+            filled |= {(int(rows[row, 3]) + slot, each) for each in range(head, head + heads)}
             assert start <= stop <= int(rows[first + count - 1, 1]) + 1
     assert filled == {(slot, head) for slot in range(slots) for head in range(2)}
     assert (

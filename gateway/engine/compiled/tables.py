@@ -18,6 +18,8 @@ from compression.kernels.operations import (
 _FEW_SEQUENCES = 4
 _SHORT, _LONG = 128, 512
 """Positions of one task of a single query: short where there are few sequences to share out."""
+_ENOUGH = 8
+"""Tasks, for a few threads to share out."""
 _QUERIES = 16
 """Rows of one task where a sequence has several: they share keys and values once decoded."""
 
@@ -71,16 +73,22 @@ def row_table(spans: Sequence[Span], head_dim: int) -> tuple[np.ndarray, int]:
 
 
 def task_table(spans: Sequence[Span], kv_heads: int) -> np.ndarray:
-    """Return ``[tasks, TASK_FIELDS]``, the longest of a sequence last, as they are taken first."""
-    tasks = []
-    first = 0
+    """Return ``[tasks, TASK_FIELDS]``.
+
+    A task is of all key heads, which lie side by side in memory, where there are enough of them;
+    else of one.
+    """
+    tasks, first = [], 0
+    enough = sum(len(_parts(span, len(spans))) for span in spans) >= _ENOUGH
     for span in spans:
+        heads = kv_heads if enough and span.count == 1 else 1
         for start in range(0, span.count, _QUERIES):
             count = min(_QUERIES, span.count - start)
             for slot, (begin, stop) in enumerate(_parts(span, len(spans))):
                 end = min(stop, span.start + start + count)
                 tasks += [
-                    (first + start, count, head, begin, end, slot) for head in range(kv_heads)
+                    (first + start, count, head, heads, begin, end, slot)
+                    for head in range(0, kv_heads, heads)
                 ]
         first += span.count
     return np.array(tasks, np.int64).reshape(-1, TASK_FIELDS)
