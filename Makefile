@@ -52,6 +52,7 @@ vllm-demo: install vllm-env
 # First what cares for no clock, two files at a time; then what serves, measures and scrapes; then vLLM.
 # A part that fails does not keep the next ones from being seen.
 test: install vllm-env
+	$(BIN)/python -m compression.kernels
 	@failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(TWO_AT_A_TIME) || failed=1; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" $(addprefix --ignore=,$(TWO_AT_A_TIME)) || failed=1; \

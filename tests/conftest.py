@@ -3,9 +3,15 @@
 What loads torch is imported where it is used: most tests of the gateway never need it.
 """
 
+import os
 from pathlib import Path
 
 import pytest
+
+from compression.paths import kernels_dir
+
+# Processes with a home of their own share the compiled kernels.
+os.environ["NUMBA_CACHE_DIR"] = str(kernels_dir())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

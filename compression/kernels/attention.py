@@ -144,8 +144,9 @@ def attend(
     The first row is at ``position``, the next one after it; a row sees positions up to its own, the
     last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
     values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and
-    decoded. A single row asks for that many heads ahead, its own the first. ``out`` gets for each row and head its sum of values, its largest score and its sum of
-    weights: to be merged with those of other positions.
+    decoded. A single row asks for that many heads ahead, its own the first. ``out`` gets for
+    each row and head its sum of values, its largest score and its sum of weights: to be merged
+    with those of other positions.
     """
     num = rows * per_head
     own = scratch + 8 * POSITIONS * size

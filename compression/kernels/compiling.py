@@ -1,7 +1,7 @@
 """How the functions of this package are compiled, and where the result is kept."""
 
 import hashlib
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,11 @@ class Linked:
     @cached_property
     def address(self) -> int:
         """Return where its machine code lies."""
-        return int(self._machine_code.address)
+        return int(self.compile().address)
 
-    @cached_property
-    def _machine_code(self) -> Any:
+    @cache  # noqa: B019 - kept for as long as the module that defines it
+    def compile(self) -> Any:
+        """Return its machine code, compiled now or read where it was kept."""
         return numba.cfunc(self._signature, cache=True, **_OPTIONS)(self._function)
 
 

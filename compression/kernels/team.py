@@ -6,7 +6,6 @@ the system takes off its processor therefore holds the others up only for a chun
 """
 
 import threading
-import time
 from functools import cache
 
 import numpy as np
@@ -163,15 +162,10 @@ def _prepare(shared: int) -> None:
     sem_init(shared + 8 * _SLEEP, 0, 0)
 
 
-def compile_kernels() -> float:
-    """Compile everything, or read it where it was kept; returns the seconds that it took.
-
-    The first time on a machine takes some 20 seconds.
-    """
-    start = time.perf_counter()
+def compile_team() -> None:
+    """Compile what threads run, or read it where it was kept."""
     for function, count in ((_prepare, 1), (_serve, 2), (_run, 8)):
         function.compile((types.int64,) * count)
-    return time.perf_counter() - start
 
 
 class Team:
@@ -182,7 +176,7 @@ class Team:
         self._lock = threading.Lock()
         self._shared = np.zeros(_COUNTERS + _LINE * MOST_OPERATIONS, np.int64)
         self._scratch = [np.empty(SCRATCH_BYTES, np.uint8) for _ in range(threads)]
-        compile_kernels()
+        compile_team()
         _prepare(self._shared.ctypes.data)
         for scratch in self._scratch[1:]:
             arguments = (self._shared.ctypes.data, scratch.ctypes.data)

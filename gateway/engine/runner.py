@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from compression.crossover import tune
-from compression.kernels.team import compile_kernels
 from compression.kv.centre_file import read_centres
 from compression.loading import Checkpoint
 from compression.manifest import Manifest
@@ -145,9 +145,6 @@ def load_runner(
         gather(decoder.linears)
         architecture = decoder.architecture
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        seconds = compile_kernels()
-        if seconds > _NOTABLE_S:
-            logger.info("compiled the kernels for this processor in %.0f s, once", seconds)
         tune(decoder.linears)
         if reads_in_float32:
             for linear in decoder.linears:
@@ -161,4 +158,14 @@ def load_runner(
             max_model_len=decoder.max_tokens,
         )
         require_applied(runner.new_cache(1), kv_cache, architecture)
-        return runner
+    _compile(runner)
+    return runner
+
+
+def _compile(runner: Runner) -> None:
+    """Let a first step compile its kernels, or read them where they were kept."""
+    start = time.perf_counter()
+    runner.forward([(runner.new_cache(1), [0], 1)])
+    seconds = time.perf_counter() - start
+    if seconds > _NOTABLE_S:
+        logger.info("compiled the kernels for this processor in %.0f s, once", seconds)

@@ -6,9 +6,9 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from compression.crossover import NEVER
 from compression.packed import Int8DynamicLinear, Int8Linear
 from compression.packed.int8_dynamic import round_tokens
+from compression.packed.linear import NEVER
 from compression.schemes import Int8
 from compression.weights.codes import Codes
 from compression.weights.quantizer import quantize

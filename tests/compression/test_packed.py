@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compression.crossover import NEVER, measure_speed, tune
+from compression.crossover import measure_speed, tune
 from compression.packed import (
     Bf16Linear,
     Int4Linear,
@@ -12,6 +12,7 @@ from compression.packed import (
     Nf4Linear,
     PackedLinear,
 )
+from compression.packed.linear import NEVER
 from compression.schemes import Int4, Int8, Unquantized
 from compression.weights.nf4 import quantize_nf4
 from compression.weights.quantizer import quantize
