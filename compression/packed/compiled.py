@@ -90,7 +90,8 @@ class CompiledLinear(PackedLinear):
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""
         return super().forward(x) if x.shape[0] >= self.dense_from else self._few_rows(x)
 
-    def _few_rows(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> "Product":
+        """Return the product with ``x [m, columns]`` (bf16 or f32), to be run."""
         wide = x.to(torch.float32).contiguous()
         held, count = self.operand, wide.shape[0]
         values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
@@ -103,8 +104,26 @@ class CompiledLinear(PackedLinear):
         program[0, operations.IN_STRIDE] = 4 * self.columns
         self.write_inputs(program[0], inputs)
         self.write_product(program[1], inputs, out.data_ptr(), adds=False)
-        team(torch.get_num_threads()).run(program, count)
-        return out.to(x.dtype)
+        return Product(program, out, (wide, values, steps, totals))
+
+    def _few_rows(self, x: Tensor) -> Tensor:
+        return self.product(x).run().to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product as a program; the layer must outlive it."""
+
+    program: np.ndarray
+    out: Tensor
+    """Float32 ``[m, rows]``."""
+    memory: tuple[Tensor, ...]
+    """What the program reads and writes beside, held."""
+
+    def run(self) -> Tensor:
+        """Multiply on as many threads as PyTorch has, and return :attr:`out`."""
+        team(torch.get_num_threads()).run(self.program, len(self.out))
+        return self.out
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,12 @@ def test_an_artifact_is_counted_and_read_as_it_is_served(
 ) -> None:
     point = artifact_point(artifact, "int4")
     full = {name: weight.to(torch.float32) for name, weight in linears(tiny_llama_dir)}
-    count = sum(weight.numel() for weight in full.values())
-    # Groups of 32: 4 bits, a bf16 scale and a bf16 zero point in memory.
-    assert point.sizes.linear_bytes == count * 5 // 8
+    # Groups of 32, eight of them held where a row has fewer: a bf16 scale and a zero of a byte each.
+    expected = sum(
+        weight.shape[0] * (weight.shape[1] // 2 + 3 * 8 * -(-weight.shape[1] // 256))
+        for weight in full.values()
+    )
+    assert point.sizes.linear_bytes == expected
     assert point.sizes.embedding_bytes == 320 * 64 + 2 * 320
     served = dict(served_weights(artifact))
     assert set(served) == {*full, EMBEDDING}

@@ -97,7 +97,7 @@ def test_each_kind_of_layer_is_timed_once(artifact: Path) -> None:
     assert shapes == {(128, 64): 2, (64, 64): 2, (256, 64): 2, (64, 128): 1}
     for kernel in manifest_of(artifact).kernels:
         assert kernel.scheme == "int4-g32-asym"
-        assert kernel.kernel == "int4pack"
+        assert kernel.kernel == "int4x16"
         assert kernel.microseconds > 0
         assert kernel.bf16_microseconds > 0
 
@@ -123,7 +123,7 @@ def test_tables_show_what_counts(artifact: Path) -> None:
         "model.layers.*.mlp.down_proj.weight",
         "kept by the recipe",
         "stored as is, quantized at load",
-        "int4pack",
+        "int4x16",
         "256x64",
         "0.1234 (0.1000 to 0.1500)",
         "81.0 (78.0 to 84.0)",
@@ -282,7 +282,7 @@ def test_recipes_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PRESETS)
-    assert "5.00" in shown
+    assert "4.75" in shown
     assert "MB" not in shown
 
 

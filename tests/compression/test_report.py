@@ -99,7 +99,7 @@ def report(*recipes: dict[str, Any], model: str = "smollm2") -> dict[str, Any]:
             "system": "Linux 6",
             "torch": "2.13.0",
             "versions": {"python": "3.11", "torch": "2.13.0"},
-            "kernels": {"full": {"none": "bf16"}, "int4": {"int4-g32": "int4pack"}},
+            "kernels": {"full": {"none": "bf16xf32"}, "int4": {"int4-g32": "int4x16"}},
         },
         "seconds": 61.2,
     }
@@ -276,7 +276,7 @@ def test_page_is_complete_and_alone() -> None:
     for words in ("0.113", "0.106 to 0.120", "90.7 % to 93.5 %", "1.0273 to 1.0591", "max 0.0310"):
         assert words in page.words, words
     assert "narrowgate compare --model smollm2" in page.words
-    assert "int4-g32: int4pack" in page.words
+    assert "int4-g32: int4x16" in page.words
     drawn = [
         number for _, value in page.attributes for number in re.findall(r"nan|inf", value or "")
     ]

@@ -80,7 +80,7 @@ def test_artifacts_are_served_as_what_they_are(tmp_path: Path, family: str, reci
         layers = runner.decoder.linears
         assert [type(layer) for layer in layers] == [Int8DynamicLinear] * 8 + [Int8Linear]
         assert info["schemes"] == {"int8-rows": 9}
-        assert info["kernels"] == {"int8-rows": "int8pack, int8pack-a8"}
+        assert info["kernels"] == {"int8-rows": "int8x16, int8x8"}
 
 
 def test_nf4_holds_the_bytes_it_declares(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ GOOD = {
     "kernels": [
         {
             "scheme": "int4",
-            "kernel": "int4pack",
+            "kernel": "int4x16",
             "speed_against_bf16": 2.5,
             "packed_up_to_rows": 80,
         }
