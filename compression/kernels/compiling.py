@@ -1,6 +1,7 @@
 """How the functions of this package are compiled, and where the result is kept."""
 
 import hashlib
+import os
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,27 @@ def _digest() -> str:
     return found.hexdigest()[:16]
 
 
-numba.config.CACHE_DIR = str(kernels_dir() / _digest())
+def _directory() -> Path | None:
+    """Return where machine code is kept, or None where nothing can be written there."""
+    directory = kernels_dir() / _digest()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK | os.X_OK) else None
+
+
+_DIRECTORY = _directory()
+if _DIRECTORY is not None:
+    numba.config.CACHE_DIR = str(_DIRECTORY)
 
 _OPTIONS: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 """Sums may be taken in any order, so that they become vectors. Numbers that are none stay so."""
 
 compiled: Any = numba.njit(nogil=True, **_OPTIONS)
 """Compiles a function for others of this package to call."""
-kept: Any = numba.njit(nogil=True, cache=True, **_OPTIONS)
-"""Compiles a function for Python to call; its machine code is kept on disk."""
+kept: Any = numba.njit(nogil=True, cache=_DIRECTORY is not None, **_OPTIONS)
+"""Compiles a function for Python to call; its machine code is kept where it can be."""
 
 
 def linked(num_arguments: int) -> Any:
@@ -63,7 +76,9 @@ class Linked:
     @cache  # noqa: B019 - kept for as long as the module that defines it
     def compile(self) -> Any:
         """Return its machine code, compiled now or read where it was kept."""
-        return numba.cfunc(self._signature, cache=True, **_OPTIONS)(self._function)
+        return numba.cfunc(self._signature, cache=_DIRECTORY is not None, **_OPTIONS)(
+            self._function
+        )
 
 
 @intrinsic

@@ -227,3 +227,13 @@ def test_machine_code_is_kept(tmp_path: Path) -> None:
         seen.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")})
     assert seen[0]
     assert seen[0] == seen[1]
+
+
+def test_without_a_place_to_keep_it_machine_code_is_made_each_time() -> None:
+    """A directory that cannot be written is no reason not to serve."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": "/proc/kernels"}
+    load = "from compression.kernels import operations; print(operations.NORM.address > 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", load], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
