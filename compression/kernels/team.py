@@ -168,8 +168,13 @@ def compile_team() -> None:
         function.compile((types.int64,) * count)
 
 
+def _help(shared: np.ndarray, scratch: np.ndarray) -> None:
+    """Serve for ever; the arrays live as long as the thread that reads them."""
+    _serve(shared.ctypes.data, scratch.ctypes.data)
+
+
 class Team:
-    """The calling thread and ``threads - 1`` others, which sleep between programs."""
+    """The calling thread and ``threads - 1`` others, which sleep between programs and never end."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -179,8 +184,7 @@ class Team:
         compile_team()
         _prepare(self._shared.ctypes.data)
         for scratch in self._scratch[1:]:
-            arguments = (self._shared.ctypes.data, scratch.ctypes.data)
-            threading.Thread(target=_serve, args=arguments, daemon=True).start()
+            threading.Thread(target=_help, args=(self._shared, scratch), daemon=True).start()
 
     def run(
         self,

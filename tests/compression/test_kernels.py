@@ -17,7 +17,7 @@ from compression.kernels.exponential import exponential
 from compression.kernels.kv import keep, recall, rotate
 from compression.kernels.memory import floats, narrow
 from compression.kernels.product import LONGEST
-from compression.kernels.team import Team, team
+from compression.kernels.team import team
 from compression.kv.codec import KvCodec
 from compression.kv.hadamard import hadamard
 from compression.kv.int4 import Int4Codec
@@ -147,7 +147,7 @@ def _count(operation, chunk, rows, row_table, task_table, scratch):
 
 def test_every_chunk_is_taken_once() -> None:
     """However many threads there are and whatever they do, no chunk is lost or done twice."""
-    workers, chunks, runs = Team(4), 37, 300
+    workers, chunks, runs = team(4), 37, 300
     program = np.zeros((5, operations.FIELDS), np.int64)
     program[:, operations.FUNCTION] = _count.address
     program[:, operations.PIECES] = chunks
