@@ -181,8 +181,10 @@ class Team:
         self._lock = threading.Lock()
         self._shared = np.zeros(_COUNTERS + _LINE * MOST_OPERATIONS, np.int64)
         self._scratch = [np.empty(SCRATCH_BYTES, np.uint8) for _ in range(threads)]
+        self._place = _address(self._shared)
+        self._own = _address(self._scratch[0])
         compile_team()
-        _prepare(self._shared.ctypes.data)
+        _prepare(self._place)
         for scratch in self._scratch[1:]:
             threading.Thread(target=_help, args=(self._shared, scratch), daemon=True).start()
 
@@ -203,15 +205,20 @@ class Team:
         """
         with self._lock:
             _run(
-                self._shared.ctypes.data,
-                operations.ctypes.data,
+                self._place,
+                _address(operations),
                 len(operations),
                 rows,
-                0 if row_table is None else row_table.ctypes.data,
+                _address(row_table),
                 0 if task_table is None else len(task_table),
-                0 if task_table is None else task_table.ctypes.data,
-                self._scratch[0].ctypes.data,
+                _address(task_table),
+                self._own,
             )
+
+
+def _address(table: np.ndarray | None) -> int:
+    """Return where an array begins, 0 for none; several times as fast as ``ctypes.data``."""
+    return 0 if table is None else int(table.__array_interface__["data"][0])
 
 
 @cache

@@ -47,6 +47,9 @@ class Operand:
 class CompiledLinear(PackedLinear):
     """A layer whose weight the compiled kernels read, for any number of inputs."""
 
+    _written: tuple[int, np.ndarray] | None = None
+    """The program of a product, and where the weight lay when it was written."""
+
     @property
     @abstractmethod
     def operand(self) -> Operand:
@@ -97,14 +100,25 @@ class CompiledLinear(PackedLinear):
         values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
         steps, totals = torch.empty(count), torch.empty(count, max(1, held.groups))
         out = torch.empty(count, self.rows)
-        inputs = Inputs(values.data_ptr(), steps.data_ptr(), totals.data_ptr())
-        program = np.zeros((2, operations.FIELDS), np.int64)
-        program[0, operations.FUNCTION] = operations.NORM.address
+        program = self._template(held).copy()
         program[0, operations.IN] = wide.data_ptr()
-        program[0, operations.IN_STRIDE] = 4 * self.columns
-        self.write_inputs(program[0], inputs)
-        self.write_product(program[1], inputs, out.data_ptr(), adds=False)
+        program[0, operations.OUT] = program[1, operations.X] = values.data_ptr()
+        program[0, operations.STEPS] = program[1, operations.X_STEPS] = steps.data_ptr()
+        program[0, operations.TOTALS] = program[1, operations.X_TOTALS] = totals.data_ptr()
+        program[1, operations.Y] = out.data_ptr()
         return Product(program, out, (wide, values, steps, totals))
+
+    def _template(self, held: Operand) -> np.ndarray:
+        """Return the program of a product but for the addresses of inputs and outputs."""
+        place = held.matrix.data_ptr()
+        if self._written is None or self._written[0] != place:
+            program = np.zeros((2, operations.FIELDS), np.int64)
+            program[0, operations.FUNCTION] = operations.NORM.address
+            program[0, operations.IN_STRIDE] = 4 * self.columns
+            self.write_inputs(program[0], Inputs(0, 0, 0))
+            self.write_product(program[1], Inputs(0, 0, 0), 0, adds=False)
+            self._written = place, program
+        return self._written[1]
 
     def _few_rows(self, x: Tensor) -> Tensor:
         return self.product(x).run().to(x.dtype)

@@ -19,7 +19,7 @@ from gateway.engine.compiled.tables import Span, cut, row_table, task_table
 from gateway.engine.layer import Layer, RmsNorm
 
 _EPSILON_UNIT = 1e-12
-_MOST_ROWS = 1024
+_MOST_ROWS = 512
 """Rows that are run together: more would take memory and gain nothing."""
 
 
