@@ -12,8 +12,10 @@ def collector_paused() -> Iterator[None]:
     Modules and models leave next to none, but each of their objects would be looked at again and
     again while their number grows.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

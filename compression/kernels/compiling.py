@@ -1,25 +1,36 @@
 """How the functions of this package are compiled, and where the result is kept."""
 
 import hashlib
+import logging
 import os
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.extending import intrinsic
 
 from compression.paths import kernels_dir
+from compression.schemes import INT4_BLOCK, INT4_GROUPS
+
+logger = logging.getLogger(__name__)
 
 
 def _digest() -> str:
-    """Return a digest of this package's sources and of the compiler.
+    """Return a digest of this package's sources, of the compiler and of the processor.
 
     numba looks only at the file of the outermost function, so a change in another one would go
-    unnoticed without it.
+    unnoticed without it; and two processors that share a home and start at the same time could
+    take each other's files.
     """
-    found = hashlib.sha256(numba.__version__.encode())
+    built_by = (numba.__version__, llvmlite.__version__, INT4_BLOCK, INT4_GROUPS)
+    processor = (
+        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
+        numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten(),
+    )
+    found = hashlib.sha256(repr((built_by, processor)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
@@ -76,9 +87,12 @@ class Linked:
     @cache  # noqa: B019 - kept for as long as the module that defines it
     def compile(self) -> Any:
         """Return its machine code, compiled now or read where it was kept."""
-        return numba.cfunc(self._signature, cache=_DIRECTORY is not None, **_OPTIONS)(
-            self._function
-        )
+        make = partial(numba.cfunc, self._signature, **_OPTIONS)
+        try:
+            return make(cache=_DIRECTORY is not None)(self._function)
+        except OSError as error:
+            logger.warning("cannot keep compiled kernels in %s: %s", _DIRECTORY, error.strerror)
+            return make(cache=False)(self._function)
 
 
 @intrinsic

@@ -4,9 +4,21 @@ import numpy as np
 
 from compression.kernels.attention_tiles import INT8, PLAIN
 from compression.kernels.compiling import compiled
-from compression.kernels.memory import bytes_at, codes, floats, halves, narrow, widen
+from compression.kernels.memory import (
+    bytes_at,
+    codes,
+    float_of_bits,
+    floats,
+    halves,
+    ints,
+    narrow,
+    widen,
+)
 
 _TINY = np.float32(1.1754944e-38)
+_INFINITE = np.float32(np.inf)
+_NO_NUMBER = np.uint16(0x7FC0)
+"""A bf16 NaN: the scale of what cannot be rounded, so that nothing sound is read back."""
 
 
 @compiled
@@ -39,17 +51,29 @@ def keep(kind: int, x: int, size: int, place: int, scales: int, groups: int) -> 
         for index in range(size):
             plain[index] = narrow(values[index])
     elif kind == INT8:
-        largest = np.float32(0.0)
-        for index in range(size):
-            largest = max(largest, abs(values[index]))
+        kept = codes(place, size)
+        largest = _peak(x, 0, size)
+        if not largest < _INFINITE:
+            halves(scales, 1)[0] = _NO_NUMBER
+            for index in range(size):
+                kept[index] = 1
+            return
         halves(scales, 1)[0] = narrow(max(largest / np.float32(127.0), _TINY))
         scale = widen(halves(scales, 1)[0])
-        kept = codes(place, size)
         for index in range(size):
             code = np.rint(values[index] / scale)
             kept[index] = np.int8(min(max(code, np.float32(-127.0)), np.float32(127.0)))
     else:
         _keep_int4(x, size, place, scales, groups)
+
+
+@compiled
+def _peak(x: int, first: int, stop: int) -> float:
+    """Return the largest absolute value; infinity or NaN where there is one of them."""
+    bits, largest = ints(x, stop), np.int32(0)
+    for index in range(first, stop):
+        largest = max(largest, bits[index] & np.int32(0x7FFFFFFF))
+    return float_of_bits(largest)
 
 
 @compiled
@@ -60,6 +84,9 @@ def _keep_int4(x: int, size: int, place: int, scales: int, groups: int) -> None:
     for index in range(size // 2):
         packed[index] = 0
     for group in range(groups):
+        if not _peak(x, group * width, (group + 1) * width) < _INFINITE:
+            ranges[2 * group] = ranges[2 * group + 1] = _NO_NUMBER
+            continue
         low = high = values[group * width]
         for index in range(group * width, (group + 1) * width):
             low, high = min(low, values[index]), max(high, values[index])

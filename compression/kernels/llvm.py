@@ -82,9 +82,9 @@ class Code:
         return self.builder.bitcast(shifted, FLOATS)
 
     def fma(self, left: Any, right: Any, more: Any) -> Any:
-        """Return ``left * right + more`` of eight numbers each."""
+        """Return ``left * right + more`` of eight numbers each, rounded once where that is fast."""
         kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.fma.v8f32")
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.fmuladd.v8f32")
         return self.builder.call(function, [left, right, more])
 
     def total(self, vector: Any) -> Any:

@@ -103,5 +103,7 @@ def widen(half: int) -> float:
 def narrow(value: float) -> int:
     """Return the 16 bits of the nearest bf16, ties to even."""
     bits = np.uint32(bits_of_float(np.float32(value)))
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return np.uint16(0x7FC0)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))

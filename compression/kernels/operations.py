@@ -24,7 +24,7 @@ from compression.kernels.product import (
 from compression.kernels.rounding import EXACT, INT8, round_row
 
 FIELDS = 32
-"""Numbers of one operation, its kind included."""
+"""Numbers of one operation, its function included."""
 FUNCTION = 0
 """The address of what carries out a chunk: of (operation, chunk, rows, rows' table, tasks' table,
 memory of its own)."""

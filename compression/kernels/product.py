@@ -100,7 +100,7 @@ int4_blocks_128 = _grouped_blocks(128)
 
 @compiled
 def int8_sums(w, stride, columns, count, x, x_stride, inputs, sums):
-    """Write exact sums; the columns are taken in parts whose sums cannot overflow."""
+    """Write sums, exact in a lane; the columns are taken in parts whose sums cannot overflow."""
     size = count * inputs
     total, more = floats(sums, size), floats(sums + 4 * size, size)
     int8_blocks(w, stride, x, x_stride, min(columns, LONGEST), count, inputs, sums)

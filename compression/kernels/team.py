@@ -5,6 +5,7 @@ an operation is over when all its chunks are done, not when all threads have arr
 the system takes off its processor therefore holds the others up only for a chunk it has begun.
 """
 
+import os
 import threading
 from functools import cache
 
@@ -202,7 +203,12 @@ class Team:
             rows: of inputs.
             row_table: ``[rows, ROW_FIELDS]``, where the program turns heads or attends.
             task_table: ``[tasks, TASK_FIELDS]``, where it attends.
+
+        Raises:
+            ValueError: the program is longer than :data:`MOST_OPERATIONS`.
         """
+        if len(operations) > MOST_OPERATIONS:
+            raise ValueError(f"a program of {len(operations)} operations: {MOST_OPERATIONS} fit")
         with self._lock:
             _run(
                 self._place,
@@ -221,7 +227,29 @@ def _address(table: np.ndarray | None) -> int:
     return 0 if table is None else int(table.__array_interface__["data"][0])
 
 
+class _Teams:
+    """The teams of this process, one for each number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[int, Team] = {}
+
+    def of(self, threads: int) -> Team:
+        """Return the team of so many threads, started when it is first asked for."""
+        found = self._made.get(threads)
+        if found is None:
+            with self._lock:
+                found = self._made.get(threads) or Team(threads)
+                self._made[threads] = found
+        return found
+
+
 @cache
+def _teams(process: int) -> _Teams:
+    """Return the teams of a process; a fork has none of its parent's threads."""
+    return _Teams()
+
+
 def team(threads: int) -> Team:
-    """Return the one team of so many threads, started when it is first asked for."""
-    return Team(threads)
+    """Return the one team of so many threads in this process."""
+    return _teams(os.getpid()).of(threads)

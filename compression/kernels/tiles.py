@@ -62,8 +62,9 @@ class _Sums:
 
 
 def int8_tile(rows: int, inputs: int) -> Any:
-    """Return ``tile(w, w_stride, x, x_stride, columns, out, pitch)``: int8 times int16, exact sums.
+    """Return ``tile(w, w_stride, x, x_stride, columns, out, pitch)``: int8 times int16.
 
+    Sums are exact in a lane.
     Strides are bytes. ``columns`` is a multiple of :data:`LANES` and at most 4,096, beyond which
     32 bits could overflow.
     """

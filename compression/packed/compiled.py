@@ -18,7 +18,7 @@ _CHUNK_WEIGHTS = 24 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A weight as :data:`compression.kernels.operations.PRODUCT` reads it."""
+    """A weight as one of :data:`compression.kernels.operations.PRODUCTS` reads it."""
 
     format: str
     """A key of :data:`compression.kernels.operations.PRODUCTS`."""
@@ -47,8 +47,8 @@ class Operand:
 class CompiledLinear(PackedLinear):
     """A layer whose weight the compiled kernels read, for any number of inputs."""
 
-    _written: tuple[int, np.ndarray] | None = None
-    """The program of a product, and where the weight lay when it was written."""
+    _written: tuple[tuple[int, ...], np.ndarray] | None = None
+    """The program of a product, and where the layer's tensors lay when it was written."""
 
     @property
     @abstractmethod
@@ -94,7 +94,13 @@ class CompiledLinear(PackedLinear):
         return super().forward(x) if x.shape[0] >= self.dense_from else self._few_rows(x)
 
     def product(self, x: Tensor) -> "Product":
-        """Return the product with ``x [m, columns]`` (bf16 or f32), to be run."""
+        """Return the product with ``x [m, columns]`` (bf16 or f32), to be run.
+
+        Raises:
+            ValueError: ``x`` has another width.
+        """
+        if x.shape[1] != self.columns:
+            raise ValueError(f"inputs of {x.shape[1]} columns for a weight of {self.columns}")
         wide = x.to(torch.float32).contiguous()
         held, count = self.operand, wide.shape[0]
         values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
@@ -110,7 +116,8 @@ class CompiledLinear(PackedLinear):
 
     def _template(self, held: Operand) -> np.ndarray:
         """Return the program of a product but for the addresses of inputs and outputs."""
-        place = held.matrix.data_ptr()
+        tensors = (held.matrix, held.scales, held.zeros, self.bias)
+        place = tuple(0 if each is None else each.data_ptr() for each in tensors)
         if self._written is None or self._written[0] != place:
             program = np.zeros((2, operations.FIELDS), np.int64)
             program[0, operations.FUNCTION] = operations.NORM.address

@@ -16,7 +16,7 @@ _NIBBLES = 4
 
 
 class Int4Linear(CompiledLinear):
-    """int4 groups times inputs rounded to int16 a token: exact sums within each group.
+    """int4 groups times inputs rounded to int16 a token: integer sums within a group.
 
     A block of 64 columns is 16 words: word i holds columns i, i + 16, i + 32 and i + 48, the first
     in its lowest bits. Columns are padded to whole blocks and groups, scales to whole vectors.

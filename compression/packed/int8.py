@@ -12,7 +12,7 @@ from compression.weights.codes import Codes
 
 
 class Int8Linear(CompiledLinear):
-    """int8 rows times inputs rounded to int16 a token: exact sums, read at the memory's speed.
+    """int8 rows times inputs rounded to int16 a token, summed as integers.
 
     Rows are padded with zeros to what the kernel takes at a time.
     """

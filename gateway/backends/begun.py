@@ -17,6 +17,7 @@ class Begun:
     def __init__(self) -> None:
         self._held: tuple[VariantSpec, EngineProcess] | None = None
         self._ends: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     async def begin(self, spec: VariantSpec, command: Sequence[str], client: EngineClient) -> None:
         """Start the engine; if it cannot be, that shows when it is started for good."""
@@ -25,6 +26,8 @@ class Begun:
                 command, client, backend=embedded.BACKEND, niceness=spec.niceness
             )
             self._held = spec, engine
+            if self._is_closed:
+                self.drop()
 
     def take(self, spec: VariantSpec) -> EngineProcess | None:
         """Return the engine if it was begun for this variant and still runs; it is the caller's."""
@@ -47,6 +50,7 @@ class Begun:
             end.add_done_callback(self._ends.discard)
 
     async def close(self) -> None:
-        """Drop it and wait for its end."""
+        """Drop it, and one that is just beginning, and wait for its end."""
+        self._is_closed = True
         self.drop()
         await asyncio.gather(*self._ends, return_exceptions=True)

@@ -30,8 +30,11 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
 def assemble(checkpoint: Checkpoint, architecture: Architecture, max_tokens: int) -> Decoder:
     """Load every weight and return the decoder that serves them."""
     layers = [_layer(checkpoint, architecture, index) for index in range(architecture.num_layers)]
-    embedding = _table(checkpoint, "model.embed_tokens.weight")
-    head = embedding if architecture.tied else _table(checkpoint, "lm_head.weight")
+    for index, layer in enumerate(layers):
+        _require_shapes(layer, architecture, index)
+    embedding = _table(checkpoint, "model.embed_tokens.weight", architecture)
+    tied = architecture.tied
+    head = embedding if tied else _table(checkpoint, "lm_head.weight", architecture)
     return Decoder(
         architecture=architecture,
         embedding=embedding,
@@ -85,15 +88,50 @@ def _fused(checkpoint: Checkpoint, modules: dict[str, Tensor | None]) -> PackedL
     return make_linear(stack_rows(weights), bias, activations=checkpoint.activations)
 
 
-def _table(checkpoint: Checkpoint, name: str) -> Int8Linear | Bf16Linear:
+def _require_shapes(layer: Layer, shape: Architecture, index: int) -> None:
+    """Check a layer against its config: kernels read and write by address and see no shapes.
+
+    Raises:
+        ArtifactError: names the first part that does not fit.
+    """
+    queries, hidden = shape.num_heads * shape.head_dim, shape.hidden_size
+    heads = queries + 2 * shape.num_kv_heads * shape.head_dim
+    expected = {
+        "self_attn.q_proj, k_proj and v_proj together": (layer.qkv, heads, hidden),
+        "self_attn.o_proj": (layer.output, hidden, queries),
+        "mlp.gate_proj and up_proj together": (layer.gate_up, 2 * shape.intermediate_size, hidden),
+        "mlp.down_proj": (layer.down, hidden, shape.intermediate_size),
+    }
+    for name, (linear, rows, columns) in expected.items():
+        found = (linear.rows, linear.columns)
+        bias = rows if linear.bias is None else linear.bias.numel()
+        if found != (rows, columns) or bias != rows:
+            raise ArtifactError(
+                f"model.layers.{index}.{name}: {list(found)} with a bias of {bias}, but "
+                f"config.json makes it {[rows, columns]}: the checkpoint is damaged or not of this "
+                "config"
+            )
+
+
+def _table(
+    checkpoint: Checkpoint, name: str, architecture: Architecture
+) -> Int8Linear | Bf16Linear:
     table = make_linear(checkpoint.embedding(name), None)
+    expected = (architecture.vocab_size, architecture.hidden_size)
+    if (table.rows, table.columns) != expected:
+        raise ArtifactError(
+            f"{name!r} is {[table.rows, table.columns]}, but config.json makes it "
+            f"{list(expected)}: the checkpoint is damaged or not of this config"
+        )
     if not isinstance(table, Int8Linear | Bf16Linear):
         raise ArtifactError(f"{name!r} is stored as {table.scheme}, which no embedding can be")
     return table
 
 
 def _norm(checkpoint: Checkpoint, name: str, architecture: Architecture) -> RmsNorm:
-    return RmsNorm(checkpoint.tensor(name).to(torch.bfloat16), architecture.rms_norm_eps)
+    weight = checkpoint.tensor(name)
+    _require_size(name, weight, architecture.hidden_size)
+    return RmsNorm(weight.to(torch.bfloat16), architecture.rms_norm_eps)
 
 
 def _head_norm(
@@ -101,4 +139,14 @@ def _head_norm(
 ) -> RmsNorm | None:
     if not architecture.qk_norm:
         return None
-    return RmsNorm(checkpoint.tensor(name).to(torch.bfloat16)[pairs], architecture.rms_norm_eps)
+    weight = checkpoint.tensor(name)
+    _require_size(name, weight, architecture.head_dim)
+    return RmsNorm(weight.to(torch.bfloat16)[pairs], architecture.rms_norm_eps)
+
+
+def _require_size(name: str, weight: Tensor, size: int) -> None:
+    if weight.shape != (size,):
+        raise ArtifactError(
+            f"{name!r} is {list(weight.shape)}, but config.json makes it [{size}]: the checkpoint "
+            "is damaged or not of this config"
+        )

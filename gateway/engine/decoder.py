@@ -68,6 +68,10 @@ class Decoder:
         sequence's own.
         """
         spans = _spans(batch)
+        for span in spans:
+            room = min(self.max_tokens, span.cache.max_tokens)
+            if span.stop > room:
+                raise ValueError(f"{span.stop} tokens do not fit into a cache of {room}")
         few = spans[-1].rows.stop < self.layers[0].qkv.dense_from
         ids = torch.tensor([id_ for _, ids in batch for id_ in ids])
         step = self._step(batch[0][0].codecs) if few else None

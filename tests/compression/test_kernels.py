@@ -17,7 +17,7 @@ from compression.kernels.exponential import exponential
 from compression.kernels.kv import keep, recall, rotate
 from compression.kernels.memory import floats, narrow
 from compression.kernels.product import LONGEST
-from compression.kernels.team import team
+from compression.kernels.team import MOST_OPERATIONS, team
 from compression.kv.codec import KvCodec
 from compression.kv.hadamard import hadamard
 from compression.kv.int4 import Int4Codec
@@ -104,6 +104,38 @@ def test_a_head_is_kept_as_its_codec_keeps_it(
     out = torch.empty(size)
     recall(kind, place.data_ptr(), scales.data_ptr(), groups, size, out.data_ptr())
     assert torch.allclose(out, codec.decode(expected, torch.float32).flatten(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "codec", "groups"), CODECS)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 5, 47])
+def test_a_head_that_is_no_number_is_kept_as_none(
+    kind: int, codec: KvCodec, groups: int, broken: float, place: int
+) -> None:
+    """A cache that rounds does not make sound numbers of NaN or infinity."""
+    size = codec.head_dim
+    x = random(size)
+    x[place] = broken
+    kept = torch.zeros(4 * size, dtype=torch.uint8)
+    scales = torch.zeros(2 * max(1, groups), dtype=torch.bfloat16)
+    keep(kind, x.data_ptr(), size, kept.data_ptr(), scales.data_ptr(), groups)
+    out = torch.empty(size)
+    recall(kind, kept.data_ptr(), scales.data_ptr(), groups, size, out.data_ptr())
+    assert not bool(torch.isfinite(out[place]))
+
+
+def test_inputs_of_another_width_are_refused() -> None:
+    """Nothing is read beyond inputs that are too narrow."""
+    layer = Int8Linear(quantize(random(8, 64), Int8()), None)
+    with pytest.raises(ValueError, match="inputs of 16 columns for a weight of 64"):
+        layer(random(1, 16))
+
+
+def test_a_program_that_does_not_fit_is_refused() -> None:
+    """More operations than there are counters are an error, not a write beyond them."""
+    program = np.zeros((MOST_OPERATIONS + 1, operations.FIELDS), np.int64)
+    with pytest.raises(ValueError, match="16385 operations: 16384 fit"):
+        team(1).run(program, 1)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "bf16"])

@@ -1,10 +1,13 @@
 """A step as one compiled program equals the same step of PyTorch's operations."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from compression.errors import CompressionError
 from compression.events import ignore
 from compression.packed.linear import NEVER
 from compression.prepare import build_to
@@ -95,6 +98,53 @@ def test_a_batch_equals_its_parts(tmp_path: Path) -> None:
         batch = [(cache, [7 + first]) for cache, first in zip(caches, (0, 5, 11), strict=True)]
         together = runner.decoder.hidden(batch)
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("self_attn.o_proj.weight", lambda w: torch.cat([w, w])),
+        ("self_attn.v_proj.weight", lambda w: w[:-8]),
+        ("mlp.up_proj.weight", lambda w: w[:-8]),
+        ("mlp.down_proj.weight", lambda w: torch.cat([w, w], dim=1)),
+        ("mlp.down_proj.weight", lambda w: w[:-8]),
+        ("input_layernorm.weight", lambda w: w[:-8]),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Kernels see addresses and no shapes, so shapes are compared before they run."""
+    source = make_tiny_checkpoint(tmp_path / "source", family="llama")
+    path, whole = source / "model.safetensors", f"model.layers.1.{name}"
+    tensors = load_file(path)
+    tensors[whole] = change(tensors[whole]).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CompressionError, match=name.removesuffix(".weight").rpartition(".")[2]):
+        load_runner(source, threads=1, max_model_len=None)
+
+
+def test_tokens_beyond_a_cache_are_refused(tmp_path: Path) -> None:
+    """Nothing is written behind the end of a cache, and the cache stays as it was."""
+    runner = artifact(tmp_path, "llama", "int8", "none", "none")
+    cache = runner.new_cache(8)
+    with pytest.raises(ValueError, match="9 tokens do not fit into a cache of 8"):
+        runner.forward([(cache, IDS[:9], 1)])
+    assert cache.length == 0
+
+
+def test_a_shape_that_needs_too_much_memory_of_its_own_is_left_to_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads have memory of one size; what would not fit runs the other way, and is right."""
+    runner = artifact(tmp_path, "llama", "int8", "none", "none")
+    take(runner, compiled=True)
+    expected, _ = read(runner, [20, 1])
+    monkeypatch.setattr("gateway.engine.compiled.step.SCRATCH_BYTES", 1000)
+    again = load_runner(tmp_path / "out", threads=1, max_model_len=None)
+    take(again, compiled=True)
+    result, _ = read(again, [20, 1])
+    assert 0 < relative(result, expected) < 0.05
 
 
 def test_a_long_step_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

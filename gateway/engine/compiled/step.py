@@ -9,13 +9,13 @@ from torch import Tensor
 
 from compression.architecture import Architecture
 from compression.kernels import operations as op
-from compression.kernels.attention import SCORES, SUMS
+from compression.kernels.attention import POSITIONS, SCORES, SUMS
 from compression.kernels.attention_tiles import DECODED
-from compression.kernels.team import team
+from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs
 from gateway.engine.cache import LayerCodecs
 from gateway.engine.compiled.layout import Held, held, layer_layout
-from gateway.engine.compiled.tables import Span, cut, row_table, task_table
+from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_table
 from gateway.engine.layer import Layer, RmsNorm
 
 _EPSILON_UNIT = 1e-12
@@ -53,6 +53,8 @@ class _Layer:
 
 def _with_kernels(layer: Layer, codecs: LayerCodecs, shape: Architecture) -> _Layer | None:
     """Return a layer as the kernels take it, or None where one is missing."""
+    if scratch_bytes(shape, queries=QUERIES) > SCRATCH_BYTES:
+        return None
     layout = layer_layout(codecs, shape.num_kv_heads, shape.head_dim)
     key, value = held(codecs.key), held(codecs.value)
     match layer.linears:
@@ -65,6 +67,14 @@ def _with_kernels(layer: Layer, codecs: LayerCodecs, shape: Architecture) -> _La
             return _Layer(layer, qkv, output, gate_up, down, layout, key, value)
         case _:
             return None
+
+
+def scratch_bytes(shape: Architecture, *, queries: int) -> int:
+    """Return the memory of its own that a thread needs for any operation of a step."""
+    size, heads = shape.head_dim, queries * (shape.num_heads // shape.num_kv_heads)
+    attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
+    row = 4 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
+    return max(attention, row)
 
 
 class CompiledStep:

@@ -20,7 +20,7 @@ _SHORT, _LONG = 128, 512
 """Positions of one task of a single query: short where there are few sequences to share out."""
 _ENOUGH = 8
 """Tasks, for a few threads to share out."""
-_QUERIES = 16
+QUERIES = 16
 """Rows of one task where a sequence has several: they share keys and values once decoded."""
 
 
@@ -82,8 +82,8 @@ def task_table(spans: Sequence[Span], kv_heads: int) -> np.ndarray:
     enough = sum(len(_parts(span, len(spans))) for span in spans) >= _ENOUGH
     for span in spans:
         heads = kv_heads if enough and span.count == 1 else 1
-        for start in range(0, span.count, _QUERIES):
-            count = min(_QUERIES, span.count - start)
+        for start in range(0, span.count, QUERIES):
+            count = min(QUERIES, span.count - start)
             for slot, (begin, stop) in enumerate(_parts(span, len(spans))):
                 end = min(stop, span.start + start + count)
                 tasks += [
