@@ -105,6 +105,10 @@ def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
         scatter(o[SCALES], o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
 
 
+# The three differ in a loop alone. A function that is handed to another one could not be kept on
+# disk, and a switch by size would compile all three for every model.
+
+
 @linked(6)
 def _product_int4_32(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
