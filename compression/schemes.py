@@ -13,6 +13,8 @@ FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 """The methods that make up for one column's error in others, layer after layer."""
 
 
+INT8_BLOCK = 32
+"""Columns of an int8 weight are padded to a multiple while it is served."""
 INT4_BLOCK = 64
 """Columns of an int4 weight that lie together while it is served."""
 INT4_GROUPS = 8
@@ -50,8 +52,8 @@ class Int8(_Scheme):
         return "int8-rows"
 
     def memory_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """Return the bytes of a ``[rows, columns]`` weight while it is served."""
-        return rows * columns + 2 * rows
+        """Return the bytes of a ``[rows, columns]`` weight while it is served, padding included."""
+        return rows * -(-columns // INT8_BLOCK) * INT8_BLOCK + 2 * rows
 
 
 class Int4(_Scheme):

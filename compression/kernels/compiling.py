@@ -7,13 +7,14 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
+import llvmlite
 import numba
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from compression.kernels.llvm import processor
 from compression.paths import kernels_dir
-from compression.schemes import INT4_BLOCK, INT4_GROUPS
+from compression.schemes import INT4_BLOCK, INT4_GROUPS, INT8_BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,8 @@ def _digest() -> str:
     unnoticed without it; and two processors that share a home and start at the same time could
     take each other's files.
     """
-    built_by = (numba.__version__, llvmlite.__version__, INT4_BLOCK, INT4_GROUPS)
-    processor = (
-        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
-        numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten(),
-    )
-    found = hashlib.sha256(repr((built_by, processor)).encode())
+    built_by = (numba.__version__, llvmlite.__version__, INT8_BLOCK, INT4_BLOCK, INT4_GROUPS)
+    found = hashlib.sha256(repr((built_by, processor())).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

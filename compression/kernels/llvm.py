@@ -1,25 +1,40 @@
-"""LLVM's instructions as the innermost loops write them: vectors of eight numbers."""
+"""LLVM's instructions as the innermost loops write them: vectors of numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba.core import cgutils
 
-LANES = 16
-"""Columns that one step of a product takes; int8 weights are padded to a multiple."""
-
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
-BYTES = ir.VectorType(I8, LANES)
-SHORTS = ir.VectorType(I16, LANES)
-INTS = ir.VectorType(I32, LANES // 2)
-FLOATS = ir.VectorType(F32, LANES // 2)
-ZERO_INTS = ir.Constant(INTS, [0] * (LANES // 2))
-ZERO_FLOATS = ir.Constant(FLOATS, [0.0] * (LANES // 2))
+INTS = ir.VectorType(I32, 8)
+FLOATS = ir.VectorType(F32, 8)
+ZERO_FLOATS = ir.Constant(FLOATS, [0.0] * 8)
+
+
+def processor() -> tuple[str, str]:
+    """Return the name and the features of the processor that code is made for."""
+    features = llvmlite.binding.get_host_cpu_features
+    return (
+        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
+        numba.config.CPU_FEATURES or features().flatten(),
+    )
+
+
+LANES = 32 if "+avx512bw" in processor()[1].split(",") else 16
+"""Numbers of int16 that one instruction takes."""
 
 
 def long(value: int) -> Any:
     return ir.Constant(I64, value)
+
+
+def wide(kind: Any, count: int) -> Any:
+    """Return the type of a vector of ``count`` numbers."""
+    return ir.VectorType(kind, count)
 
 
 class Code:
@@ -62,35 +77,72 @@ class Code:
         return self.builder.shuffle_vector(first, empty, zeros)
 
     def pair_sums(self, left: Any, right: Any) -> Any:
-        """Return the eight sums of neighbouring products of 16 int16."""
-        wide = ir.VectorType(I32, LANES)
-        product = self.builder.mul(self.builder.sext(left, wide), self.builder.sext(right, wide))
-        empty = ir.Constant(wide, ir.Undefined)
+        """Return the sums of neighbouring products of int16, half as many int32."""
+        count = left.type.count
+        kind = ir.VectorType(I32, count)
+        product = self.builder.mul(self.builder.sext(left, kind), self.builder.sext(right, kind))
+        empty = ir.Constant(kind, ir.Undefined)
         even, odd = (
             self.builder.shuffle_vector(
-                product, empty, ir.Constant(INTS, list(range(start, LANES, 2)))
+                product,
+                empty,
+                ir.Constant(ir.VectorType(I32, count // 2), list(range(start, count, 2))),
             )
             for start in (0, 1)
         )
         return self.builder.add(even, odd)
 
+    def repeat(self, vector: Any, times: int) -> Any:
+        """Return a vector as often as said, one after another."""
+        order = list(range(vector.type.count)) * times
+        return self.builder.shuffle_vector(
+            vector,
+            ir.Constant(vector.type, ir.Undefined),
+            ir.Constant(ir.VectorType(I32, len(order)), order),
+        )
+
+    def followed_by_zeros(self, vector: Any, count: int) -> Any:
+        """Return a vector of ``count`` numbers that begins with these."""
+        kind = vector.type
+        if kind.count == count:
+            return vector
+        order = [min(place, kind.count) for place in range(count)]
+        return self.builder.shuffle_vector(
+            vector,
+            ir.Constant(kind, None),
+            ir.Constant(ir.VectorType(I32, count), order),
+        )
+
+    def sum(self, vectors: Sequence[Any]) -> Any:
+        """Return the sum of vectors, lane by lane."""
+        add = self.builder.add if vectors[0].type.element == I32 else self.builder.fadd
+        found = vectors[0]
+        for vector in vectors[1:]:
+            found = add(found, vector)
+        return found
+
     def widen(self, halves: Any) -> Any:
         """Return eight bf16 as float32."""
         shifted = self.builder.shl(
-            self.builder.zext(halves, INTS), ir.Constant(INTS, [16] * (LANES // 2))
+            self.builder.zext(halves, INTS), ir.Constant(INTS, [16] * INTS.count)
         )
         return self.builder.bitcast(shifted, FLOATS)
 
     def fma(self, left: Any, right: Any, more: Any) -> Any:
-        """Return ``left * right + more`` of eight numbers each, rounded once where that is fast."""
-        kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.fmuladd.v8f32")
+        """Return ``left * right + more`` of as many numbers, rounded once where that is fast."""
+        kind = ir.FunctionType(left.type, [left.type] * 3)
+        name = f"llvm.fmuladd.v{left.type.count}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [left, right, more])
 
     def total(self, vector: Any) -> Any:
-        """Return the sum of eight numbers, a float32; the eight fit 32 bits, their sum may not."""
-        floats = self.builder.sitofp(vector, FLOATS) if vector.type == INTS else vector
-        kind, name = ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v8f32"
+        """Return the sum of a vector, a float32; its numbers fit 32 bits, their sum may not."""
+        count = vector.type.count
+        floats = vector
+        if vector.type.element == I32:
+            floats = self.builder.sitofp(vector, ir.VectorType(F32, count))
+        kind = ir.FunctionType(F32, [F32, floats.type])
+        name = f"llvm.vector.reduce.fadd.v{count}f32"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         start = ir.Constant(F32, 0.0)
         return self.builder.call(function, [start, floats], fastmath=("reassoc",))

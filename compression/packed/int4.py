@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compression.kernels.llvm import LANES
 from compression.packed.compiled import CompiledLinear, Operand
 from compression.schemes import INT4_BLOCK, INT4_GROUPS
 from compression.weights.codes import Codes
 
 _NIBBLES = 4
 """In a word of 16 bits."""
+_WORDS = INT4_BLOCK // _NIBBLES
+"""Of a block."""
 
 
 class Int4Linear(CompiledLinear):
@@ -32,7 +33,7 @@ class Int4Linear(CompiledLinear):
         super().__init__(codes.label, rows, columns, bias)
         self.group_size = columns // codes.scales.shape[1]
         nibbles = functional.pad(codes.codes, (0, -columns % max(self.group_size, INT4_BLOCK)))
-        parts = nibbles.to(torch.int16).view(rows, -1, _NIBBLES, LANES).unbind(2)
+        parts = nibbles.to(torch.int16).view(rows, -1, _NIBBLES, _WORDS).unbind(2)
         words = parts[0] | (parts[1] << 4) | (parts[2] << 8) | (parts[3] << 12)
         padding = (0, -codes.scales.shape[1] % INT4_GROUPS)
         self.packed: Tensor
@@ -49,7 +50,7 @@ class Int4Linear(CompiledLinear):
     def unpack(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Return the dense weight of a block of rows, ``[block, columns]``."""
         words = (
-            self.packed[rows].view(torch.uint8).view(-1, self.packed.shape[1] // LANES, LANES, 2)
+            self.packed[rows].view(torch.uint8).view(-1, self.packed.shape[1] // _WORDS, _WORDS, 2)
         )
         halves = torch.stack([words & 0xF, words >> 4], dim=-1).flatten(-2)
         codes = halves.transpose(2, 3).reshape(len(words), -1)[:, : self.columns].to(dtype)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compression.kernels.llvm import LANES
 from compression.packed.compiled import CompiledLinear, Operand
+from compression.schemes import INT8_BLOCK
 from compression.weights.codes import Codes
 
 
@@ -23,7 +23,7 @@ class Int8Linear(CompiledLinear):
     def __init__(self, codes: Codes, bias: Tensor | None) -> None:
         rows, columns = codes.codes.shape
         super().__init__(codes.label, rows, columns, bias)
-        packed = functional.pad(codes.codes, (0, -columns % LANES)).contiguous()
+        packed = functional.pad(codes.codes, (0, -columns % INT8_BLOCK)).contiguous()
         self.packed: Tensor
         self.scales: Tensor
         self.register_buffer("packed", packed)
