@@ -20,6 +20,10 @@ from gateway.engine.compiled.tables import Span as CompiledSpan
 from gateway.engine.layer import Layer, RmsNorm
 from gateway.engine.rotary import Rotation, spread
 
+_ROWS_A_SEQUENCE = 16
+"""With fewer on average, attention as one program is worth more than faster products of many
+rows: as PyTorch's operations it takes some milliseconds for each sequence."""
+
 
 class Decoder:
     """Embedding, layers and output head of one model; holds no state of any sequence."""
@@ -72,9 +76,9 @@ class Decoder:
             room = min(self.max_tokens, span.cache.max_tokens)
             if span.stop > room:
                 raise ValueError(f"{span.stop} tokens do not fit into a cache of {room}")
-        few = spans[-1].rows.stop < self.layers[0].qkv.dense_from
+        few, one_program = self._ways(spans[-1].rows.stop, len(spans))
         ids = torch.tensor([id_ for _, ids in batch for id_ in ids])
-        step = self._step(batch[0][0].codecs) if few else None
+        step = self._step(batch[0][0].codecs) if one_program else None
         if step is None:
             x = self._run(spans, ids, torch.bfloat16 if few else self.layers[0].qkv.dense_dtype)
         else:
@@ -82,6 +86,14 @@ class Decoder:
         for span in spans:
             span.cache.length = span.stop
         return x
+
+    def _ways(self, rows: int, sequences: int) -> tuple[bool, bool]:
+        """Return whether rows are few for the layers' products, and whether one program is best."""
+        first = self.layers[0].qkv
+        few = rows < first.dense_from
+        # Where many rows are read in float32 that is for its precision, not for its speed.
+        for_speed = first.dense_dtype is not torch.float32
+        return few, few or (for_speed and rows < _ROWS_A_SEQUENCE * sequences)
 
     def _step(self, codecs: tuple[LayerCodecs, ...]) -> CompiledStep | None:
         """Return the program for caches of such codecs, written when the first of them comes."""

@@ -199,3 +199,24 @@ def test_tasks_cover_what_rows_see() -> None:
     assert filled == {(slot, head) for slot in range(slots) for head in range(2)}
     alone = [task for task in tasks.tolist() if task[0] == 0 and task[2] == 0]
     assert sum(stop - start for _, _, _, _, start, stop, _ in alone) == 300
+
+
+def test_many_sequences_of_a_row_are_one_program(tmp_path: Path) -> None:
+    """Dense products that are faster for so many rows do not take attention's program away."""
+    runner = artifact(tmp_path, "llama", "int8", "none", "none")
+    for linear in runner.decoder.linears:
+        linear.dense_from, linear.dense_dtype = 4, torch.bfloat16
+    few = [read_ahead(runner, first) for first in range(3)]
+    many = [read_ahead(runner, first) for first in range(6)]
+    with torch.inference_mode():
+        expected = runner.decoder.hidden([(cache, [7]) for cache in few])
+        result = runner.decoder.hidden([(cache, [7]) for cache in many])
+    assert torch.equal(result[:3], expected)
+
+
+def read_ahead(runner: Runner, first: int) -> Cache:
+    """Return the cache of a short text."""
+    cache = runner.new_cache(40)
+    with torch.inference_mode():
+        runner.decoder.hidden([(cache, IDS[first : first + 3])])
+    return cache
