@@ -7,6 +7,7 @@ from pydantic import Field
 from gateway.errors import InvalidRequest
 from gateway.wire import (
     MAX_TOP_LOGPROBS,
+    Items,
     SamplingFields,
     TokenId,
     check_stream_options,
@@ -26,7 +27,7 @@ class CompletionRequest(SamplingFields):
     A prompt is text or token ids, one or several. ``max_tokens`` 0 is for ``echo`` alone.
     """
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Items[str] | Items[TokenId] | Items[Items[TokenId]]
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None

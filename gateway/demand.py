@@ -29,9 +29,9 @@ def demand_of(fields: Mapping[str, Any]) -> Demand:
     num_bytes = num_ids = 0
     prefix = b""
     for piece in (each for name in _PROMPTS for each in _pieces(fields.get(name))):
-        if isinstance(piece, int):
-            num_ids += 1
-            raw = b"%d," % piece if len(prefix) < PREFIX_BYTES else b""
+        if isinstance(piece, list):
+            num_ids += len(piece)
+            raw = b"".join(b"%d," % token for token in piece[: PREFIX_BYTES - len(prefix)])
         else:
             raw = piece.encode(errors="replace")
             num_bytes += len(raw)
@@ -46,10 +46,14 @@ def demand_of(fields: Mapping[str, Any]) -> Demand:
     )
 
 
-def _pieces(value: object, depth: int = 0) -> Iterator[str | int]:
+def _pieces(value: object, depth: int = 0) -> Iterator[str | list[int]]:
     """Return the texts and token ids of a prompt, of messages or of parts; other media are none."""
-    if isinstance(value, (str, int)):
+    if isinstance(value, str):
         yield value
+    elif isinstance(value, int):
+        yield [value]
+    elif isinstance(value, list) and set(map(type, value)) == {int}:
+        yield value  # in one piece: there may be millions
     elif depth == _MAX_DEPTH:
         return  # no prompt is nested so deep
     elif isinstance(value, list):

@@ -59,7 +59,7 @@ async def run_job(
     if code is None:
         raise ChildFailed(
             f"`{name}` made no progress for {stall_s:g} s and was ended (its last word: "
-            f"{job.place or child.last_words}): see what holds it up, or raise 'prepare_timeout_s'"
+            f"{job.place or child.last_words}): see what holds it up, or raise prepare_timeout_s"
         )
     if job.refusal is not None:
         raise LoadRefused(job.refusal)

@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compression.fidelity_record import SliceFidelity
 from gateway.errors import InvalidJson, InvalidRequest
-from gateway.wire import MAX_TOP_LOGPROBS, SamplingFields, Wire, check_stream_options, validated
+from gateway.wire import (
+    MAX_TOP_LOGPROBS,
+    Items,
+    SamplingFields,
+    TextByName,
+    Wire,
+    check_stream_options,
+    validated,
+)
 
 MAX_TOOLS = 128
 
@@ -29,9 +37,9 @@ class Message(Wire):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Items[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list["ToolCall"] | None = None
+    tool_calls: Items["ToolCall"] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -89,15 +97,15 @@ class NamedToolChoice(Wire):
 class ChatRequest(SamplingFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[Items[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: TextByName | None = None
     store: bool | None = None
 
     @property

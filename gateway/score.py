@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gateway.capture import CAPTURE_ID
 from gateway.errors import ContextLengthExceeded, InvalidRequest
-from gateway.wire import TokenId, Wire, validated
+from gateway.wire import Items, TokenId, Wire, validated
 
 MAX_CANDIDATES = 256
 """Of one position."""
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 ROWS_GONE = "rows_gone"
 """The code of the error where they are not there any more."""
 
-Candidates = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_CANDIDATES)]
+Candidates = Annotated[Items[TokenId], Field(min_length=1, max_length=MAX_CANDIDATES)]
 
 
 class RowsAt(Wire):
@@ -39,9 +39,9 @@ class ScoreRequest(Wire):
     """
 
     model: str = Field(min_length=1)
-    token_ids: list[TokenId] = Field(min_length=1)
+    token_ids: Items[TokenId] = Field(min_length=1)
     start: int = Field(ge=1)
-    candidates: list[Candidates] = Field(min_length=1)
+    candidates: Items[Candidates] = Field(min_length=1)
     rows: RowsAt | None = None
 
 

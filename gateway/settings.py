@@ -23,6 +23,9 @@ from gateway.errors import SettingsError
 from gateway.model_settings import Frozen, ModelSettings, Rung
 from gateway.shadow_settings import ShadowSettings
 
+PREPARE_TIMEOUT_S = 3600.0
+"""One layer of a slow method can take long."""
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -50,7 +53,7 @@ class Settings(Frozen):
     drain_s: float = Field(default=30.0, ge=0)
     load_wait_s: float = Field(default=30.0, ge=0)
     read_timeout_s: float = Field(default=600.0, gt=0)
-    prepare_timeout_s: float = Field(default=3600.0, gt=0)
+    prepare_timeout_s: float = Field(default=PREPARE_TIMEOUT_S, gt=0)
     start_timeout_s: float = Field(default=600.0, gt=0)
     stall_timeout_s: float = Field(default=60.0, gt=0)
     unknown_parameters: Literal["reject", "report"] = "reject"

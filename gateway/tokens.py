@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from gateway.errors import InvalidRequest
 from gateway.protocol import MAX_TOOLS, Message, Tool
-from gateway.wire import TokenId, Wire, validated
+from gateway.wire import Items, TokenId, Wire, validated
 
 
 class TokenizeRequest(Wire):
@@ -14,8 +14,8 @@ class TokenizeRequest(Wire):
 
     model: str = Field(min_length=1)
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[Items[Message], Field(min_length=1)] | None = None
+    tools: Annotated[Items[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
@@ -32,7 +32,7 @@ class DetokenizeRequest(Wire):
     """Body of ``POST /detokenize``."""
 
     model: str = Field(min_length=1)
-    tokens: list[TokenId]
+    tokens: Items[TokenId]
 
 
 class Tokens(BaseModel):

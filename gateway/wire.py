@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.errors import InvalidRequest
@@ -15,6 +15,32 @@ MAX_STOP_TOKENS = 128
 MAX_TOP_LOGPROBS = 20
 
 _T = TypeVar("_T", bound=BaseModel)
+_Item = TypeVar("_Item")
+
+
+def _texts_or_first_other(value: object) -> object:
+    return _first_wrong(value, frozenset({str}))
+
+
+def _numbers_or_first_other(value: object) -> object:
+    return _first_wrong(value, frozenset({int, float}))
+
+
+def _first_wrong(value: object, kinds: frozenset[type]) -> object:
+    """Return a mapping, or the first of its entries with another value, alone."""
+    if not isinstance(value, dict):
+        return value
+    wrong = (key for key, item in value.items() if type(item) not in kinds)
+    found = next(wrong, None)
+    return value if found is None else {found: value[found]}
+
+
+# A reply names one wrong field. Left to itself pydantic describes each of the millions that fit
+# into a body: that took a second and hundreds of megabytes for 100 kB, with all streams standing.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+"""A list of which the first wrong item is told."""
+TextByName = Annotated[dict[str, str], BeforeValidator(_texts_or_first_other)]
+NumberByName = Annotated[dict[str, float], BeforeValidator(_numbers_or_first_other)]
 
 
 class Wire(BaseModel):
@@ -66,11 +92,11 @@ class SamplingFields(Wire):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: NumberByName | None = None
     n: int | None = Field(default=None, ge=1, le=128)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    stop: StopString | Annotated[Items[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[Items[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)

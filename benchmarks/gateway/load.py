@@ -23,6 +23,8 @@ class Outcome:
 
     status: int = 0
     first_s: float | None = None
+    sent_s: float = 0.0
+    """When the request was with the kernel: what is before is the client's own time."""
     total_s: float = 0.0
     tokens: int = 0
     """As the usage says, or pieces of text where the stream was cut."""
@@ -86,6 +88,7 @@ async def ask(
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         try:
             writer.write(head.encode() + body)
+            outcome.sent_s = time.perf_counter() - started
             await _read(reader, outcome, started)
         finally:
             writer.close()

@@ -9,13 +9,19 @@ from types import MappingProxyType
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import ApiError, BodyTimeout, HeadTooLarge, render
+from gateway.errors import ApiError, BodyTimeout, HeadTooLarge, InvalidRequest, render
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers; the parser itself knows no limit."""
 
 _DISCARD = struct.pack("ii", 1, 0)
-_REASONS = MappingProxyType({408: b"Request Timeout", 431: b"Request Header Fields Too Large"})
+_REASONS = MappingProxyType(
+    {
+        400: b"Bad Request",
+        408: b"Request Timeout",
+        431: b"Request Header Fields Too Large",
+    }
+)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -67,6 +73,13 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self._is_unoccupied:
             self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no request; an answer that has begun is cut, not written into."""
+        if self._is_unoccupied or not self.cycle.response_started:
+            self._refuse(InvalidRequest("the bytes are no HTTP/1.1 request: check its framing"))
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""

@@ -1,9 +1,12 @@
 """The route table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gateway.api.admin import (
     ShadowRate,
@@ -49,6 +52,15 @@ from gateway.wire import Wire
 _PLAIN_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
+class _BareRoute(APIRoute):
+    """A route whose handler takes the request as it is: nothing is looked up or read for it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
 def make_router() -> APIRouter:
     """Return every route of the gateway."""
     router = APIRouter()
@@ -56,7 +68,10 @@ def make_router() -> APIRouter:
     def post(path: str, body: type[Wire], reply: Any, handler: Any, *, streams: bool) -> None:
         # The handler reads the body itself (limits, exact errors); the schema is for clients.
         extra = post_route(body, reply, streams=streams)
-        router.post(path, response_model=None, openapi_extra=extra)(handler)
+        options: dict[str, Any] = {"response_model": None, "openapi_extra": extra}
+        router.add_api_route(
+            path, handler, methods=["POST"], route_class_override=_BareRoute, **options
+        )
 
     def get(path: str, handler: Callable[..., Any], **options: Any) -> None:
         router.get(path, **options)(handler)

@@ -36,7 +36,7 @@ from gateway.shadow.token_texts import token_texts
 from gateway.specs import VariantSpec
 from gateway.streaming import read_plain, until_disconnect
 from gateway.trace import RequestTrace, traced
-from gateway.wire import Wire, validated
+from gateway.wire import Items, Wire, validated
 
 MAX_TOKENS = 512
 _CHAT = "/v1/chat/completions"
@@ -48,7 +48,7 @@ class SideBySide(Wire):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     model: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     max_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS)
     temperature: float = Field(default=0.0, ge=0, le=2)
 

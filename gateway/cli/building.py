@@ -20,7 +20,7 @@ def run_build(options: argparse.Namespace, terminal: Terminal) -> int:
         raise SettingsError("build needs --out, a new directory, or --dry-run")
     words += [f"--out={options.out}"]
     words += ["--fidelity"] if options.fidelity else []
-    code, ready = run_job(words, terminal)
+    code, ready = run_job(words, terminal, stall_s=options.prepare_timeout_s)
     if ready is not None:
         terminal.built(ready["directory"], ready["manifest"])
     return code

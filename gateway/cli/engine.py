@@ -52,10 +52,15 @@ async def _prepare(spec: VariantSpec, options: argparse.Namespace, terminal: Ter
 
     Raises:
         LoadRefused: the model or the recipe cannot be used, or not with this engine.
-        ChildFailed: the compression crashed.
+        ChildFailed: the compression crashed, or made no progress.
     """
     settings = spec.settings
-    prepared = await prepare(spec, terminal.on_progress, is_measured=options.fidelity)
+    prepared = await prepare(
+        spec,
+        terminal.on_progress,
+        is_measured=options.fidelity,
+        stall_s=options.prepare_timeout_s,
+    )
     if prepared.directory is None:
         raise LoadRefused(f"{spec.alias}: there is nothing to serve")
     if settings.engine == vllm.BACKEND:

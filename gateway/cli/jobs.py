@@ -22,9 +22,16 @@ def source(options: argparse.Namespace) -> list[str]:
     return words if options.revision is None else [*words, f"--revision={options.revision}"]
 
 
-def run_job(words: list[str], terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
-    """Run a child to its end; a signal ends it in order and quietly."""
-    return run_until_signal(job.run_job(words, terminal.on_progress))
+def run_job(
+    words: list[str], terminal: Terminal, *, stall_s: float | None = None
+) -> tuple[int, dict[str, Any] | None]:
+    """Run a child to its end; a signal ends it in order and quietly.
+
+    Raises:
+        LoadRefused: the child refused, or its libraries are not installed.
+        ChildFailed: it crashed, or made no progress for ``stall_s`` seconds.
+    """
+    return run_until_signal(job.run_job(words, terminal.on_progress, stall_s=stall_s))
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> tuple[int, T | None]:

@@ -17,6 +17,7 @@ from gateway.cli.models import run_models
 from gateway.cli.recipes import run_recipes
 from gateway.cli.serving import run_serve
 from gateway.model_settings import EngineKind
+from gateway.settings import PREPARE_TIMEOUT_S
 from gateway.shadow_settings import default_ledger_path
 
 _URL = "http://127.0.0.1:8000"
@@ -44,6 +45,16 @@ def _hours(value: str) -> float:
     if not 0 < hours < 1e6:
         raise argparse.ArgumentTypeError(f"{value!r} is no number of hours above 0")
     return hours
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds above 0")
+    return seconds
 
 
 def _rate(value: str) -> float:
@@ -137,6 +148,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fidelity", action="store_true", help="measure the recipe, for verdicts of the gateway"
     )
+    _add_prepare_timeout(command)
     _add_engine_flags(command)
 
 
@@ -192,6 +204,7 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fidelity", action="store_true", help="measure every slice for the manifest"
     )
+    _add_prepare_timeout(command)
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
@@ -264,6 +277,16 @@ def _add_endpoint(command: argparse.ArgumentParser) -> None:
     known = os.environ.get("NARROWGATE_API_KEY") or os.environ.get("OPENAI_API_KEY")
     command.add_argument(
         "--api-key", default=known, metavar="KEY", help="default: from NARROWGATE_API_KEY"
+    )
+
+
+def _add_prepare_timeout(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--prepare-timeout-s",
+        type=_seconds,
+        default=PREPARE_TIMEOUT_S,
+        metavar="N",
+        help="end a preparation that makes no progress for so long (default: %(default)g)",
     )
 
 

@@ -180,14 +180,14 @@ class Variant:
         replica.num_running += 1
         work = work_of(demand)
         replica.outstanding_tokens += work
-        is_trial = replica.breaker.enter(time.monotonic())
+        trial = replica.breaker.enter(time.monotonic())
         try:
             yield replica
         finally:
             replica.outstanding_tokens -= work
             replica.num_running -= 1
-            if is_trial:
-                replica.breaker.leave()
+            if trial is not None:
+                replica.breaker.leave(trial)
             self.num_running -= 1
             self._last_used = time.monotonic()
             if not self.num_running:

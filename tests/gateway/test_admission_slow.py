@@ -103,6 +103,43 @@ def test_endless_heads_are_refused(strict: Gateway) -> None:
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x00\xf8 a client that speaks TLS\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        HEAD + b"content-length: -1\r\n\r\n",
+        HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n{",
+        b"GET /v1/models/\x00 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_told_so(strict: Gateway, sent: bytes) -> None:
+    """Bytes that cannot be read get the envelope of all errors, and the connection is closed."""
+    with connect(strict) as client:
+        client.sendall(sent)
+        head, _, content = read_all(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    error = json.loads(content)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+
+
+def test_rubbish_behind_a_request_is_not_answered_in_its_stream(strict: Gateway) -> None:
+    """What follows a running stream and cannot be read ends it; nothing is written into it."""
+    raw = json.dumps(body(stream=True, fake={"tokens": 200, "pace_s": 0.02})).encode()
+    with connect(strict) as client:
+        client.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(raw) + raw)
+        seen = b""
+        while b"data: " not in seen:
+            piece = client.recv(65536)
+            assert piece, seen
+            seen += piece
+        client.sendall(b"rubbish\r\n\r\n")
+        seen += read_all(client)
+    assert seen.count(b"HTTP/1.1") == 1
+    assert b"[DONE]" not in seen
+
+
 def test_slow_bodies_are_refused(strict: Gateway) -> None:
     """A body that is not complete in time is 408 and counted as a timeout."""
     before = strict.metric("requests_total", outcome="timeout")

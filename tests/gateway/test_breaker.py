@@ -70,19 +70,50 @@ def test_only_one_request_is_the_trial() -> None:
     assert breaker.allows(5)  # who entered too early is no trial
     assert breaker.enter(5)
     assert not breaker.enter(5)
-    assert not breaker.allows(100)
-    assert breaker.state(100) is BreakerState.HALF_OPEN
+    assert not breaker.allows(9.9)
+    assert breaker.state(9.9) is BreakerState.HALF_OPEN
+
+
+def test_a_trial_that_goes_on_and_on_is_not_waited_for() -> None:
+    """A long answer keeps others out for one pause; then the next request is a trial."""
+    breaker = opened()
+    first = breaker.enter(5)
+    assert not breaker.allows(9.9)
+    assert breaker.allows(10)
+    second = breaker.enter(10)
+    assert first is not None
+    assert second is not None
+    breaker.leave(first)
+    assert not breaker.allows(14.9)
+    breaker.leave(second)
+    assert breaker.allows(14.9)
+
+
+def test_an_old_trial_does_not_end_a_new_one() -> None:
+    """It was cut short by the failure of another request; when it leaves, the next one is on."""
+    breaker = opened()
+    old = breaker.enter(5)
+    breaker.fail(6)  # a request from before it opened
+    new = breaker.enter(11)
+    assert old is not None
+    assert new is not None
+    breaker.leave(old)
+    assert not breaker.allows(12)
+    breaker.leave(new)
+    assert breaker.allows(12)
 
 
 def test_a_trial_that_says_nothing_lets_another_one_in() -> None:
     """A client that leaves in the middle of the trial neither keeps it out nor clears it."""
     breaker = opened()
-    assert breaker.enter(5)
-    breaker.leave()
+    trial = breaker.enter(5)
+    assert trial is not None
+    breaker.leave(trial)
     assert (breaker.state(5), breaker.allows(5)) == (BreakerState.HALF_OPEN, True)
-    assert breaker.enter(5)
+    trial = breaker.enter(5)
+    assert trial is not None
     breaker.fail(6)
-    breaker.leave()
+    breaker.leave(trial)
     assert breaker.state(10.9) is BreakerState.OPEN
 
 

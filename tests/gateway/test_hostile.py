@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ def test_ten_megabytes(gateway: Gateway, path: str) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
 
+def _keys(value: bytes) -> bytes:
+    return b"{" + b",".join(b'"%d":%s' % (number, value) for number in range(400_000)) + b"}"
+
+
 def test_ten_megabytes_that_are_allowed(start_gateway: StartGateway) -> None:
     """Long texts, long lists, many keys and deep nesting of 10 MB get their answer or refusal."""
     gateway = start_gateway(max_body_bytes=16 * 1024 * 1024)
@@ -100,6 +105,35 @@ def test_ten_megabytes_that_are_allowed(start_gateway: StartGateway) -> None:
         check(reply)
         assert reply.status_code == status, reply.text[:300]
         assert status == 200 or len(reply.content) < 2000
+
+
+MILLIONS = 2_000_000
+ONES = b"1," * MILLIONS + b"1"
+
+
+def test_millions_of_wrong_items(start_gateway: StartGateway) -> None:
+    """The first one is told, at once: whoever describes them all holds up every stream."""
+    gateway = start_gateway(max_body_bytes=16 * 1024 * 1024)
+    wrong: list[tuple[str, str, bytes, str]] = [
+        (CHAT, "messages", b"[" + ONES + b"]", "messages.0"),
+        (CHAT, "messages", b'[{"role":"user","content":[' + ONES + b"]}]", "messages.0.content.0"),
+        (CHAT, "messages", b'[{"role":"user","tool_calls":[' + ONES + b"]}]", "messages.0"),
+        (CHAT, "logit_bias", _keys(b'"a"'), "logit_bias.0"),
+        (CHAT, "metadata", _keys(b"0"), "metadata.0"),
+        ("/v1/completions", "prompt", b"[-" + ONES + b"]", "prompt.0"),
+        ("/v1/completions", "prompt", b'[["b"],[' + ONES + b"]]", "prompt.0.0"),
+        ("/detokenize", "tokens", b"[{}," + ONES + b"]", "tokens.0"),
+    ]
+    for path, name, raw, param in wrong:
+        rest = {key: value for key, value in BODIES[path].items() if key != name}
+        whole = json.dumps(rest).encode()[:-1] + b',"%s":' % name.encode() + raw + b"}"
+        started = time.perf_counter()
+        reply = gateway.http.post(path, content=whole, headers=JSON_TYPE, timeout=LIMIT_S)
+        lasted_s = time.perf_counter() - started
+        error = reply.json()["error"]
+        assert (reply.status_code, len(reply.content) < 2000) == (400, True), error
+        assert error["param"].startswith(param), error
+        assert lasted_s < 5, f"{name}: {lasted_s:.1f} s"
 
 
 PIECES = st.sampled_from(

@@ -154,7 +154,7 @@ def test_a_build_that_hangs_is_ended(
     code = _BUILD_THAT_HANGS.replace("MODEL", str(tiny_llama_dir))
     words = (
         r"` made no progress for 2 s and was ended \(its last word: quantize 3 of 20 tensors "
-        r"model\..*\): see what holds it up, or raise 'prepare_timeout_s'$"
+        r"model\..*\): see what holds it up, or raise prepare_timeout_s$"
     )
     with pytest.raises(ChildFailed, match=words):
         asyncio.run(run_job(["-c", code], progress.append, stall_s=2))
