@@ -88,11 +88,19 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
 
 
 def _dense_kernel(layer: torch.nn.Module) -> str:
-    return "dense" if getattr(layer, "weight", None) is not None else "dense, packed by oneDNN"
+    """Return what multiplies an unquantized layer; on a processor vLLM chooses it layer by layer.
+
+    It leaves no other trace of the choice than a function on the layer that calls the kernel.
+    """
+    function: Any = getattr(layer, "cpu_linear", None)
+    code = getattr(function, "__code__", None)
+    called = code.co_names if code else ()
+    name = called[-1] if called else getattr(function, "__name__", None)
+    return "dense" if name is None else f"dense ({name})"
 
 
 def _weight_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of weights; what oneDNN has packed for itself counts by its shape."""
+    """Return the bytes of weights; what a kernel has packed for itself counts by its shape."""
     seen: dict[int, int] = {}
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
@@ -103,9 +111,17 @@ def _weight_bytes(model: torch.nn.Module) -> int:
 
 
 def _packed_bytes(layer: torch.nn.Module) -> int:
-    scheme = getattr(layer, "scheme", None)
+    """Return the bytes of a weight that is held by its kernel alone, in no tensor of the layer."""
+    scheme: Any = getattr(layer, "scheme", None)
     handler = getattr(getattr(scheme, "kernel", None), "dnnl_handler", None)
-    return 0 if handler is None else int(handler.n) * int(handler.k)
+    if handler is not None:
+        return int(handler.n) * int(handler.k)
+    weight: Any = getattr(layer, "weight", None)
+    if getattr(layer, "cpu_linear", None) is None or weight is None or weight.numel():
+        return 0
+    rows: Any = getattr(layer, "output_size_per_partition", None)
+    columns: Any = getattr(layer, "input_size_per_partition", None)
+    return int(rows) * int(columns) * int(weight.element_size())
 
 
 def _tensors(found: object) -> Iterator[torch.Tensor]:
