@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -9,7 +10,7 @@ import torch
 
 _SECONDS = 3.0
 _AHEAD_S = 6.0
-"""A new process needs so long to import torch, at most; all begin at one moment."""
+"""A new process imports torch meanwhile; all begin at one moment."""
 _ROWS = 256
 """Of a square matrix; three of them lie in a core's own cache."""
 _BYTES = 256 * 1024**2
@@ -40,13 +41,7 @@ def rate(kind: str, core: int, begin: float) -> float:
     """
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    if kind == "multiply":
-        matrix = torch.ones(_ROWS, _ROWS)
-        out = torch.empty(_ROWS, _ROWS)
-        work = lambda: torch.mm(matrix, matrix, out=out)  # noqa: E731
-    else:
-        buffer = torch.ones(_BYTES // 4)
-        work = buffer.sum
+    work = _multiply() if kind == "multiply" else _read()
     work()
     if time.monotonic() > begin:
         raise RuntimeError(f"core {core} was not ready in time: run it on a quiet machine")
@@ -57,3 +52,13 @@ def rate(kind: str, core: int, begin: float) -> float:
         work()
         count += 1
     return count / (time.monotonic() - begin)
+
+
+def _multiply() -> Callable[[], object]:
+    matrix, out = torch.ones(_ROWS, _ROWS), torch.empty(_ROWS, _ROWS)
+    return lambda: torch.mm(matrix, matrix, out=out)
+
+
+def _read() -> Callable[[], object]:
+    buffer = torch.ones(_BYTES // 4)
+    return lambda: buffer.sum()

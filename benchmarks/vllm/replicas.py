@@ -23,22 +23,24 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
     cores: dict[str, dict[str, float]] = {}
     for count, name in ((1, "one"), (2, "two")):
         with served(directory, replicas=count, threads=1) as gateway:
-            asyncio.run(_run({gateway.url: STREAMS}, ALIAS, tokens=8))
+            through = {gateway.url: count * STREAMS}
+            asyncio.run(_run(through, ALIAS, tokens=8))
             before, since = gateway.processor_s(), time.perf_counter()
-            through = {gateway.url: STREAMS}
             speeds[name] = [_speed(through, ALIAS) for _ in range(turns)]
             cores[name] = _cores(before, gateway.processor_s(), time.perf_counter() - since)
             if count == 2:
+                speeds["shared"] = [_speed({gateway.url: STREAMS}, ALIAS) for _ in range(turns)]
                 speeds |= _direct(gateway, turns, "direct")
                 gateway.hold_to_a_core_each()
                 speeds |= _direct(gateway, turns, "held")
                 loss = asyncio.run(_lose_one(gateway))
     found = {name: statistics.median(each) for name, each in speeds.items()}
     return {
-        "streams": STREAMS,
+        "streams_of_each_engine": STREAMS,
         "one_tokens_per_s": found["one"],
         "two_tokens_per_s": found["two"],
         "times": found["two"] / found["one"],
+        "two_sharing_the_streams_of_one_tokens_per_s": found["shared"],
         "one_cores_used": cores["one"],
         "two_cores_used": cores["two"],
         "one_asked_directly_tokens_per_s": found["direct_one"],
@@ -47,17 +49,15 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
         "one_held_to_its_core_tokens_per_s": found["held_one"],
         "two_held_to_their_cores_tokens_per_s": found["held_two"],
         "times_held_to_their_cores": found["held_two"] / found["held_one"],
-        "one_of_half_the_streams_tokens_per_s": found["direct_half"],
         **scaling(),
         **loss,
     }
 
 
 def _direct(gateway: Served, turns: int, name: str) -> dict[str, list[float]]:
-    """Return tokens a second of engines without the gateway: one, one of half the load, two."""
+    """Return tokens a second of one engine and of both, asked without the gateway."""
     first, second = (each["url"] for each in gateway.replicas())
-    half = STREAMS // 2
-    loads = {"one": {first: STREAMS}, "half": {first: half}, "two": {first: half, second: half}}
+    loads = {"one": {first: STREAMS}, "two": {first: STREAMS, second: STREAMS}}
     model = f"{ALIAS}@{RECIPE}"
     asyncio.run(_run(loads["two"], model, tokens=8))
     return {
