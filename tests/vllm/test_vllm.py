@@ -211,6 +211,7 @@ def test_ladder_of_full_and_pruned(tmp_path: Path, pruned: str) -> None:
         card = gateway.card("m@full")
         assert (card["schemes"], card["numerics"]) == ({"none": 210}, {"none": "W16A16"})
         assert 2.6e8 < card["weights_bytes"] < 2.8e8
+        assert re.fullmatch(r"dense \(\w+\)(, dense \(\w+\))*", card["kernels"]["none"])
         below = gateway.processes()
     assert gateway.process.returncode == 0
     eventually(lambda: all(map(is_gone, below)), 10)
