@@ -36,7 +36,6 @@ ARTIFACT_VARIABLE = "NARROWGATE_VLLM_ARTIFACT"
 _GIB = 1024**3
 _PLUGINS = "VLLM_PLUGINS"
 _OUR_PLUGIN = "narrowgate"
-_WAIT = "NARROWGATE_VLLM_WAIT"
 _OURS = frozenset(
     {
         "--model",
@@ -169,7 +168,6 @@ def environment(
         found[_PLUGINS] = _OUR_PLUGIN
     if start.facts.device != "cpu":
         return found | _gpus(start.facts, settings, replica)
-    found[_WAIT] = "asleep"
     processors = sorted(os.sched_getaffinity(0))
     share = max(1, len(processors) // settings.replicas)
     if settings.replicas > 1:

@@ -83,15 +83,6 @@ def test_its_series_come_through_the_gateway(int8: Served) -> None:
     assert 'vllm:generation_tokens_total{engine="0",model_name="m@int8"}' in view
 
 
-def test_its_processes_wait_asleep(int8: Served) -> None:
-    """By itself vLLM looks for a second whether there is more to do, and takes turns with work."""
-    int8.ask(QUESTION)
-    mine = [each for replica in int8.replicas() for each in int8.engine_at(replica["url"])]
-    before = _used_s(mine)
-    time.sleep(0.8)
-    assert _used_s(mine) - before < 0.3
-
-
 def test_its_replies_are_scored(int8: Served) -> None:
     """The shadow reads a reply of vLLM under the full model, and lets that answer itself.
 
@@ -169,10 +160,6 @@ def _compared(fidelity: dict[str, Any]) -> int:
     free_runs = variant["free_runs"] or {"results": {}}
     found: int = free_runs["results"].get("compared", 0)
     return found
-
-
-def _used_s(processes: list[psutil.Process]) -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in processes)
 
 
 def _words(process: psutil.Process) -> str:
