@@ -8,7 +8,6 @@ import torch
 from vllm.version import __version__
 
 _BLOCK_OF_NF4 = 64
-_FP8_WEIGHT_ONLY = ("Marlin", "CPUFp8PerTensor")
 
 
 class WorkerExtension:
@@ -87,19 +86,12 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
         case "BitsAndBytesLinearMethod":
             return f"nf4-b{_BLOCK_OF_NF4}", name, "W4A16"
         case "Fp8PerTensorOnlineLinearMethod":
-            return "fp8-tensor", name, _fp8_numerics(kernel)
+            return "fp8-tensor", name, "unknown"
         case "Fp8PerBlockOnlineLinearMethod":
-            return "fp8-block", name, _fp8_numerics(kernel)
+            return "fp8-block", name, "unknown"
         case "Fp8PtpcOnlineLinearMethod":
-            return "fp8-rows", name, _fp8_numerics(kernel)
+            return "fp8-rows", name, "unknown"
     return type(scheme or method).__name__, name, "unknown"
-
-
-def _fp8_numerics(kernel: Any) -> str:
-    """Return what an fp8 kernel multiplies; some leave activations in 16 bits."""
-    takes_codes = getattr(kernel, "apply_input_quant", True) is not False
-    is_weight_only = type(kernel).__name__.startswith(_FP8_WEIGHT_ONLY)
-    return "W8A8" if takes_codes and not is_weight_only else "W8A16"
 
 
 def _dense_kernel(layer: torch.nn.Module) -> str:
