@@ -284,11 +284,17 @@ class EngineClient:
 
     async def is_healthy(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Return whether the engine answers in time that it is well."""
+        return await self.complaint(timeout_s) is None
+
+    async def complaint(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+        """Return what shows that the engine is not well, in words behind its address, or None."""
         try:
             reply = await self._client.get("/health", timeout=min(timeout_s, PROBE_TIMEOUT_S))
-        except httpx.TransportError:
-            return False
-        return reply.status_code == 200
+        except httpx.ConnectError:
+            return "takes no connection"
+        except httpx.TransportError as error:
+            return f"does not answer ({type(error).__name__})"
+        return None if reply.status_code == 200 else f"answers /health with {reply.status_code}"
 
     async def read_metrics(self, timeout_s: float = PROBE_TIMEOUT_S) -> bytes:
         """Return the engine's metrics in Prometheus' text form; empty if it does not answer."""

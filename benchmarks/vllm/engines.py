@@ -1,5 +1,6 @@
 """The gateway over vLLM engines of the demo model, and what can be asked of both."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,29 @@ class Served:
         (found,) = (each for each in below if port in _words(each))
         return found
 
+    def hold_to_a_core_each(self) -> None:
+        """Hold every process and thread of each engine to a core of its own."""
+        cores = sorted(os.sched_getaffinity(0))
+        for replica, core in zip(self.replicas(), cores, strict=False):
+            server = self.server_of(replica["url"])
+            for process in (server, *server.children(recursive=True)):
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, {core})
+
+    def processor_s(self) -> dict[str, float]:
+        """Return the processor time that all processes have used so far, by what they do."""
+        used = {
+            "gateway": _used_s(self.gateway),
+            "clients": _used_s(psutil.Process()),
+            "workers": 0.0,
+            "servers": 0.0,
+        }
+        for process in self.gateway.children(recursive=True):
+            # vLLM's worker computes; its API server and its core write, schedule and wait.
+            is_worker = "Worker" in " ".join(_words(process))
+            used["workers" if is_worker else "servers"] += _used_s(process)
+        return used
+
 
 @contextmanager
 def served(directory: Path, *, replicas: int, threads: int | None = None) -> Iterator[Served]:
@@ -57,6 +81,13 @@ def served(directory: Path, *, replicas: int, threads: int | None = None) -> Ite
     settings: dict[str, object] = {"models": {ALIAS: model}}
     with narrowgate(settings, directory) as way:
         yield Served(way.url, way.processes[0])
+
+
+def _used_s(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
 
 
 def _words(process: psutil.Process) -> list[str]:

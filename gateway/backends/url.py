@@ -31,9 +31,11 @@ class RemoteEngine:
             async with asyncio.timeout(timeout_s):
                 await client.wait_healthy()
         except TimeoutError:
+            complaint = await client.complaint() or "was well too late"
             await client.aclose()
             raise ChildFailed(
-                f"{client.served_name}: {client.base_url} was not healthy within {timeout_s:g} s"
+                f"{client.served_name}: no engine was ready at {client.base_url} within "
+                f"{timeout_s:g} s: it {complaint}: start it, or correct 'urls'"
             ) from None
         except BaseException:
             await client.aclose()

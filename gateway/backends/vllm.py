@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from gateway.backends.vllm_capabilities import DISABLED, VllmPlan
@@ -61,6 +62,14 @@ _OURS = frozenset(
     }
 )
 """Options that the gateway sets, or that would hide the engine from it."""
+
+_SPREADING = (
+    "tensor-parallel-size",
+    "pipeline-parallel-size",
+    "data-parallel-size",
+    "prefill-context-parallel-size",
+)
+"""Options whose product is how many GPUs one engine takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +187,7 @@ def _gpus(facts: VllmFacts, settings: VariantSettings, replica: int) -> dict[str
     """Return which GPUs a replica sees; one alone sees all."""
     if settings.replicas == 1:
         return {}
-    options = settings.vllm_options
-    sizes = [options.get(name, 1) for name in ("tensor-parallel-size", "pipeline-parallel-size")]
-    share = int(sizes[0]) * int(sizes[1])
+    share = prod(int(settings.vllm_options.get(name, 1)) for name in _SPREADING)
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = named.split(",") if named else [str(index) for index in range(facts.num_devices)]
     mine = visible[replica * share :][:share]
@@ -212,7 +219,9 @@ def _chosen(name: str, value: str | int | float | bool, facts: VllmFacts) -> lis
     option = f"--{name}"
     where = f"'vllm_options' has {name!r}"
     if option in _OURS:
-        raise LoadRefused(f"{where}, which the gateway sets itself: remove it")
+        ours = name.replace("-", "_")
+        remedy = f"set {ours!r} beside it" if ours in VariantSettings.model_fields else "remove it"
+        raise LoadRefused(f"{where}, which the gateway sets itself: {remedy}")
     if option not in facts.options:
         raise LoadRefused(f"{where}, an option that vLLM {facts.version} does not have: correct it")
     if option in facts.flags and value is True:

@@ -74,10 +74,11 @@ def _int8(facts: VllmFacts) -> Verdict:
             return OwnKernel("int8", "vLLM's int8 product could not be checked on this processor")
         if error <= MAX_INT8_ERROR:
             return None
+        why = "" if "vnni" in facts.cpu_features else ", which has no VNNI"
         return OwnKernel(
             "int8",
-            f"vLLM's int8 product is off by {error:.0%} on this processor, which has no VNNI: "
-            "activations stay in 16 bits instead",
+            f"vLLM's int8 product is off by {error:.0%} on this processor{why}: activations stay "
+            "in 16 bits instead",
         )
     return _needs_cuda(facts, _CUDA_PACKED, "int8")
 

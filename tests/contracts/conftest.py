@@ -14,7 +14,7 @@ from gateway.backends.embedded import free_port
 from tests.checkpoints import make_tiny_checkpoint
 from tests.engine.processes import started
 from tests.gateway.harness import eventually
-from tests.vllm.served import EAGER, SMALL, served
+from tests.vllm.served import demo
 
 
 @contextmanager
@@ -44,11 +44,10 @@ def embedded_engine() -> Iterator[str]:
 
 @contextmanager
 def vllm_engine() -> Iterator[str]:
-    """Run vLLM on the demo model's int4 artifact, behind the gateway, as clients meet it."""
+    """Run `make vllm-demo`: the demo model's int4 artifact on vLLM, behind the gateway."""
     with TemporaryDirectory() as directory:
-        model = {"model": "smollm2", "engine": "vllm", "recipe": "int4", **SMALL}
-        settings = {"models": {"m": model | {"vllm_options": EAGER}}}
-        with served(Path(directory), settings) as gateway:
+        small = ["--kv-cache-memory-bytes=512MiB", "--max-model-len=1024"]
+        with demo(Path(directory), "int4", *small) as gateway:
             yield gateway.url
 
 

@@ -257,7 +257,8 @@ def test_options_that_this_vllm_lacks() -> None:
         ({"quick": True}, "'quick', an option that vLLM 0.32.0 does not have"),
         ({"dtype": "int3"}, "'dtype' as 'int3': use one of auto, float32"),
         ({"logprobs-mode": "raw_logits"}, "which the gateway sets itself"),
-        ({"max-logprobs": 5}, "which the gateway sets itself"),
+        ({"max-logprobs": 5}, "which the gateway sets itself: remove it"),
+        ({"max-model-len": 5}, "which the gateway sets itself: set 'max_model_len' beside it"),
         ({"enforce-eager": 1}, "'enforce-eager' as 1: vLLM 0.32.0 takes true or false for it"),
         ({"seed": True}, "'seed' as True: vLLM 0.32.0 takes a value for it"),
         ({"seed": False}, "'seed' as False: vLLM 0.32.0 takes a value for it"),
@@ -292,6 +293,9 @@ def test_replicas_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> Non
         for replica in range(2)
     ]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["4,5", "6,7"]
+    spread = _settings(replicas=2, vllm_options={"data-parallel-size": 2})
+    second = environment(start, settings=spread, replica=1, kv_cache_memory_bytes=None)
+    assert second["CUDA_VISIBLE_DEVICES"] == "6,7"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     few = VllmStart(Path("python"), gpu(num_devices=1), VllmPlan())
     with pytest.raises(LoadRefused, match="'replicas' is 2 at 1 GPUs each, and 1 are seen"):

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.backends.vllm_facts import VllmFacts, default_python, find_python, 
 from gateway.errors import LoadRefused
 from tests.gateway.harness import eventually
 
+ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 240.0
 EAGER = {"enforce-eager": True}
 """Compilation takes vLLM minutes on a small machine."""
@@ -81,27 +83,68 @@ class Served:
         content: str = self.chat(question, **fields).json()["choices"][0]["message"]["content"]
         return content
 
+    def complete(self, prompt: str) -> str:
+        """Return the greedy end of a text."""
+        body = {"model": "m", "prompt": prompt, "temperature": 0, "max_tokens": 4}
+        reply = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+        assert reply.status_code == 200, reply.text
+        text: str = reply.json()["choices"][0]["text"]
+        return text
+
     def processes(self) -> list[psutil.Process]:
         """Return every process below the gateway."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def of_vllm(self, title: str) -> psutil.Process:
-        """Return the process of vLLM that calls itself so, such as ``EngineCore``."""
-        (found,) = (each for each in self.processes() if title in " ".join(each.cmdline()))
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return the replicas of the one model, as the gateway sees them."""
+        (shown,) = httpx.get(f"{self.url}/admin/models").json()["data"]
+        found: list[dict[str, Any]] = shown["replicas"]
         return found
+
+    def engine_at(self, url: str) -> list[psutil.Process]:
+        """Return the processes of the vLLM that listens there: its server, core and workers."""
+        port = f"--port={httpx.URL(url).port}"
+        (server,) = (each for each in self.processes() if port in each.cmdline())
+        return [server, *server.children(recursive=True)]
 
 
 @contextmanager
 def served(directory: Path, settings: Mapping[str, Any]) -> Iterator[Served]:
-    """Serve, wait until every model is ready, and stop."""
+    """Serve by these settings, wait until every model is ready, and stop."""
+    file = directory / "settings.yaml"
+    port = free_port()
+    file.write_text(json.dumps({"port": port, **settings}))
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
+    with running(command, port, directory / "log") as gateway:
+        yield gateway
+
+
+@contextmanager
+def demo(directory: Path, recipe: str, *more: str) -> Iterator[Served]:
+    """Serve as `make vllm-demo` does, with ``more`` flags behind."""
+    port = free_port()
+    words = ["vllm-demo", f"RECIPE={recipe}", f"PORT={port}", f"VENV={sys.prefix}"]
+    told = subprocess.run(
+        ["make", "--dry-run", *words],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = (each for each in told.stdout.splitlines() if "narrowgate serve" in each)
+    with running([*shlex.split(line), *more], port, directory / "log") as gateway:
+        yield gateway
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, log: Path) -> Iterator[Served]:
+    """Run a gateway, wait until every model is ready, and stop it."""
     if (reason := why_not()) is not None:
         pytest.skip(f"no vLLM: {reason}")
-    port = free_port()
-    file = directory / "settings.yaml"
-    file.write_text(json.dumps({"port": port, **settings}))
-    log = directory / "log"
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process,
+    ):
         url = f"http://127.0.0.1:{port}"
         try:
             _wait(url, process, log)

@@ -64,6 +64,7 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
     method: Any = getattr(layer, "quant_method", None)
     scheme: Any = getattr(layer, "scheme", None)
     kernel = getattr(scheme, "kernel", None) or getattr(method, "kernel", None)
+    kernel = kernel or getattr(method, "fp8_linear", None)
     name = type(kernel or scheme or method).__name__
     match type(scheme).__name__:
         case "CompressedTensorsW8A8Int8":
@@ -84,15 +85,29 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
             return "none", _dense_kernel(layer), "W16A16"
         case "BitsAndBytesLinearMethod":
             return f"nf4-b{_BLOCK_OF_NF4}", name, "W4A16"
+        case "Fp8PerTensorOnlineLinearMethod":
+            return "fp8-tensor", name, "unknown"
+        case "Fp8PerBlockOnlineLinearMethod":
+            return "fp8-block", name, "unknown"
+        case "Fp8PtpcOnlineLinearMethod":
+            return "fp8-rows", name, "unknown"
     return type(scheme or method).__name__, name, "unknown"
 
 
 def _dense_kernel(layer: torch.nn.Module) -> str:
-    return "dense" if getattr(layer, "weight", None) is not None else "dense, packed by oneDNN"
+    """Return what multiplies an unquantized layer; on a processor vLLM chooses it layer by layer.
+
+    It leaves no other trace of the choice than a function on the layer that calls the kernel.
+    """
+    function: Any = getattr(layer, "cpu_linear", None)
+    code = getattr(function, "__code__", None)
+    called = code.co_names if code else ()
+    name = called[-1] if called else getattr(function, "__name__", None)
+    return "dense" if name is None else f"dense ({name})"
 
 
 def _weight_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of weights; what oneDNN has packed for itself counts by its shape."""
+    """Return the bytes of weights; what a kernel has packed for itself counts by its shape."""
     seen: dict[int, int] = {}
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
@@ -103,9 +118,17 @@ def _weight_bytes(model: torch.nn.Module) -> int:
 
 
 def _packed_bytes(layer: torch.nn.Module) -> int:
-    scheme = getattr(layer, "scheme", None)
+    """Return the bytes of a weight that is held by its kernel alone, in no tensor of the layer."""
+    scheme: Any = getattr(layer, "scheme", None)
     handler = getattr(getattr(scheme, "kernel", None), "dnnl_handler", None)
-    return 0 if handler is None else int(handler.n) * int(handler.k)
+    if handler is not None:
+        return int(handler.n) * int(handler.k)
+    weight: Any = getattr(layer, "weight", None)
+    if getattr(layer, "cpu_linear", None) is None or weight is None or weight.numel():
+        return 0
+    rows: Any = getattr(layer, "output_size_per_partition", None)
+    columns: Any = getattr(layer, "input_size_per_partition", None)
+    return int(rows) * int(columns) * int(weight.element_size())
 
 
 def _tensors(found: object) -> Iterator[torch.Tensor]:

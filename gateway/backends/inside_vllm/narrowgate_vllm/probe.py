@@ -123,21 +123,38 @@ def _head_sizes() -> list[int]:
 def _int8_error() -> float:
     """Return how far vLLM's int8 product is from the exact one, as a share of its norm.
 
+    The kernel chooses between oneDNN and one on AMX by processor and shape, so it is asked itself.
     Codes cover their whole range, so that sums which overflow 16 bits show.
     """
-    from vllm import _custom_ops as ops
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+    from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (
+        Int8ScaledMMLinearLayerConfig,
+    )
 
+    config = Int8ScaledMMLinearLayerConfig(
+        is_static_input_scheme=False, is_channelwise=True, input_symmetric=True
+    )
+    names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(16, _COLUMNS, generator=generator).to(torch.bfloat16)
-    weight = torch.randint(-127, 128, (_ROWS, _COLUMNS), generator=generator, dtype=torch.int8)
+    codes = torch.randint(-127, 128, (_ROWS, _COLUMNS), generator=generator, dtype=torch.int8)
     scales = torch.full((_ROWS, 1), 1 / 127)
-    handler = ops.create_onednn_scaled_mm(
-        weight.t(), scales.view(1, -1), torch.bfloat16, True, False, 32
-    )
-    codes, code_scales, zero = ops.onednn_scaled_int8_quant(x, None, None, True)
-    out = torch.empty(16, _ROWS, dtype=torch.bfloat16)
-    ops.onednn_scaled_mm(handler, codes, out, code_scales, zero, None, None)
-    exact = (codes.double() * code_scales.double()) @ (weight.double() * scales.double()).t()
+    steps = x.double().abs().amax(dim=1, keepdim=True) / 127
+    rounded = (x.double() / steps).round() * steps
+    exact = rounded @ (codes.double() * scales.double()).t()
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(codes, requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(scales, requires_grad=False)
+    layer.input_scale = layer.input_zero_point = layer.bias = None
+    layer.logical_widths = [_ROWS]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        kernel = CPUInt8ScaledMMLinearKernel(config, names)
+        kernel.process_weights_after_loading(layer)
+        out = kernel.apply_weights(layer, x)
+    finally:
+        torch.set_default_dtype(before)
     return float((out.double() - exact).norm() / exact.norm())
 
 
