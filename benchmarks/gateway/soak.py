@@ -11,23 +11,28 @@ from benchmarks.gateway.load import ask
 from benchmarks.gateway.scripted_engine import NAME
 from benchmarks.gateway.slope import Slope, slope_of
 from benchmarks.gateway.ways import Way, narrowgate, scripted_engine
+from gateway.live.sampler import KEPT_S
 
 CLIENTS = 32
 SAMPLE_S = 5.0
-WARM_UP_SHARE = 0.2
-"""Caches and pools fill first; the slope is of what follows."""
+WARM_UP_S = KEPT_S + 60.0
+"""The rings of the last minutes fill first, and caches and pools; the slope is of what follows."""
 
 
 def measure(directory: Path, minutes: float) -> dict[str, object]:
-    """Return outcomes and the slope of the gateway's memory with its uncertainty."""
+    """Return outcomes and the slope of the gateway's memory with its uncertainty.
+
+    ``minutes`` are those that are measured; the warm-up comes before them.
+    """
     with ExitStack() as stack:
         engine = stack.enter_context(scripted_engine(10.0))
         settings: dict[str, object] = {"models": {NAME: {"model": NAME, "urls": [engine]}}}
         way = stack.enter_context(narrowgate(settings, directory))
-        outcomes, sizes = asyncio.run(_soak(way, 60 * minutes))
-    warm = [each for each in sizes if each[0] >= WARM_UP_SHARE * 60 * minutes]
+        outcomes, sizes = asyncio.run(_soak(way, WARM_UP_S + 60 * minutes))
+    warm = [each for each in sizes if each[0] >= WARM_UP_S]
     slope: Slope = slope_of(warm)
     return {
+        "warm_up_minutes": WARM_UP_S / 60,
         "minutes": minutes,
         "outcomes": dict(outcomes),
         "memory_mb_first": warm[0][1],
