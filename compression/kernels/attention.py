@@ -16,7 +16,7 @@ from compression.kernels.attention_tiles import (
     score_tile,
     value_tile,
 )
-from compression.kernels.compiling import call, compiled, linked
+from compression.kernels.compiling import call, compiled, compiled_as, linked
 from compression.kernels.exponential import exponential
 from compression.kernels.kv import recall
 from compression.kernels.memory import floats, prefetch
@@ -33,7 +33,7 @@ def _scores_of(kind: int) -> Any:
     """Return a function that covers any number of queries with tiles of up to four."""
     one, two, three, four = (score_tile(kind, count) for count in (1, 2, 3, 4))
 
-    @compiled
+    @compiled_as(f"scores_of_{kind}")
     def run(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
         first = 0
         while first < num:
@@ -59,7 +59,7 @@ def _sums_of(kind: int) -> Any:
     """Return the same for values."""
     one, two, three, four = (value_tile(kind, count) for count in (1, 2, 3, 4))
 
-    @compiled
+    @compiled_as(f"sums_of_{kind}")
     def run(weights, num, size, values, stride, scales, scale_stride, group, count, out):
         first, pitch = 0, 4 * (size + 2)
         while first < num:

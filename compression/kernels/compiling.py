@@ -56,6 +56,21 @@ kept: Any = numba.njit(nogil=True, cache=_DIRECTORY is not None, **_OPTIONS)
 """Compiles a function for Python to call; its machine code is kept where it can be."""
 
 
+def compiled_as(name: str) -> Any:
+    """Return a decorator like :data:`compiled` for one of several functions of a factory.
+
+    The linker takes functions of one name for one function, also those that other processes
+    compiled and kept. Names differ from process to process by chance, so without one of its own
+    a function would sometimes be another one.
+    """
+
+    def decorate(function: Any) -> Any:
+        function.__qualname__ = name
+        return compiled(function)
+
+    return decorate
+
+
 def linked(num_arguments: int) -> Any:
     """Return a decorator for functions of int64 that are called by their address.
 

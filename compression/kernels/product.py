@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compression.kernels.compiling import compiled
+from compression.kernels.compiling import compiled, compiled_as
 from compression.kernels.memory import floats, halves, widen
 from compression.kernels.tiles import bf16_tile, int4_tile, int8_tile
 
@@ -12,14 +12,14 @@ _BLOCK_BYTES = 20 * 1024
 """Of inputs that are multiplied with one row after another."""
 
 
-def _blocks(make: Any) -> Any:
+def _blocks(name: str, make: Any) -> Any:
     """Return the loop over tiles of a weight that has no scales of its own.
 
     Inputs are taken in blocks that stay in a core's first cache while the weight passes by.
     """
     one_by_one, one_by_four, two_by_four = make(1, 1), make(1, 4), make(2, 4)
 
-    @compiled
+    @compiled_as(name)
     def run(weight, stride, x, x_stride, columns, count, inputs, out):
         """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight."""
         fours, pairs = inputs - inputs % 4, count - count % 2
@@ -50,7 +50,7 @@ def _grouped_blocks(group_size: int) -> Any:
     one_by_one, two_by_one = int4_tile(1, 1, group_size), int4_tile(2, 1, group_size)
     one_by_four, two_by_four = int4_tile(1, 4, group_size), int4_tile(2, 4, group_size)
 
-    @compiled
+    @compiled_as(f"int4_blocks_{group_size}")
     def run(
         weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
     ):
@@ -93,7 +93,7 @@ def _grouped_blocks(group_size: int) -> Any:
     return run
 
 
-int8_blocks, bf16_blocks = _blocks(int8_tile), _blocks(bf16_tile)
+int8_blocks, bf16_blocks = _blocks("int8_blocks", int8_tile), _blocks("bf16_blocks", bf16_tile)
 int4_blocks_32, int4_blocks_64 = _grouped_blocks(32), _grouped_blocks(64)
 int4_blocks_128 = _grouped_blocks(128)
 

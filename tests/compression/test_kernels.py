@@ -261,6 +261,34 @@ def test_machine_code_is_kept(tmp_path: Path) -> None:
     assert seen[0] == seen[1]
 
 
+def test_what_two_processes_compiled_can_be_used_by_a_third(tmp_path: Path) -> None:
+    """Functions of one factory have names of their own: the linker takes equal names for one."""
+    # numba puts a set of options into names, whose order changes from process to process.
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": "0"}
+    for kind in (PLAIN, INT8):
+        load = f"from compression.kernels.attention import SCORES; SCORES[{kind}].compile()"
+        subprocess.run([sys.executable, "-c", load], env=environment, check=True)
+    use = (
+        "import numpy as np\n"
+        "from ctypes import CFUNCTYPE, c_longlong\n"
+        "from compression.kernels.attention import SCORES\n"
+        "from compression.kernels.attention_tiles import INT8, PLAIN\n"
+        "queries = np.arange(8, dtype=np.float32)\n"
+        "plain = np.full((4, 8), 0x4000, np.uint16)\n"  # 2.0
+        "codes, scales = np.full((4, 8), 3, np.int8), np.full(4, 0x3f80, np.uint16)\n"  # 1.0
+        "for kind, keys, stride in ((PLAIN, plain, 16), (INT8, codes, 8)):\n"
+        "    out = np.zeros(64, np.float32)\n"
+        "    score = CFUNCTYPE(None, *[c_longlong] * 10)(SCORES[kind].address)\n"
+        "    places = [each.ctypes.data for each in (queries, keys, scales, out)]\n"
+        "    score(places[0], 1, 8, places[1], stride, places[2], 2, 8, 4, places[3])\n"
+        "    print(*out[:4])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", use], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "56.0 56.0 56.0 56.0\n84.0 84.0 84.0 84.0\n"
+
+
 def test_without_a_place_to_keep_it_machine_code_is_made_each_time() -> None:
     """A directory that cannot be written is no reason not to serve."""
     environment = os.environ | {"NUMBA_CACHE_DIR": "/proc/kernels"}
