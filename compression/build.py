@@ -24,7 +24,7 @@ from compression.fidelity_check import measure_build, require_budget
 from compression.kernel_timing import time_kernels
 from compression.kv.layers import needs_centres
 from compression.manifest import Manifest, RefusalRecord, SourceRecord, TensorRecord
-from compression.memory import PeakMemory
+from compression.memory import PeakMemory, return_free_memory
 from compression.plan import Plan, StoredTensor, TensorPlan, module_of
 from compression.processor import processor
 from compression.pruned import pruned_plan
@@ -143,6 +143,7 @@ def _convert(
                         served[name] = converted.served()
                 if calibrator is not None and served:
                     calibrator.serve(served)
+            return_free_memory()
         on_progress(Progress("quantize", total, total, "tensors"))
         files = {file: writer.finish() for file, writer in writers.items()}
     return tuple(records[tensor.fact.name] for tensor in plan.tensors), files

@@ -45,7 +45,7 @@ def describe_recipe(recipe: Recipe, facts: CheckpointFacts) -> dict[str, Any]:
     known = plan.facts.known
     return {
         "name": recipe.name,
-        "deed": deed(recipe),
+        "deed": deed(plan.carried),
         "refused": None,
         "bits": 8 * sum(tensor.bytes_in_memory for tensor in plan.linears) / weights,
         "bytes_before": facts.num_bytes,

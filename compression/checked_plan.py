@@ -1,5 +1,7 @@
 """A plan that pruning has agreed to, and what the plan becomes once it has pruned; no torch."""
 
+from dataclasses import replace
+
 from compression.facts import CheckpointFacts
 from compression.plan import Plan, make_plan
 from compression.pruning.forecast import pruned_facts
@@ -27,4 +29,5 @@ def plan_once_pruned(plan: Plan) -> Plan:
     if not plan.recipe.prune.is_active:
         return plan
     shape = pruned_shape(plan.recipe.prune, plan.facts.architecture)
-    return make_plan(pruned_facts(plan.facts, shape), plan.recipe)
+    smaller = make_plan(pruned_facts(plan.facts, shape), plan.carried)
+    return replace(smaller, recipe=plan.recipe)

@@ -3,7 +3,7 @@
 from compression.facts import CheckpointFacts
 from compression.kv.layers import needs_centres
 from compression.pruning.footprint import prune_bytes
-from compression.recipe import Recipe
+from compression.recipe import FIRST_TOKENS, Recipe
 from compression.requirements import method_of
 from compression.schemes import CALIBRATED, Nf4, Unquantized
 
@@ -23,7 +23,7 @@ _PER_CALIBRATED_WEIGHT = 28
 """Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
 _MOMENTS = 10
 """Square f32 matrices of the widest input that the methods hold at once."""
-_HIDDEN_COPIES = 8
+_HIDDEN_COPIES = 10
 """f32 copies of all hidden states in both models, one batch's inner activations among them."""
 
 
@@ -40,7 +40,7 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
     if facts.known is not None and _is_calibrated(facts, recipe):
         widest = max(facts.architecture.intermediate_size, facts.architecture.hidden_size)
         per_layer = sum(_count(shape) for _, shape in facts.architecture.linears(0))
-        hidden = recipe.calibration.tokens * facts.architecture.hidden_size
+        hidden = (recipe.calibration.tokens + FIRST_TOKENS) * facts.architecture.hidden_size
         calibrated = (
             _TRANSFORMERS_BYTES
             + _PER_CALIBRATED_WEIGHT * max(sizes.values(), default=0)

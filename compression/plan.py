@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from compression.automatic import choose_methods
 from compression.errors import RecipeError
 from compression.facts import ITEMSIZE, CheckpointFacts, TensorFact
 from compression.footprint import build_bytes
 from compression.nf4_state import nf4_state
 from compression.recipe import Recipe, matches
-from compression.requirements import require_possible
-from compression.schemes import NF4_BLOCK, AnyWeight, Int4, Int8, Nf4, Unquantized
+from compression.requirements import method_of, require_possible
+from compression.schemes import AUTO, NF4_BLOCK, AnyWeight, Int4, Int8, Nf4, Unquantized
 
 EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 
@@ -77,6 +78,9 @@ class Plan:
 
     facts: CheckpointFacts
     recipe: Recipe
+    """As it was asked for."""
+    carried: Recipe
+    """As it is carried out: every method chosen."""
     tensors: tuple[TensorPlan, ...]
     refusals: tuple[Refusal, ...]
 
@@ -98,7 +102,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Return a bound for the memory of the build, above an interpreter with torch."""
-        return build_bytes(self.facts, self.recipe)
+        return build_bytes(self.facts, self.carried)
 
 
 def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
@@ -108,11 +112,15 @@ def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
         RecipeError: a tensor's shape does not fit its scheme, or the recipe asks for something
             that cannot be done to this checkpoint (:mod:`compression.requirements`).
     """
-    require_possible(facts, recipe)
+    carried, why = choose_methods(facts, recipe)
+    require_possible(facts, carried)
     linears = frozenset(facts.linears)
-    tensors = tuple(_plan_tensor(fact, facts, recipe, linears) for fact in facts.tensors.values())
+    tensors = tuple(
+        _plan_tensor(fact, facts, carried, linears, why if _is_left_open(recipe, fact) else "")
+        for fact in facts.tensors.values()
+    )
     refusals = (*_refusals(facts, recipe), *_mostly_untouched(facts, recipe, tensors))
-    return Plan(facts=facts, recipe=recipe, tensors=tensors, refusals=refusals)
+    return Plan(facts, recipe, carried, tensors, refusals)
 
 
 def module_of(tensor: str) -> str:
@@ -121,13 +129,13 @@ def module_of(tensor: str) -> str:
 
 
 def _plan_tensor(
-    fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, linears: frozenset[str]
+    fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, linears: frozenset[str], why: str
 ) -> TensorPlan:
     module = module_of(fact.name)
     if module in linears and fact.name == f"{module}.weight":
         scheme = recipe.scheme_for(module)
         is_kept = any(matches(target, module) for target in recipe.keep)
-        reason = "kept by the recipe" if is_kept else ""
+        reason = "kept by the recipe" if is_kept else why
         return TensorPlan(fact, scheme, stored_tensors(fact, scheme), True, reason)
     kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
     is_table = facts.known is not None and fact.name in EMBEDDINGS
@@ -136,6 +144,11 @@ def _plan_tensor(
         return TensorPlan(fact, recipe.embeddings, kept, False, reason)
     reason = "no linear layer" if len(fact.shape) > 1 else "no matrix"
     return TensorPlan(fact, Unquantized(), kept, False, reason)
+
+
+def _is_left_open(recipe: Recipe, fact: TensorFact) -> bool:
+    """Return whether the recipe leaves the method of a linear weight to the plan."""
+    return method_of(recipe.scheme_for(module_of(fact.name))) == AUTO
 
 
 def _refusals(facts: CheckpointFacts, recipe: Recipe) -> tuple[Refusal, ...]:

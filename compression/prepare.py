@@ -176,7 +176,7 @@ def _source_record(model: str, facts: CheckpointFacts, on_progress: OnProgress) 
 
 
 def _calibration_text(plan: Plan) -> CalibrationText | None:
-    if plan.facts.known is None or not plan.recipe.needs_calibration:
+    if plan.facts.known is None or not plan.carried.needs_calibration:
         return None
     return read_calibration_text(plan.recipe.calibration.text)
 

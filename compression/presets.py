@@ -16,11 +16,14 @@ from compression.strict_yaml import load_yaml
 
 _KV8 = KvCache(key=KvInt8(), value=KvInt8())
 _K8V4 = KvCache(key=KvInt8(), value=KvInt4(group_size=64))
+_INT8 = Int8(method="auto")
 _INT4 = Int4(method="imatrix")
 _SHORT = Calibration(tokens=4096)
 """Enough for means of squares."""
 SUFFIXES = frozenset({".yaml", ".yml"})
 """What the file of a recipe ends in."""
+_MIDDLE = Calibration(tokens=8192)
+"""For second moments where rounding errs little."""
 _LONG = Calibration(tokens=24576)
 """For whole second moments, which fit themselves to too short a text."""
 
@@ -28,7 +31,8 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
-            Recipe(name="int8", weights=Int8(), embeddings=Int8()),
+            Recipe(name="int8", weights=_INT8, embeddings=Int8(), calibration=_MIDDLE),
+            Recipe(name="int8-fast", weights=Int8(), embeddings=Int8()),
             Recipe(
                 name="int8-gptq", weights=Int8(method="gptq"), embeddings=Int8(), calibration=_LONG
             ),
@@ -38,8 +42,20 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
                 name="int4-gptq", weights=Int4(method="gptq"), embeddings=Int8(), calibration=_LONG
             ),
             Recipe(name="nf4", weights=Nf4(), embeddings=Int8()),
-            Recipe(name="w8a8", weights=Int8(), embeddings=Int8(), activations="int8"),
-            Recipe(name="w8-kv8", weights=Int8(), embeddings=Int8(), kv_cache=_KV8),
+            Recipe(
+                name="w8a8",
+                weights=_INT8,
+                embeddings=Int8(),
+                activations="int8",
+                calibration=_MIDDLE,
+            ),
+            Recipe(
+                name="w8-kv8",
+                weights=_INT8,
+                embeddings=Int8(),
+                kv_cache=_KV8,
+                calibration=_MIDDLE,
+            ),
             Recipe(
                 name="w4-kv8",
                 weights=_INT4,

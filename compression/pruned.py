@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -38,4 +39,6 @@ def pruned_plan(
     with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as aside:
         smaller = Path(aside)
         record = prune_on(plan.facts, wanted, text, smaller, on_progress)
-        yield make_plan(read_facts(smaller), plan.recipe), record
+        # The methods stay those that were chosen for the whole model.
+        smaller_plan = make_plan(read_facts(smaller), plan.carried)
+        yield replace(smaller_plan, recipe=plan.recipe), record

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from compression.schemes import (
+    AUTO,
     CALIBRATED,
     AnyWeight,
     Int8,
@@ -213,13 +214,22 @@ class Recipe(_Part):
         return (*(rule.weights for rule in self.rules), self.weights)
 
     @property
+    def is_automatic(self) -> bool:
+        """Return whether a method is left to the plan."""
+        return any(getattr(scheme, "method", "") == AUTO for scheme in self.schemes)
+
+    @property
     def needs_calibration(self) -> bool:
-        """Return whether a text must be read before this recipe can be carried out."""
+        """Return whether a text must be read before this recipe can be carried out.
+
+        Where a method is left to the plan, it may have to be.
+        """
         methods = {getattr(scheme, "method", "rtn") for scheme in self.schemes}
         scores = self.prune.is_active and self.prune.score != "magnitude"
         centred = "int4" in {self.kv_cache.key.scheme}
         return (
             bool(methods & CALIBRATED)
+            or self.is_automatic
             or scores
             or centred
             or (self.prune.is_active and self.prune.compensate)

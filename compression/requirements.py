@@ -4,7 +4,7 @@ from compression.errors import RecipeError
 from compression.facts import CheckpointFacts
 from compression.kv.layers import layer_schemes
 from compression.recipe import Recipe, matches
-from compression.schemes import CALIBRATED, AnyWeight, Int8, Unquantized
+from compression.schemes import AUTO, CALIBRATED, AnyWeight, Int8, Unquantized
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules of one layer that engines run as one, by the ends of their paths."""
@@ -56,7 +56,7 @@ def _require_activations(facts: CheckpointFacts, recipe: Recipe) -> None:
 
 def _require_plain_embeddings(recipe: Recipe) -> None:
     method = method_of(recipe.embeddings)
-    if method in CALIBRATED:
+    if method in CALIBRATED or method == AUTO:
         raise RecipeError(
             f"recipe {recipe.name!r} gives the embeddings the method {method!r}, which needs the "
             "inputs of a layer, and a table has none: use 'rtn' or 'mse'"

@@ -9,6 +9,10 @@ CalibratedMethod = Literal["imatrix", "gptq", "best"]
 CALIBRATED: frozenset[str] = frozenset({"imatrix", "gptq", "best"})
 """The methods that need a calibration text; ``best`` takes the one of least output error."""
 
+AUTO = "auto"
+"""The method that the plan chooses: GPTQ where the checkpoint is small and can be calibrated, else
+plain rounding (:mod:`compression.automatic`)."""
+
 FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 """The methods that make up for one column's error in others, layer after layer."""
 
@@ -44,7 +48,7 @@ class Int8(_Scheme):
     """Symmetric int8, one bf16 scale per output channel (row)."""
 
     scheme: Literal["int8"] = "int8"
-    method: DataFreeMethod | CalibratedMethod = "rtn"
+    method: DataFreeMethod | CalibratedMethod | Literal["auto"] = "rtn"
 
     @property
     def label(self) -> str:

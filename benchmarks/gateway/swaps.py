@@ -11,7 +11,7 @@ from benchmarks.gateway.load import Outcomes, ask
 from benchmarks.gateway.ways import narrowgate
 
 MODEL = "smollm2"
-LADDER = ("int4-fast", "int8")
+LADDER = ("int4-fast", "int8-fast")
 CLIENTS = 4
 TOKENS = 8
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.schemes import Int4, Int8
+from compression.schemes import AUTO, Int4, Int8
 from compression.weights import imatrix, mse, rtn
 from compression.weights.codes import (
     INT4_ASYMMETRIC,
@@ -82,6 +82,8 @@ def _quantize(
     statistics: InputStatistics | None,
     workers: int,
 ) -> Quantized:
+    if method == AUTO:
+        raise ValueError("the method 'auto' is for a plan to choose")
     if statistics is None and method in {"imatrix", "gptq"}:
         raise ValueError(f"method {method!r} needs the statistics of the layer's input")
     exact = weight.to(torch.float32) if statistics is None else statistics.target(weight)

@@ -70,8 +70,8 @@ def test_manifest_tells_what_was_done(tiny_llama_dir: Path, tmp_path: Path) -> N
 
 def test_second_preparation_is_a_hit(tiny_llama_dir: Path) -> None:
     """The store answers for the same source and recipe, whatever the recipe is called."""
-    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
-    second = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    first = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
+    second = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     assert (first.cached, second.cached) == (False, True)
     assert first.directory == second.directory
     assert first.manifest == second.manifest
@@ -80,11 +80,11 @@ def test_second_preparation_is_a_hit(tiny_llama_dir: Path) -> None:
 def test_changed_weights_are_another_artifact(tmp_path: Path) -> None:
     """One changed weight in the source leads to a new digest and a new directory."""
     source = make_tiny_checkpoint(tmp_path / "source")
-    first = prepare(str(source), "int8", None, ignore)
+    first = prepare(str(source), "int8-fast", None, ignore)
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    second = prepare(str(source), "int8", None, ignore)
+    second = prepare(str(source), "int8-fast", None, ignore)
     assert not second.cached
     assert first.directory != second.directory
 
@@ -93,10 +93,10 @@ def test_changed_weights_are_another_artifact(tmp_path: Path) -> None:
 def test_changed_companions_are_another_artifact(tmp_path: Path, file: str) -> None:
     """A changed config, tokenizer or chat template never meets the old artifact."""
     source = make_tiny_checkpoint(tmp_path / "source")
-    first = prepare(str(source), "int8", None, ignore)
+    first = prepare(str(source), "int8-fast", None, ignore)
     path = source / file
     path.write_text(path.read_text() + "\n")
-    second = prepare(str(source), "int8", None, ignore)
+    second = prepare(str(source), "int8-fast", None, ignore)
     assert first.directory != second.directory
     assert (second.directory / file).exists()
 
@@ -122,7 +122,7 @@ def test_the_checkpoint_itself_has_the_digest_of_its_artifacts(
         return found
 
     assert told() is None
-    manifest = prepare(str(source), "int8", None, ignore).manifest
+    manifest = prepare(str(source), "int8-fast", None, ignore).manifest
     assert manifest is not None
     before = told("--digest")
     assert before == manifest.source.digest
@@ -196,7 +196,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     if not check_first:
         monkeypatch.setattr("compression.build._require_space", lambda directory, needed: None)
     with pytest.raises(BuildError, match=r"disk of .* is full.*MB.*NARROWGATE_HOME"):
-        prepare(str(source), "int8", None, ignore)
+        prepare(str(source), "int8-fast", None, ignore)
     assert store_entries() == []
 
 
@@ -204,7 +204,7 @@ def test_unwritable_home_is_one_line(tiny_llama_dir: Path, tmp_path: Path) -> No
     """A home that is a file is refused with the variable that moves it."""
     (tmp_path / "home").write_text("in the way")
     with pytest.raises(BuildError, match="NARROWGATE_HOME"):
-        prepare(str(tiny_llama_dir), "int8", None, ignore)
+        prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
 
 
 def test_out_must_be_new(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -213,48 +213,48 @@ def test_out_must_be_new(tiny_llama_dir: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "precious").write_text("data")
     with pytest.raises(BuildError, match="not empty"):
-        build_to(str(tiny_llama_dir), "int8", None, out, ignore)
+        build_to(str(tiny_llama_dir), "int8-fast", None, out, ignore)
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 
 def test_incomplete_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
     """An artifact whose weights went missing is noticed and made again."""
-    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    first = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     (first.directory / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="missing"):
         read_manifest(first.directory)
-    again = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    again = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     assert not again.cached
     assert (again.directory / "model.safetensors").exists()
 
 
 def test_truncated_artifact_is_rebuilt(tiny_llama_dir: Path) -> None:
     """An artifact whose weights were cut short is noticed by its header and made again."""
-    first = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    first = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     weights = first.directory / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1000])
-    assert not prepare(str(tiny_llama_dir), "int8", None, ignore).cached
+    assert not prepare(str(tiny_llama_dir), "int8-fast", None, ignore).cached
     assert weights.read_bytes() == whole
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_changed_artifact_is_rebuilt(tiny_llama_dir: Path, file: str) -> None:
     """An artifact in the store with one changed byte is noticed by its hash and made again."""
-    path = prepare(str(tiny_llama_dir), "int8", None, ignore).directory / file
+    path = prepare(str(tiny_llama_dir), "int8-fast", None, ignore).directory / file
     whole = path.read_bytes()
     path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
-    assert not prepare(str(tiny_llama_dir), "int8", None, ignore).cached
+    assert not prepare(str(tiny_llama_dir), "int8-fast", None, ignore).cached
     assert path.read_bytes() == whole
 
 
 def test_remains_of_a_killed_build_are_swept(tiny_llama_dir: Path) -> None:
     """What a killed build left aside goes with the next build of the same digest."""
-    done = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    done = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     remains = store_dir() / f".building-{done.directory.name}-killed"
     remains.mkdir()
     (remains / "model.safetensors").write_bytes(b"half")
-    prepare(str(tiny_llama_dir), "int8", None, ignore)
+    prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     assert store_entries() == [done.directory.name]
 
 
@@ -280,7 +280,7 @@ def test_who_waits_tells_how_far_the_other_build_is(
 ) -> None:
     """What the other one has written grows, so one that hangs can be told from one that works."""
     monkeypatch.setattr("compression.store._TELL_EVERY_S", 0.01)
-    done = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    done = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     other = store_dir() / f".building-{done.directory.name}-other"
     other.mkdir()
     seen: list[str] = []
@@ -296,7 +296,7 @@ def test_who_waits_tells_how_far_the_other_build_is(
                 lock.release()
 
     lock.acquire()
-    assert prepare(str(tiny_llama_dir), "int8", None, watch).cached
+    assert prepare(str(tiny_llama_dir), "int8-fast", None, watch).cached
     assert seen[0] == "for another build of this artifact, 0 bytes so far"
     assert store_entries() == [done.directory.name]
 

@@ -11,10 +11,11 @@ from compression.schemes import Int4, Int8
 
 def test_presets_are_what_their_names_say() -> None:
     """int8 is per row everywhere; int4 is asymmetric g32 with a searched clip and int8 tables."""
-    assert PRESETS["int8"].weights == Int8()
+    assert PRESETS["int8"].weights == Int8(method="auto")
+    assert PRESETS["int8-fast"].weights == Int8()
     assert PRESETS["int4"].weights == Int4(group_size=32, symmetric=False, method="imatrix")
     assert PRESETS["int4-fast"].weights == Int4(group_size=32, symmetric=False, method="mse")
-    assert not PRESETS["int4-fast"].needs_calibration
+    assert not any(PRESETS[name].needs_calibration for name in ("int4-fast", "int8-fast"))
     assert PRESETS["int4"].embeddings == Int8()
 
 

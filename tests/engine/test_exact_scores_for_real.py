@@ -89,7 +89,7 @@ def in_f32(directory: Path, answers: list[Captured]) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("recipe", "smallest"), [("int8", 1e-3), ("int4", 0.05)])
+@pytest.mark.parametrize(("recipe", "smallest"), [("int8-fast", 1e-3), ("int4", 0.05)])
 def test_exact_scores_are_those_of_transformers_in_f32(
     recipe: str, smallest: float, full: RunningEngine, demo_model_dir: Path
 ) -> None:

@@ -30,7 +30,7 @@ QUESTION = "Write two sentences about why the sky is blue."
 @pytest.fixture(scope="module")
 def compressed() -> Iterator[RunningEngine]:
     """Serve the demo model in int8."""
-    directory = prepare("smollm2", "int8", None, ignore).directory
+    directory = prepare("smollm2", "int8-fast", None, ignore).directory
     runner = load_runner(directory, threads=2, max_model_len=512)
     with running_engine(runner, load_tokenizer(directory)) as engine:
         yield engine

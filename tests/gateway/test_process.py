@@ -141,7 +141,7 @@ def hang(*_):
     time.sleep(600)
 
 compression.build.convert_linear = hang
-sys.exit(main(["prepare", "--model=MODEL", "--recipe=int8"]))
+sys.exit(main(["prepare", "--model=MODEL", "--recipe=int8-fast"]))
 """
 
 
@@ -160,7 +160,7 @@ def test_a_build_that_hangs_is_ended(
         asyncio.run(run_job(["-c", code], progress.append, stall_s=2))
     assert progress[-1].stage == "quantize"
     assert [each.suffix for each in (tmp_path / "store").iterdir()] == [".lock"]
-    built = prepare(str(tiny_llama_dir), "int8", None, ignore)
+    built = prepare(str(tiny_llama_dir), "int8-fast", None, ignore)
     assert built.manifest is not None
 
 

@@ -45,7 +45,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # A tolerance by hand, or the artifact's fidelity would be measured first.
     verdict = {"tolerance": {"all": 0.05}}
     shadow = {"rate": 1, "free_run": 1, "verdict": verdict, "ledger": {"path": False}}
-    twice = model("int8", replicas=2, extra_parameters=["ignore_eos"])
+    twice = model("int8-fast", replicas=2, extra_parameters=["ignore_eos"])
     settings = {"models": {"m": twice}, "stall_timeout_s": 8, "shadow": shadow}
     with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
         yield gateway
@@ -60,7 +60,7 @@ def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None
     kernel = "WeightOnlyInt8Kernel" if is_replaced else "CPUInt8ScaledMMLinearKernel"
     assert card["kernels"] == {"int8-rows": kernel}
     assert (card["engine"], card["engine_version"]) == ("vllm", facts.version)
-    assert (card["recipe"], card["kv_dtype"]) == ("int8", "bfloat16")
+    assert (card["recipe"], card["kv_dtype"]) == ("int8-fast", "bfloat16")
     assert card["weights_bytes"] < 0.62 * card["weights_uncompressed_bytes"]
     assert 8 < card["weight_bits"] < 11  # its embeddings stay in 16 bits
     client = openai.OpenAI(base_url=f"{int8.url}/v1", api_key="unused")
@@ -80,7 +80,7 @@ def test_its_series_come_through_the_gateway(int8: Served) -> None:
     assert int8.series("narrowgate_engine_kv_cache_usage_ratio") >= 0
     assert int8.series("narrowgate_engine_step_tokens_count") > 0
     view = httpx.get(f"{int8.url}/metrics/vllm").text
-    assert 'vllm:generation_tokens_total{engine="0",model_name="m@int8"}' in view
+    assert 'vllm:generation_tokens_total{engine="0",model_name="m@int8-fast"}' in view
 
 
 def test_its_replies_are_scored(int8: Served) -> None:
