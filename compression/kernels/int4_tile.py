@@ -121,18 +121,11 @@ def _exact(code: Code, codes: list[Any], x: Any) -> Any:
 
 def _with_vnni(code: Code, codes: list[Any], plane: Any) -> Any:
     """Multiply four pairs of bytes a lane and add them up in one instruction (vpdpbusd)."""
-    # Two sums, so that one instruction does not wait for the other.
-    sums = [ir.Constant(_INTS, None)] * 2
+    name, total = f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}", ir.Constant(_INTS, None)
     for index, each in enumerate(codes):
         four = code.splat(code.load(code.at(plane, long(index * _QUAD)), I32), _INTS)
-        sums[index % 2] = code.call(
-            f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}",
-            _INTS,
-            sums[index % 2],
-            code.builder.bitcast(each, _INTS),
-            four,
-        )
-    return code.sum(sums)
+        total = code.call(name, _INTS, total, code.builder.bitcast(each, _INTS), four)
+    return total
 
 
 def _with_pairs(code: Code, codes: list[Any], plane: Any) -> Any:
