@@ -22,6 +22,10 @@ CHUNK = 8
 """Columns of all rows of a tile that lie together."""
 CHUNK_BYTES = INT4_ROWS * CHUNK // 2
 
+_AHEAD = 2048
+"""Bytes that are asked for before they are read, where one input reads the weight once."""
+_LINE = 64
+"""Bytes of a cache line."""
 _FEATURES = processor()[1].split(",")
 _LANES = 16 if "+avx512bw" in _FEATURES else 8
 """Rows that a vector holds."""
@@ -60,7 +64,7 @@ def int4_tile(inputs: int) -> Any:
                 arguments
             )
             code = Code(builder)
-            firsts = range(0, INT4_ROWS, _LANES)
+            part_bytes, firsts = PART // CHUNK * CHUNK_BYTES, range(0, INT4_ROWS, _LANES)
             sums = [
                 [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, None)) for _ in firsts]
                 for _ in range(inputs)
@@ -72,7 +76,10 @@ def int4_tile(inputs: int) -> Any:
             def add(part: Any) -> None:
                 """Add the products of some columns of a group."""
                 group = builder.mul(builder.lshr(part, shift), long(INT4_ROWS))
-                place = code.at(w, code.times(part, PART // CHUNK * CHUNK_BYTES))
+                place = code.at(w, code.times(part, part_bytes))
+                if inputs == 1:
+                    for line in range(0, part_bytes, _LINE):
+                        code.prefetch(code.at(place, long(_AHEAD + line)))
                 for index, first in enumerate(firsts):
                     row = code.at(group, long(first))
                     halves = code.load(code.at(scales, code.times(row, 2)), wide(I16, _LANES))
