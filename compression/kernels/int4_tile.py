@@ -5,7 +5,7 @@ An input is two planes of signed bytes, ``x = 256 * high + low``, because the pr
 unsigned bytes, such as the codes, with signed ones and sums neighbouring products at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -26,13 +26,25 @@ _AHEAD = 2048
 """Bytes that are asked for before they are read, where one input reads the weight once."""
 _LINE = 64
 """Bytes of a cache line."""
+_PART_BYTES = PART // CHUNK * CHUNK_BYTES
 _FEATURES = processor()[1].split(",")
-_LANES = 16 if "+avx512bw" in _FEATURES else 8
+LANES = 16 if "+avx512bw" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 """Rows that a vector holds."""
+HAS_VNNI = {16: "+avx512vnni", 8: "+avxvnni"}.get(LANES) in _FEATURES
+_VNNI = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"
+"""Multiplies four bytes a lane with signed ones and adds the products to the lane."""
+HAS_PAIRS = LANES > 4 or "+ssse3" in _FEATURES
+_PAIRS = {
+    16: "llvm.x86.avx512.pmaddubs.w.512",
+    8: "llvm.x86.avx2.pmadd.ub.sw",
+    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+}[LANES]
+"""Multiplies two bytes a lane of int16 with signed ones and adds the products. Eight such sums are
+at most 8 * 2 * 15 * 128 = 30,720; without it, eight products of int16 are half of that."""
 _QUAD = 4
 """Columns of a row that lie together: a lane of 32 bits."""
-_BYTES, _INTS = wide(I8, _QUAD * _LANES), wide(I32, _LANES)
-_SHORTS, _FLOATS = wide(I16, _QUAD * _LANES), wide(F32, _LANES)
+_BYTES, _INTS = wide(I8, _QUAD * LANES), wide(I32, LANES)
+_SHORTS, _FLOATS = wide(I16, _QUAD * LANES), wide(F32, LANES)
 
 
 def int4_tile(inputs: int) -> Any:
@@ -64,45 +76,47 @@ def int4_tile(inputs: int) -> Any:
                 arguments
             )
             code = Code(builder)
-            part_bytes, firsts = PART // CHUNK * CHUNK_BYTES, range(0, INT4_ROWS, _LANES)
-            sums = [
-                [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, None)) for _ in firsts]
-                for _ in range(inputs)
-            ]
-            for row in sums:
-                for each in row:
-                    builder.store(ir.Constant(_FLOATS, None), each)
+            firsts = range(0, INT4_ROWS, LANES)
 
-            def add(part: Any) -> None:
-                """Add the products of some columns of a group."""
-                group = builder.mul(builder.lshr(part, shift), long(INT4_ROWS))
-                place = code.at(w, code.times(part, part_bytes))
-                if inputs == 1:
-                    for line in range(0, part_bytes, _LINE):
-                        code.prefetch(code.at(place, long(_AHEAD + line)))
-                for index, first in enumerate(firsts):
-                    row = code.at(group, long(first))
-                    halves = code.load(code.at(scales, code.times(row, 2)), wide(I16, _LANES))
-                    factor = code.widen(halves)
-                    zero = builder.uitofp(code.load(code.at(zeros, row), wide(I8, _LANES)), _FLOATS)
-                    codes = _codes(code, code.at(place, long(first * _QUAD)))
-                    for each in range(inputs):
-                        mine = code.at(code.times(x_stride, each), code.times(part, 2 * PART))
-                        exact = _exact(code, codes, code.at(x, mine))
-                        total = code.at(code.times(totals_stride, each), code.times(part, 4))
-                        less = builder.fneg(code.load(code.at(totals, total), F32))
-                        centred = code.fma(
-                            zero, code.splat(less, _FLOATS), builder.sitofp(exact, _FLOATS)
+            def multiply(firsts: Sequence[int]) -> None:
+                """Write the products of the rows whose vectors begin there."""
+                sums = [_Sums(code, len(firsts)) for _ in range(inputs)]
+
+                def add(part: Any) -> None:
+                    """Add the products of some columns of a group."""
+                    place = code.at(w, code.times(part, _PART_BYTES))
+                    if inputs == 1:
+                        for line in range(0, _PART_BYTES, _LINE):
+                            code.prefetch(code.at(place, long(_AHEAD + line)))
+                    exact = _products(code, place, firsts, [
+                        code.at(x, code.times(x_stride, each), code.times(part, 2 * PART))
+                        for each in range(inputs)
+                    ])  # fmt: skip
+                    group = builder.mul(builder.lshr(part, shift), long(INT4_ROWS))
+                    for index, first in enumerate(firsts):
+                        row = code.at(group, long(first))
+                        factor = code.widen(
+                            code.load(code.at(scales, code.times(row, 2)), wide(I16, LANES))
                         )
-                        held = sums[each][index]
-                        builder.store(code.fma(centred, factor, builder.load(held)), held)
+                        zero = code.load(code.at(zeros, row), wide(I8, LANES))
+                        zero = builder.uitofp(zero, _FLOATS)
+                        for each in range(inputs):
+                            total = code.at(code.times(totals_stride, each), code.times(part, 4))
+                            less = builder.fneg(code.load(code.at(totals, total), F32))
+                            found = builder.sitofp(exact[each][index], _FLOATS)
+                            centred = code.fma(zero, code.splat(less, _FLOATS), found)
+                            sums[each].add(index, centred, factor)
 
-            code.steps(long(0), parts, 1, add)
-            for each in range(inputs):
-                for index, first in enumerate(firsts):
-                    place = code.at(code.times(pitch, each), long(first))
-                    found = builder.load(sums[each][index])
-                    code.store(found, code.at(out, code.times(place, 4)))
+                code.steps(long(0), parts, 1, add)
+                for each in range(inputs):
+                    for index, first in enumerate(firsts):
+                        place = code.at(code.times(pitch, each), long(first))
+                        code.store(sums[each].get(index), code.at(out, code.times(place, 4)))
+
+            # Several inputs use the codes of one vector of rows again and again; one input is
+            # used by all rows at once.
+            for some in [firsts] if inputs == 1 else [[first] for first in firsts]:
+                multiply(some)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 11), generate
@@ -110,61 +124,76 @@ def int4_tile(inputs: int) -> Any:
     return tile
 
 
-def _codes(code: Code, address: Any) -> list[Any]:
-    """Return the codes of a part as vectors of bytes, four columns a lane."""
+class _Sums:
+    """The running sums of one input, float32 in vectors of rows, in registers."""
+
+    def __init__(self, code: Code, count: int) -> None:
+        self._code = code
+        zero = ir.Constant(_FLOATS, None)
+        self._held = [cgutils.alloca_once_value(code.builder, zero) for _ in range(count)]
+        for each in self._held:
+            code.builder.store(zero, each)
+
+    def get(self, index: int) -> Any:
+        return self._code.builder.load(self._held[index])
+
+    def add(self, index: int, left: Any, right: Any) -> None:
+        found = self._code.fma(left, right, self.get(index))
+        self._code.builder.store(found, self._held[index])
+
+
+def _products(code: Code, w: Any, firsts: Sequence[int], inputs: list[Any]) -> list[list[Any]]:
+    """Return each input's sums of a part for vectors of rows, int32 that float32 holds, too."""
+    builder = code.builder
+    codes: list[list[Any]] = [[] for _ in firsts]
     found = []
-    for chunk in range(PART // CHUNK):
-        held = code.load(code.at(address, long(chunk * CHUNK_BYTES)), _BYTES)
-        found.append(code.builder.and_(held, ir.Constant(_BYTES, [0xF] * _BYTES.count)))
-        found.append(code.builder.lshr(held, ir.Constant(_BYTES, [4] * _BYTES.count)))
+    for x in inputs:
+        high: list[Any] = [None for _ in firsts]
+        low = list(high)
+        for four in range(PART // _QUAD):
+            if len(codes[0]) == four:
+                for index, first in enumerate(firsts):
+                    place = code.at(w, long(four // 2 * CHUNK_BYTES + first * _QUAD))
+                    codes[index] += _codes(code, place)
+            for plane, sums in ((0, high), (PART, low)):
+                for index, held in enumerate(codes):
+                    place = code.at(x, long(plane + four * _QUAD))
+                    sums[index] = _accumulate(code, sums[index], held[four], place)
+        eight = ir.Constant(_INTS, [8] * LANES)
+        found.append([
+            builder.add(builder.shl(_lanes(code, upper), eight), _lanes(code, lower))
+            for upper, lower in zip(high, low, strict=True)
+        ])  # fmt: skip
     return found
 
 
-def _exact(code: Code, codes: list[Any], x: Any) -> Any:
-    """Return the sums of a part's products, int32; float32 holds them, too."""
-    high, low = _dot(code, codes, x), _dot(code, codes, code.at(x, long(PART)))
-    return code.builder.add(code.builder.shl(high, ir.Constant(_INTS, [8] * _LANES)), low)
+def _codes(code: Code, address: Any) -> list[Any]:
+    """Return the codes of a chunk as two vectors of bytes, four columns a lane."""
+    held = code.load(address, _BYTES)
+    return [
+        code.builder.and_(held, ir.Constant(_BYTES, [0xF] * _BYTES.count)),
+        code.builder.lshr(held, ir.Constant(_BYTES, [4] * _BYTES.count)),
+    ]
 
 
-def _with_vnni(code: Code, codes: list[Any], plane: Any) -> Any:
-    """Multiply four pairs of bytes a lane and add them up in one instruction (vpdpbusd)."""
-    name, total = f"llvm.x86.avx512.vpdpbusd.{32 * _LANES}", ir.Constant(_INTS, None)
-    for index, each in enumerate(codes):
-        four = code.splat(code.load(code.at(plane, long(index * _QUAD)), I32), _INTS)
-        total = code.call(name, _INTS, total, code.builder.bitcast(each, _INTS), four)
-    return total
+def _accumulate(code: Code, sums: Any | None, codes: Any, x: Any) -> Any:
+    """Return sums, None at first, and the products of codes with four bytes of an input."""
+    builder = code.builder
+    if not HAS_PAIRS:
+        four = builder.sext(code.load(x, wide(I8, _QUAD)), wide(I16, _QUAD))
+        more = builder.mul(builder.zext(codes, _SHORTS), code.repeat(four, LANES))
+        return more if sums is None else builder.add(sums, more)
+    four = code.splat(code.load(x, I32), _INTS)
+    if HAS_VNNI:
+        sums = ir.Constant(_INTS, None) if sums is None else sums
+        return code.call(_VNNI, _INTS, sums, builder.bitcast(codes, _INTS), four)
+    more = code.call(_PAIRS, wide(I16, 2 * LANES), codes, builder.bitcast(four, _BYTES))
+    return more if sums is None else builder.add(sums, more)
 
 
-def _with_pairs(code: Code, codes: list[Any], plane: Any) -> Any:
-    """Multiply bytes and add neighbours (vpmaddubsw), then the int16 of eight vectors.
-
-    They are at most 8 * 2 * 15 * 128 = 30,720.
-    """
-    pairs = wide(I16, 2 * _LANES)
-    name = "llvm.x86.avx512.pmaddubs.w.512" if _LANES == 16 else "llvm.x86.avx2.pmadd.ub.sw"
-    sums = []
-    for index, each in enumerate(codes):
-        four = code.splat(code.load(code.at(plane, long(index * _QUAD)), I32), _INTS)
-        sums.append(code.call(name, pairs, each, code.builder.bitcast(four, _BYTES)))
-    return code.pair_sums(code.sum(sums), ir.Constant(pairs, [1] * pairs.count))
-
-
-def _with_shorts(code: Code, codes: list[Any], plane: Any) -> Any:
-    """Multiply int16 on any processor; eight products are at most 8 * 15 * 128 = 15,360."""
-    sums = []
-    for index, each in enumerate(codes):
-        four = code.load(code.at(plane, long(index * _QUAD)), wide(I8, _QUAD))
-        signed = code.repeat(code.builder.sext(four, wide(I16, _QUAD)), _LANES)
-        sums.append(code.builder.mul(code.builder.zext(each, _SHORTS), signed))
-    total = code.sum(sums)
-    pairs = code.pair_sums(total, ir.Constant(_SHORTS, [1] * _SHORTS.count))
-    return code.neighbours(pairs)
-
-
-def _fastest() -> Callable[[Code, list[Any], Any], Any]:
-    if "+avx512vnni" in _FEATURES or (_LANES == 8 and "+avxvnni" in _FEATURES):
-        return _with_vnni
-    return _with_pairs if "+avx2" in _FEATURES else _with_shorts
-
-
-_dot = _fastest()
+def _lanes(code: Code, sums: Any) -> Any:
+    """Return the sums of a part, one int32 a row."""
+    if HAS_VNNI:
+        return sums
+    pairs = code.pair_sums(sums, ir.Constant(sums.type, [1] * sums.type.count))
+    return pairs if HAS_PAIRS else code.adjacent_sums(pairs)

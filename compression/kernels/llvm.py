@@ -92,9 +92,9 @@ class Code:
         count = left.type.count
         kind = ir.VectorType(I32, count)
         product = self.builder.mul(self.builder.sext(left, kind), self.builder.sext(right, kind))
-        return self.neighbours(product)
+        return self.adjacent_sums(product)
 
-    def neighbours(self, vector: Any) -> Any:
+    def adjacent_sums(self, vector: Any) -> Any:
         """Return the sums of neighbouring int32, half as many."""
         count = vector.type.count
         even, odd = (
