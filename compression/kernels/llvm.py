@@ -7,6 +7,7 @@ import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -16,11 +17,11 @@ ZERO_FLOATS = ir.Constant(FLOATS, [0.0] * 8)
 
 
 def processor() -> tuple[str, str]:
-    """Return the name and the features of the processor that code is made for."""
-    features = llvmlite.binding.get_host_cpu_features
+    """Return the name and the features of the processor that numba makes code for."""
+    name, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES
     return (
-        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
-        numba.config.CPU_FEATURES or features().flatten(),
+        llvmlite.binding.get_host_cpu_name() if name is None else name,
+        get_host_cpu_features() if features is None else features,
     )
 
 

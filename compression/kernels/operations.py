@@ -40,7 +40,8 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 """Of turn, attend and merge. ``QUERIES`` are turned queries, ``PARTS`` results of attention."""
 (MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
  X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK) = range(1, 17)  # fmt: skip
-"""Of a product. A chunk is ``CHUNK`` rows of the weight."""
+"""Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
+int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4."""
 SCORE_FUNCTIONS = 27
 """Four of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
 they lie, then of decoded ones."""
