@@ -19,10 +19,8 @@ FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 
 INT8_BLOCK = 32
 """Columns of an int8 weight are padded to a multiple while it is served."""
-INT4_BLOCK = 64
-"""Columns of an int4 weight that lie together while it is served."""
-INT4_GROUPS = 8
-"""Scales of an int4 weight that are read together; each row has a multiple of them."""
+INT4_ROWS = 16
+"""Rows of an int4 weight are padded to a multiple while it is served."""
 
 
 class _Scheme(BaseModel):
@@ -76,12 +74,10 @@ class Int4(_Scheme):
     def memory_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """Return the bytes of a ``[rows, columns]`` weight while it is served.
 
-        The kernel holds a bf16 scale and a zero point of a byte per group, symmetric or not, and
-        takes columns in blocks of 64 and groups in eights.
+        The kernel holds a bf16 scale and a zero point of a byte per group, symmetric or not.
         """
-        width = max(INT4_BLOCK, self.group_size)
-        groups = -(-(columns // self.group_size) // INT4_GROUPS) * INT4_GROUPS
-        return rows * -(-columns // width) * width // 2 + 3 * rows * groups
+        padded = -(-rows // INT4_ROWS) * INT4_ROWS
+        return padded * (columns // 2 + 3 * (columns // self.group_size))
 
 
 class Nf4(_Scheme):

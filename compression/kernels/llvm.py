@@ -1,12 +1,13 @@
 """LLVM's instructions as the innermost loops write them: vectors of numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -16,11 +17,11 @@ ZERO_FLOATS = ir.Constant(FLOATS, [0.0] * 8)
 
 
 def processor() -> tuple[str, str]:
-    """Return the name and the features of the processor that code is made for."""
-    features = llvmlite.binding.get_host_cpu_features
+    """Return the name and the features of the processor that numba makes code for."""
+    name, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES
     return (
-        numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
-        numba.config.CPU_FEATURES or features().flatten(),
+        llvmlite.binding.get_host_cpu_name() if name is None else name,
+        get_host_cpu_features() if features is None else features,
     )
 
 
@@ -42,6 +43,17 @@ class Code:
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
+
+    def steps(self, start: Any, stop: Any, step: int, body: Callable[[Any], None]) -> None:
+        """Write a loop."""
+        with cgutils.for_range_slice(self.builder, start, stop, long(step), I64) as (index, _):
+            body(index)
+
+    def call(self, name: str, result: Any, *arguments: Any) -> Any:
+        """Call a function of LLVM's own."""
+        kind = ir.FunctionType(result, [each.type for each in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments)
 
     def at(self, base: Any, *offsets: Any) -> Any:
         """Return the sum of byte offsets."""
@@ -81,11 +93,15 @@ class Code:
         count = left.type.count
         kind = ir.VectorType(I32, count)
         product = self.builder.mul(self.builder.sext(left, kind), self.builder.sext(right, kind))
-        empty = ir.Constant(kind, ir.Undefined)
+        return self.adjacent_sums(product)
+
+    def adjacent_sums(self, vector: Any) -> Any:
+        """Return the sums of neighbouring int32, half as many."""
+        count = vector.type.count
         even, odd = (
             self.builder.shuffle_vector(
-                product,
-                empty,
+                vector,
+                ir.Constant(vector.type, ir.Undefined),
                 ir.Constant(ir.VectorType(I32, count // 2), list(range(start, count, 2))),
             )
             for start in (0, 1)
@@ -101,39 +117,25 @@ class Code:
             ir.Constant(ir.VectorType(I32, len(order)), order),
         )
 
-    def followed_by_zeros(self, vector: Any, count: int) -> Any:
-        """Return a vector of ``count`` numbers that begins with these."""
-        kind = vector.type
-        if kind.count == count:
-            return vector
-        order = [min(place, kind.count) for place in range(count)]
-        return self.builder.shuffle_vector(
-            vector,
-            ir.Constant(kind, None),
-            ir.Constant(ir.VectorType(I32, count), order),
-        )
-
     def sum(self, vectors: Sequence[Any]) -> Any:
         """Return the sum of vectors, lane by lane."""
-        add = self.builder.add if vectors[0].type.element == I32 else self.builder.fadd
+        add = self.builder.fadd if vectors[0].type.element == F32 else self.builder.add
         found = vectors[0]
         for vector in vectors[1:]:
             found = add(found, vector)
         return found
 
     def widen(self, halves: Any) -> Any:
-        """Return eight bf16 as float32."""
+        """Return bf16 as float32."""
+        kind = wide(I32, halves.type.count)
         shifted = self.builder.shl(
-            self.builder.zext(halves, INTS), ir.Constant(INTS, [16] * INTS.count)
+            self.builder.zext(halves, kind), ir.Constant(kind, [16] * kind.count)
         )
-        return self.builder.bitcast(shifted, FLOATS)
+        return self.builder.bitcast(shifted, wide(F32, kind.count))
 
     def fma(self, left: Any, right: Any, more: Any) -> Any:
         """Return ``left * right + more`` of as many numbers, rounded once where that is fast."""
-        kind = ir.FunctionType(left.type, [left.type] * 3)
-        name = f"llvm.fmuladd.v{left.type.count}f32"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [left, right, more])
+        return self.call(f"llvm.fmuladd.v{left.type.count}f32", left.type, left, right, more)
 
     def total(self, vector: Any) -> Any:
         """Return the sum of a vector, a float32; its numbers fit 32 bits, their sum may not."""

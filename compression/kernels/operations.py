@@ -11,26 +11,27 @@ import numpy as np
 from compression.kernels.attention import attend, merge
 from compression.kernels.compiling import compiled, linked
 from compression.kernels.exponential import exponential
+from compression.kernels.int4_tile import PART
 from compression.kernels.kv import keep, rotate
 from compression.kernels.memory import floats, longs
 from compression.kernels.product import (
     bf16_blocks,
-    int4_blocks_32,
-    int4_blocks_64,
-    int4_blocks_128,
+    int4_blocks,
     int8_sums,
     scatter,
 )
-from compression.kernels.rounding import EXACT, INT8, round_row
+from compression.kernels.rounding import EXACT, INT8, round_row, round_to_planes
+from compression.schemes import INT4_ROWS
 
 FIELDS = 32
 """Numbers of one operation, its function included."""
 FUNCTION = 0
 """The address of what carries out a chunk: of (operation, chunk, rows, rows' table, tasks' table,
 memory of its own)."""
-OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, GROUP_SIZE, GROUPS, PADDED = range(1, 9)
+OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED = range(1, 7)
 """Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
-1: as codes of int16; 2: as codes of int8, held in int16."""
+1: as codes of int16; 2: as codes of int8, held in int16; 3: as codes of int16 in planes of their
+two bytes, with the totals of each :data:`PART` of them."""
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
 it is. ``EPSILON`` counts 10⁻¹²."""
@@ -39,7 +40,8 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 """Of turn, attend and merge. ``QUERIES`` are turned queries, ``PARTS`` results of attention."""
 (MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
  X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK) = range(1, 17)  # fmt: skip
-"""Of a product. A chunk is ``CHUNK`` rows of the weight."""
+"""Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
+int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4."""
 SCORE_FUNCTIONS = 27
 """Four of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
 they lie, then of decoded ones."""
@@ -73,7 +75,7 @@ def _inputs_of(o, start):
     return (
         o[X] + start * o[X_STRIDE],
         o[X_STEPS] + 4 * start,
-        o[X_TOTALS] + 4 * start * o[NUM_GROUPS],
+        o[X_TOTALS] + 4 * start * (o[COLUMNS] // PART),
     )
 
 
@@ -88,7 +90,7 @@ def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
         num = min(INPUTS, rows - start)
         bf16_blocks(w, o[MATRIX_STRIDE], values, o[X_STRIDE], o[COLUMNS], count, num, scratch)
         y = o[Y] + start * o[Y_STRIDE]
-        scatter(0, o[BIAS], first, count, 0, num, y, o[Y_STRIDE], o[ADDS], scratch)
+        scatter(0, o[BIAS], first, count, 0, num, y, o[Y_STRIDE], o[ADDS], scratch, count)
 
 
 @linked(6)
@@ -102,65 +104,28 @@ def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
         num = min(INPUTS, rows - start)
         int8_sums(w, o[MATRIX_STRIDE], o[COLUMNS], count, values, o[X_STRIDE], num, scratch)
         y = o[Y] + start * o[Y_STRIDE]
-        scatter(o[SCALES], o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
-
-
-# The three differ in a loop alone. A function that is handed to another one could not be kept on
-# disk, and a switch by size would compile all three for every model.
+        scatter(
+            o[SCALES], o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch, count
+        )
 
 
 @linked(6)
-def _product_int4_32(operation, chunk, rows, row_table, task_table, scratch):
+def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     first = chunk * o[CHUNK]
     count = min(o[CHUNK], o[ROWS] - first)
-    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
+    whole = -(-count // INT4_ROWS) * INT4_ROWS
+    w, groups = o[MATRIX] + first // INT4_ROWS * o[MATRIX_STRIDE], o[NUM_GROUPS]
     scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
     for start in range(0, rows, INPUTS):
         values, steps, totals = _inputs_of(o, start)
         num = min(INPUTS, rows - start)
-        int4_blocks_32(
+        int4_blocks(
             w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
-            count, num, scratch,
+            whole, num, scratch,
         )  # fmt: skip
         y = o[Y] + start * o[Y_STRIDE]
-        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
-
-
-@linked(6)
-def _product_int4_64(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * o[CHUNK]
-    count = min(o[CHUNK], o[ROWS] - first)
-    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
-    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
-    for start in range(0, rows, INPUTS):
-        values, steps, totals = _inputs_of(o, start)
-        num = min(INPUTS, rows - start)
-        int4_blocks_64(
-            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
-            count, num, scratch,
-        )  # fmt: skip
-        y = o[Y] + start * o[Y_STRIDE]
-        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
-
-
-@linked(6)
-def _product_int4_128(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * o[CHUNK]
-    count = min(o[CHUNK], o[ROWS] - first)
-    w, groups = o[MATRIX] + first * o[MATRIX_STRIDE], o[NUM_GROUPS]
-    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
-    for start in range(0, rows, INPUTS):
-        values, steps, totals = _inputs_of(o, start)
-        num = min(INPUTS, rows - start)
-        int4_blocks_128(
-            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
-            count, num, scratch,
-        )  # fmt: skip
-        y = o[Y] + start * o[Y_STRIDE]
-        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch)
+        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch, whole)
 
 
 @compiled
@@ -174,11 +139,12 @@ def _finish(o, row, values):
         for index in range(o[SIZE], o[PADDED]):
             out[index] = 0.0
         return
-    peak = EXACT if o[PEAK] == 1 else INT8
-    round_row(
-        values, o[SIZE], peak, place, o[PADDED], o[STEPS] + 4 * row,
-        o[TOTALS] + 4 * row * o[GROUPS], o[GROUP_SIZE], o[GROUPS],
-    )  # fmt: skip
+    step = o[STEPS] + 4 * row
+    if o[PEAK] == 3:
+        totals = o[TOTALS] + 4 * row * (o[SIZE] // PART)
+        round_to_planes(values, o[SIZE], place, step, totals)
+        return
+    round_row(values, o[SIZE], EXACT if o[PEAK] == 1 else INT8, place, o[PADDED], step)
 
 
 @compiled
@@ -340,9 +306,7 @@ PRODUCTS = MappingProxyType(
     {
         "bf16": _product_bf16,
         "int8": _product_int8,
-        "int4-g32": _product_int4_32,
-        "int4-g64": _product_int4_64,
-        "int4-g128": _product_int4_128,
+        "int4": _product_int4,
     }
 )
 """By how a weight is held."""

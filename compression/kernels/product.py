@@ -3,8 +3,10 @@
 from typing import Any
 
 from compression.kernels.compiling import compiled, compiled_as
+from compression.kernels.int4_tile import PART, int4_tile
 from compression.kernels.memory import floats, halves, widen
-from compression.kernels.tiles import bf16_tile, int4_tile, int8_tile
+from compression.kernels.tiles import bf16_tile, int8_tile
+from compression.schemes import INT4_ROWS
 
 LONGEST = 4096
 """Columns of int8 whose sums of eight lanes cannot overflow 32 bits."""
@@ -45,57 +47,43 @@ def _blocks(name: str, make: Any) -> Any:
     return run
 
 
-def _grouped_blocks(group_size: int) -> Any:
-    """Return the same loop for int4 groups."""
-    one_by_one, two_by_one = int4_tile(1, 1, group_size), int4_tile(2, 1, group_size)
-    one_by_four, two_by_four = int4_tile(1, 4, group_size), int4_tile(2, 4, group_size)
+int8_blocks = _blocks("int8_blocks", int8_tile)
+bf16_blocks = _blocks("bf16_blocks", bf16_tile)
+_one_int4, _four_int4 = int4_tile(1), int4_tile(4)
 
-    @compiled_as(f"int4_blocks_{group_size}")
-    def run(
-        weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
-    ):
-        """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight."""
-        fours, pairs = inputs - inputs % 4, count - count % 2
-        block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
-        t = 4 * groups
-        for start in range(0, fours, block):
-            stop = min(fours, start + block)
-            for row in range(0, pairs, 2):
-                w, s, z = weight + row * stride, scales + 2 * row * groups, zeros + row * groups
-                for first in range(start, stop, 4):
-                    two_by_four(
-                        w, stride, s, z, groups, x + first * x_stride, x_stride,
-                        totals + first * t, t, columns, out + 4 * (first * count + row), count,
-                    )  # fmt: skip
-            if pairs < count:
-                row = pairs
-                w, s, z = weight + row * stride, scales + 2 * row * groups, zeros + row * groups
-                for first in range(start, stop, 4):
-                    one_by_four(
-                        w, stride, s, z, groups, x + first * x_stride, x_stride,
-                        totals + first * t, t, columns, out + 4 * (first * count + row), count,
-                    )  # fmt: skip
-        for each in range(fours, inputs):
-            values, sizes = x + each * x_stride, totals + each * t
-            for row in range(0, pairs, 2):
-                two_by_one(
-                    weight + row * stride, stride, scales + 2 * row * groups,
-                    zeros + row * groups, groups, values, x_stride, sizes, t, columns,
-                    out + 4 * (each * count + row), count,
+
+@compiled
+def int4_blocks(
+    weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
+):
+    """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight, whole tiles.
+
+    ``stride`` is that of a tile.
+    """
+    parts, shift = columns // PART, 0
+    while groups << shift < parts:
+        shift += 1
+    fours = inputs - inputs % 4
+    block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
+    t = 4 * parts
+    for start in range(0, fours, block):
+        stop = min(fours, start + block)
+        for tile in range(count // INT4_ROWS):
+            w, row = weight + tile * stride, tile * INT4_ROWS
+            s, z = scales + 2 * row * groups, zeros + row * groups
+            for first in range(start, stop, 4):
+                _four_int4(
+                    w, s, z, parts, shift, x + first * x_stride, x_stride, totals + first * t, t,
+                    out + 4 * (first * count + row), count,
                 )  # fmt: skip
-            for row in range(pairs, count):
-                one_by_one(
-                    weight + row * stride, stride, scales + 2 * row * groups,
-                    zeros + row * groups, groups, values, x_stride, sizes, t, columns,
-                    out + 4 * (each * count + row), count,
-                )  # fmt: skip
-
-    return run
-
-
-int8_blocks, bf16_blocks = _blocks("int8_blocks", int8_tile), _blocks("bf16_blocks", bf16_tile)
-int4_blocks_32, int4_blocks_64 = _grouped_blocks(32), _grouped_blocks(64)
-int4_blocks_128 = _grouped_blocks(128)
+    for each in range(fours, inputs):
+        for tile in range(count // INT4_ROWS):
+            w, row = weight + tile * stride, tile * INT4_ROWS
+            _one_int4(
+                w, scales + 2 * row * groups, zeros + row * groups, parts, shift,
+                x + each * x_stride, x_stride, totals + each * t, t,
+                out + 4 * (each * count + row), count,
+            )  # fmt: skip
 
 
 @compiled
@@ -112,14 +100,15 @@ def int8_sums(w, stride, columns, count, x, x_stride, inputs, sums):
 
 
 @compiled
-def scatter(scales, bias, first, count, steps, inputs, y, y_stride, adds, sums):
+def scatter(scales, bias, first, count, steps, inputs, y, y_stride, adds, sums, pitch):
     """Give sums their scales, steps and bias, and write them where they belong.
 
+    Those of the next input are ``pitch`` numbers further on.
     ``scales`` of rows, ``bias`` and ``steps`` of inputs are addresses, 0 where there are none.
     """
     scale, more = halves(scales + 2 * first, count), halves(bias + 2 * first, count)
     for each in range(inputs):
-        mine = floats(sums + 4 * each * count, count)
+        mine = floats(sums + 4 * each * pitch, count)
         out = floats(y + each * y_stride + 4 * first, count)
         if steps:
             step = floats(steps + 4 * each, 1)[0]

@@ -3,49 +3,46 @@
 import numpy as np
 
 from compression.kernels.compiling import compiled
+from compression.kernels.int4_tile import PART
+from compression.kernels.memory import codes as signed_bytes
 from compression.kernels.memory import float_of_bits, floats, ints, shorts
 
 EXACT = 32767.0
 """The largest code of inputs whose rounding shall not be seen: 2⁻¹⁶ of the row's peak."""
+PLANES = 127 * 256 + 127.0
+"""The largest code whose two bytes are signed numbers between -128 and 127."""
 INT8 = 127.5
 """The largest code where inputs are rounded to int8 (W8A8), as compressed-tensors counts it."""
 
 _SMALLEST = np.float32(2.0**-110)
 """A step, so that a row of zeros divides by something that has an inverse."""
-_PART = 32
-"""Codes that are summed at a time: the smallest group."""
 _INFINITE = np.int32(0x7F800000)
 """The bits of infinity; numbers that are none lie above."""
 
 
 @compiled
-def round_row(
-    values: int,
-    count: int,
-    peak: float,
-    codes: int,
-    padded: int,
-    step: int,
-    totals: int,
-    group_size: int,
-    groups: int,
-) -> None:
-    """Round ``count`` float32 to codes of one step, ``absmax / peak``.
-
-    ``values``, ``codes``, ``step`` and ``totals`` are addresses. Codes up to ``padded`` are 0. With
-    a ``group_size`` the sum of each group's codes is kept as float32, and 0 up to ``groups``.
-    A row with an infinity or no number has such a step, so that nothing of it looks sound.
-    """
-    x, out = floats(values, count), shorts(codes, padded)
+def _step(values: int, count: int, peak: float) -> float:
+    """Return what a code stands for; no number where one of the values is none or infinite."""
     bits, largest = ints(values, count), np.int32(0)
     for index in range(count):
         largest = max(largest, bits[index] & np.int32(0x7FFFFFFF))
-    size = max(float_of_bits(largest) / np.float32(peak), _SMALLEST)
     if largest >= _INFINITE:
-        size = np.float32(np.nan)
+        return np.float32(np.nan)
+    return max(float_of_bits(largest) / np.float32(peak), _SMALLEST)
+
+
+@compiled
+def round_row(values: int, count: int, peak: float, codes: int, padded: int, step: int) -> None:
+    """Round ``count`` float32 to codes of one step, ``absmax / peak``.
+
+    ``values``, ``codes`` and ``step`` are addresses. Codes up to ``padded`` are 0.
+    A row with an infinity or no number has such a step, so that nothing of it looks sound.
+    """
+    x, out = floats(values, count), shorts(codes, padded)
+    size = _step(values, count, peak)
     floats(step, 1)[0] = size
-    factor = np.float32(1.0) / size if largest < _INFINITE else np.float32(0.0)
-    if largest >= _INFINITE:
+    factor = np.float32(1.0) / size
+    if np.isnan(size):
         for index in range(count):
             out[index] = 0
     elif peak == INT8:
@@ -57,12 +54,36 @@ def round_row(
             out[index] = np.int16(np.int32(np.rint(x[index] * factor)))
     for index in range(count, padded):
         out[index] = 0
-    if group_size:
-        sums = floats(totals, groups)
-        for group in range(groups):
-            sums[group] = 0.0
-        for part in range(padded // _PART):
-            total = np.int32(0)
-            for index in range(_PART):
-                total += np.int32(out[part * _PART + index])
-            sums[part * _PART // group_size] += np.float32(total)
+
+
+@compiled
+def round_to_planes(values: int, count: int, planes: int, step: int, totals: int) -> None:
+    """Round ``count`` float32, whole parts, to codes of int16 in two bytes.
+
+    ``values``, ``planes``, ``step`` and ``totals`` are addresses. A code is ``256 * high + low``,
+    both signed; each part is its high bytes and then its low ones, and its total is the sum of its
+    codes as float32. A row with an infinity or no number has such a step.
+    """
+    size = _step(values, count, PLANES)
+    floats(step, 1)[0] = size
+    sums = floats(totals, count // PART)
+    if np.isnan(size):
+        both = signed_bytes(planes, 2 * count)
+        for index in range(2 * count):
+            both[index] = 0
+        for part in range(count // PART):
+            sums[part] = 0.0
+        return
+    factor = np.float32(1.0) / size
+    for part in range(count // PART):
+        x = floats(values + 4 * part * PART, PART)
+        high = signed_bytes(planes + 2 * part * PART, PART)
+        low = signed_bytes(planes + (2 * part + 1) * PART, PART)
+        total = np.int32(0)
+        for index in range(PART):
+            code = np.int32(np.rint(x[index] * factor))
+            upper = (code + np.int32(128)) >> np.int32(8)
+            high[index] = upper
+            low[index] = code - (upper << np.int32(8))
+            total += code
+        sums[part] = np.float32(total)

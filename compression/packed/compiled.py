@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from compression.kernels import operations
+from compression.kernels.int4_tile import PART
 from compression.kernels.team import team
 from compression.packed.linear import PackedLinear
 
 _LEAST_ROWS, _MOST_ROWS = 8, 64
+"""Rows of a product's chunk."""
 _CHUNK_WEIGHTS = 24 * 1024
 """Weights of a product's chunk: they stay in a core's first cache while inputs pass by."""
 
@@ -23,20 +25,22 @@ class Operand:
     format: str
     """A key of :data:`compression.kernels.operations.PRODUCTS`."""
     matrix: Tensor
-    """``[rows, …]``, contiguous."""
+    """``[rows, …]`` or ``[tiles, …]``, contiguous."""
     columns: int
     """Padded to what the kernel takes at a time; inputs are 0 beyond the weight's own."""
     peak: int
     """How inputs are rounded, as :data:`compression.kernels.operations.PEAK` counts it."""
     scales: Tensor | None = None
     zeros: Tensor | None = None
-    group_size: int = 0
-    """Columns that share a scale, of int4."""
+    groups: int = 0
+    """Scales of a row, of int4."""
+    tile: int = 2
+    """Rows that the kernel takes at a time."""
 
     @property
-    def groups(self) -> int:
-        """Return the padded number of scales a row, of int4; 0 of other formats."""
-        return self.scales.shape[1] if self.group_size and self.scales is not None else 0
+    def totals(self) -> int:
+        """Return the numbers that are kept of one row of inputs beside its codes."""
+        return self.columns // PART if self.groups else 0
 
     @property
     def input_bytes(self) -> int:
@@ -77,7 +81,8 @@ class CompiledLinear(PackedLinear):
         row[operations.X_STEPS], row[operations.X_TOTALS] = inputs.steps, inputs.totals
         row[operations.Y], row[operations.Y_STRIDE] = out, 4 * self.rows
         row[operations.ADDS] = adds
-        chunk = min(_MOST_ROWS, max(_LEAST_ROWS, _CHUNK_WEIGHTS // held.columns // 2 * 2))
+        chunk = min(_MOST_ROWS, max(_LEAST_ROWS, held.tile, _CHUNK_WEIGHTS // held.columns))
+        chunk -= chunk % held.tile
         row[operations.CHUNK], row[operations.PIECES] = chunk, -(-self.rows // chunk)
 
     def write_inputs(self, row: np.ndarray, inputs: "Inputs") -> None:
@@ -86,7 +91,6 @@ class CompiledLinear(PackedLinear):
         row[operations.OUT], row[operations.OUT_STRIDE] = inputs.values, held.input_bytes
         row[operations.PEAK] = held.peak
         row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
-        row[operations.GROUP_SIZE], row[operations.GROUPS] = held.group_size, held.groups
         row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +108,7 @@ class CompiledLinear(PackedLinear):
         wide = x.to(torch.float32).contiguous()
         held, count = self.operand, wide.shape[0]
         values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
-        steps, totals = torch.empty(count), torch.empty(count, max(1, held.groups))
+        steps, totals = torch.empty(count), torch.empty(count, max(1, held.totals))
         out = torch.empty(count, self.rows)
         program = self._template(held).copy()
         program[0, operations.IN] = wide.data_ptr()
@@ -156,4 +160,4 @@ class Inputs:
     steps: int
     """Of float32 ``[inputs]``: what a code stands for."""
     totals: int
-    """Of float32 ``[inputs, groups]``: sums of codes."""
+    """Of float32 ``[inputs, totals]``: sums of codes."""

@@ -6,21 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compression.kernels.int4_tile import CHUNK, CHUNK_BYTES
 from compression.packed.compiled import CompiledLinear, Operand
-from compression.schemes import INT4_BLOCK, INT4_GROUPS
+from compression.schemes import INT4_ROWS
 from compression.weights.codes import Codes
 
-_NIBBLES = 4
-"""In a word of 16 bits."""
-_WORDS = INT4_BLOCK // _NIBBLES
-"""Of a block."""
+_HALF = CHUNK // 2
 
 
 class Int4Linear(CompiledLinear):
     """int4 groups times inputs rounded to int16 a token: integer sums within a group.
 
-    A block of 64 columns is 16 words: word i holds columns i, i + 16, i + 32 and i + 48, the first
-    in its lowest bits. Columns are padded to whole blocks and groups, scales to whole vectors.
+    Rows are padded with zeros to whole tiles of 16. A tile is its chunks of eight columns, one
+    after another: byte ``b`` of a chunk is of row ``b // 4``, its low nibble of column ``b % 4``
+    and its high one of column ``4 + b % 4``. Scales and zero points are ``[tiles, groups, 16]``.
     """
 
     kernel = "int4x16"
@@ -32,33 +31,28 @@ class Int4Linear(CompiledLinear):
             raise ValueError("int4 codes need zero points")
         super().__init__(codes.label, rows, columns, bias)
         self.group_size = columns // codes.scales.shape[1]
-        nibbles = functional.pad(codes.codes, (0, -columns % max(self.group_size, INT4_BLOCK)))
-        parts = nibbles.to(torch.int16).view(rows, -1, _NIBBLES, _WORDS).unbind(2)
-        words = parts[0] | (parts[1] << 4) | (parts[2] << 8) | (parts[3] << 12)
-        padding = (0, -codes.scales.shape[1] % INT4_GROUPS)
+        low, high = (
+            _tiles(codes.codes.to(torch.uint8))
+            .view(-1, INT4_ROWS, columns // CHUNK, 2, _HALF)
+            .transpose(1, 2)
+            .unbind(3)
+        )
         self.packed: Tensor
         self.scales: Tensor
         self.zeros: Tensor
-        self.register_buffer("packed", words.flatten(1).contiguous())
-        self.register_buffer(
-            "scales", functional.pad(codes.scales.to(torch.bfloat16), padding).contiguous()
-        )
-        self.register_buffer(
-            "zeros", functional.pad(codes.zeros, padding).to(torch.uint8).contiguous()
-        )
+        self.register_buffer("packed", (low | (high << 4)).reshape(*low.shape[:2], CHUNK_BYTES))
+        self.register_buffer("scales", _groups(codes.scales.to(torch.bfloat16)))
+        self.register_buffer("zeros", _groups(codes.zeros.to(torch.uint8)))
 
     def unpack(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Return the dense weight of a block of rows, ``[block, columns]``."""
-        words = (
-            self.packed[rows].view(torch.uint8).view(-1, self.packed.shape[1] // _WORDS, _WORDS, 2)
-        )
-        halves = torch.stack([words & 0xF, words >> 4], dim=-1).flatten(-2)
-        codes = halves.transpose(2, 3).reshape(len(words), -1)[:, : self.columns].to(dtype)
-        grouped = codes.view(len(words), -1, self.group_size)
-        count = grouped.shape[1]
-        grouped.sub_(self.zeros[rows, :count].to(dtype).unsqueeze(2))
-        grouped.mul_(self.scales[rows, :count].to(dtype).unsqueeze(2))
-        return grouped.view(len(words), -1)
+        tiles = slice(rows.start // INT4_ROWS, -(-rows.stop // INT4_ROWS))
+        held = self.packed[tiles].view(-1, self.columns // CHUNK, INT4_ROWS, _HALF)
+        codes = torch.stack([held & 0xF, held >> 4], dim=3).to(dtype).transpose(1, 2)
+        grouped = codes.reshape(len(held), INT4_ROWS, -1, self.group_size)
+        grouped.sub_(self.zeros[tiles].to(dtype).transpose(1, 2).unsqueeze(3))
+        grouped.mul_(self.scales[tiles].to(dtype).transpose(1, 2).unsqueeze(3))
+        return grouped.view(-1, self.columns)[: min(rows.stop, self.rows) - rows.start]
 
     def stand_in(self, rows: int) -> Self:
         """Return a layer on the same kernel, of the same width, with arbitrary weights."""
@@ -73,13 +67,24 @@ class Int4Linear(CompiledLinear):
     @property
     def operand(self) -> Operand:
         """Return the weight; its tensors are those of this layer."""
-        columns = self.packed.shape[1] * _NIBBLES
         return Operand(
-            f"int4-g{self.group_size}",
+            "int4",
             self.packed,
-            columns,
-            peak=1,
+            self.columns,
+            peak=3,
             scales=self.scales,
             zeros=self.zeros,
-            group_size=self.group_size,
+            groups=self.scales.shape[1],
+            tile=INT4_ROWS,
         )
+
+
+def _tiles(matrix: Tensor) -> Tensor:
+    """Return ``[rows, n]`` as ``[tiles, 16, n]``, zeros beyond its rows."""
+    padded = functional.pad(matrix, (0, 0, 0, -len(matrix) % INT4_ROWS))
+    return padded.view(-1, INT4_ROWS, matrix.shape[1])
+
+
+def _groups(matrix: Tensor) -> Tensor:
+    """Return ``[rows, groups]`` as ``[tiles, groups, 16]``."""
+    return _tiles(matrix).transpose(1, 2).contiguous()

@@ -142,10 +142,18 @@ def test_scheme_and_bytes_come_from_the_live_tensors() -> None:
         "int8-rows",
         "nf4-b64",
     ]
-    # Two groups a row, held as eight.
-    assert int4.weight_bytes == 64 * 64 // 2 + 64 * 8 * 3
+    assert int4.weight_bytes == 64 * 64 // 2 + 64 * 2 * 3
     assert int8.weight_bytes == 64 * 64 + 64 * 2
     assert nf4.weight_bytes == 64 * 64 // 2 + 64 * 4
+
+
+@pytest.mark.parametrize(("rows", "columns"), [*WIDE, (7, 128), (1, 1664)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_memory_is_what_was_forecast(name: str, rows: int, columns: int) -> None:
+    """The scheme tells the bytes of the live tensors before there are any, padding included."""
+    layer, _ = make(name, rows, columns)
+    forecast = FORMATS[name].memory_bytes(rows, columns, itemsize=2)
+    assert layer.weight_bytes == forecast + 2 * rows, "the bias is apart"
 
 
 def test_tuning_sets_one_figure_per_kernel() -> None:

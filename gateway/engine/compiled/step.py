@@ -191,7 +191,7 @@ class _Buffers:
             rows, max(each.operand.input_bytes for each in linears), dtype=torch.uint8
         )
         self._steps = torch.empty(rows)
-        self._totals = torch.empty(rows, max(1, *(each.operand.groups for each in linears)))
+        self._totals = torch.empty(rows, max(1, *(each.operand.totals for each in linears)))
 
     @property
     def inputs(self) -> Inputs:
