@@ -104,13 +104,15 @@ def tune(linears: list[PackedLinear]) -> None:
     """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
 
     A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
-    number of rows where nothing but f32 could take their place.
+    number of rows where nothing but f32 could take their place, and those of integer weights
+    always: they sum exactly what bf16 would round.
     """
     dtype = fast_dense_dtype()
     by_kernel: dict[str, list[PackedLinear]] = {}
     for linear in linears:
         linear.dense_dtype = dtype
-        if isinstance(linear, CompiledLinear) and dtype is torch.float32:
+        rounds = isinstance(linear, Bf16Linear) and dtype is not torch.float32
+        if isinstance(linear, CompiledLinear) and not rounds:
             linear.dense_from = NEVER
         else:
             by_kernel.setdefault(linear.kernel, []).append(linear)

@@ -22,6 +22,7 @@ from gateway.shadow.records import Captured
 from gateway.shadow.releases import Releases
 from gateway.upstream import EngineClient
 from tests.engine.fakes import MODEL, RunningEngine, running_engine
+from tests.processor import ROUNDS_SUMS
 
 pytestmark = pytest.mark.real_model
 
@@ -112,7 +113,7 @@ def test_exact_scores_are_those_of_transformers_in_f32(
         assert found.mean_kl > smallest
         # A rest that is below the rounding of float32 counts as none, which costs a hundred nats.
         excess = [bound - kl for bound, kl in zip(found.bound, found.kl, strict=True)]
-        assert max(excess) < 1e-4
+        assert max(excess) < (5e-4 if ROUNDS_SUMS else 1e-4)
         assert found.mean_bound < found.mean_kl
         shares.append(found.mean_bound / found.mean_kl)
     assert min(shares) < 0.9

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.engine.processes import MODEL, EngineProcess, started
+from tests.processor import ROUNDS_SUMS
 
 CONTEXT = 512
 BYTES_PER_TOKEN = 256
@@ -69,7 +70,8 @@ def test_prompts_near_the_limit(engine: EngineProcess) -> None:
     assert metric(engine, "kv_cache_pages") * 16 * BYTES_PER_TOKEN <= CACHE_BYTES
     assert metric(engine, "kv_cache_usage_ratio") == 0
     assert metric(engine, "sequences_running") == metric(engine, "sequences_waiting") == 0
-    assert process.memory_info().rss < 1.05 * before
+    # Where many rows are multiplied in bf16, oneDNN keeps what it made for each number of rows.
+    assert process.memory_info().rss < (1.2 if ROUNDS_SUMS else 1.05) * before
 
 
 def ask(client: openai.OpenAI, number: int) -> list[Any]:

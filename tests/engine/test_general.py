@@ -20,6 +20,7 @@ from gateway.engine.general.decoder import GeneralDecoder
 from gateway.engine.runner import Runner, load_runner
 from tests.engine.general_families import FAMILIES, save_model
 from tests.engine.test_decoder import FLOOR, kld
+from tests.processor import ROUNDS_SUMS
 
 IDS = [(7 * i * i + 3 * i + 1) % 320 for i in range(40)]
 SIZES = [20, 7, *[1] * 13]
@@ -79,7 +80,7 @@ def require_same(expected: torch.Tensor, result: torch.Tensor, *, num_flips: int
     p, q = expected.log_softmax(-1), result.log_softmax(-1)
     best = (p.exp() * (p - q)).sum(-1).argsort()[: len(expected) - num_flips]
     expected, result = expected[best], result[best]
-    assert kld(expected, result) < 2 * FLOOR
+    assert kld(expected, result) < (3 if ROUNDS_SUMS else 2) * FLOOR
     top = expected.topk(2, dim=-1)
     is_clear = top.values[:, 0] - top.values[:, 1] > MARGIN * expected.std()
     assert is_clear.sum() > len(expected) / 8

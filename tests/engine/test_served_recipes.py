@@ -17,11 +17,12 @@ from compression.weights.nf4 import Nf4Codes, quantize_nf4
 from gateway.engine.decoder import Decoder
 from gateway.engine.runner import Runner, load_runner
 from tests.checkpoints import CONFIGS, make_tiny_checkpoint
+from tests.processor import ROUNDS_SUMS
 
 IDS = [1, 17, 250, 3, 99, 4, 300, 12, 12, 45, 200, 7, 31, 8, 150, 66, 5, 271, 90, 33]
 # The noise of bf16 on these models; where inputs are rounded to int8, noise flips roundings too.
 # Queries and keys with their rows in a wrong place cost more than 2.
-FLOORS = {"nf4": 1e-3, "w8a8": 5e-3}
+FLOORS = {"nf4": 2e-3 if ROUNDS_SUMS else 1e-3, "w8a8": 5e-3}
 
 
 def kld(expected: torch.Tensor, result: torch.Tensor) -> float:
