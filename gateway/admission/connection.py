@@ -75,8 +75,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no request; an answer that has begun is cut, not written into."""
-        if self._is_unoccupied or not self.cycle.response_started:
+        """Refuse bytes that are no request; an answer that has begun is cut, not written into.
+
+        ``cycle`` is the newest request; while one waits in ``pipeline``, another one is answered.
+        """
+        if not self.pipeline and (self._is_unoccupied or not self.cycle.response_started):
             self._refuse(InvalidRequest("the bytes are no HTTP/1.1 request: check its framing"))
         else:
             self.transport.close()

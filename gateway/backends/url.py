@@ -31,8 +31,10 @@ class RemoteEngine:
             async with asyncio.timeout(timeout_s):
                 await client.wait_healthy()
         except TimeoutError:
-            complaint = await client.complaint() or "was well too late"
-            await client.aclose()
+            try:
+                complaint = await client.complaint() or "was well too late"
+            finally:
+                await client.aclose()
             raise ChildFailed(
                 f"{client.served_name}: no engine was ready at {client.base_url} within "
                 f"{timeout_s:g} s: it {complaint}: start it, or correct 'urls'"

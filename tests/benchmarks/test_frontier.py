@@ -98,9 +98,9 @@ def test_an_artifact_is_counted_and_read_as_it_is_served(
 ) -> None:
     point = artifact_point(artifact, "int4")
     full = {name: weight.to(torch.float32) for name, weight in linears(tiny_llama_dir)}
-    # Groups of 32, held in eights: a bf16 scale and a zero of a byte each.
+    # A bf16 scale and a zero of a byte for each group of 32.
     expected = sum(
-        weight.shape[0] * (weight.shape[1] // 2 + 3 * 8 * -(-weight.shape[1] // 256))
+        weight.shape[0] * (weight.shape[1] // 2 + 3 * weight.shape[1] // 32)
         for weight in full.values()
     )
     assert point.sizes.linear_bytes == expected

@@ -124,7 +124,12 @@ def test_what_is_no_request_is_told_so(strict: Gateway, sent: bytes) -> None:
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
 
 
-def test_rubbish_behind_a_request_is_not_answered_in_its_stream(strict: Gateway) -> None:
+@pytest.mark.parametrize(
+    "rubbish", [b"rubbish\r\n\r\n", HEAD + b"transfer-encoding: chunked\r\n\r\nZZ\r\n"]
+)
+def test_rubbish_behind_a_request_is_not_answered_in_its_stream(
+    strict: Gateway, rubbish: bytes
+) -> None:
     """What follows a running stream and cannot be read ends it; nothing is written into it."""
     raw = json.dumps(body(stream=True, fake={"tokens": 200, "pace_s": 0.02})).encode()
     with connect(strict) as client:
@@ -134,7 +139,7 @@ def test_rubbish_behind_a_request_is_not_answered_in_its_stream(strict: Gateway)
             piece = client.recv(65536)
             assert piece, seen
             seen += piece
-        client.sendall(b"rubbish\r\n\r\n")
+        client.sendall(rubbish)
         seen += read_all(client)
     assert seen.count(b"HTTP/1.1") == 1
     assert b"[DONE]" not in seen
