@@ -31,7 +31,7 @@ def require_machine(plan: Plan) -> None:
         raise BuildError(
             f"recipe {plan.recipe.name!r} may take {needed / 1e9:.1f} GB of memory to build, this "
             f"machine has {total / 1e9:.1f} GB with swap: use a recipe without calibration such as "
-            "int4-fast, fewer calibration.tokens, or a larger machine"
+            "int8-fast or int4-fast, fewer calibration.tokens, or a larger machine"
         )
 
 

@@ -9,7 +9,7 @@ from compression.kernels.tiles import bf16_tile, int8_tile
 from compression.schemes import INT4_ROWS
 
 LONGEST = 4096
-"""Columns of int8 whose sums of eight lanes cannot overflow 32 bits."""
+"""Columns of int8 whose sums cannot overflow 32 bits where vectors are shortest, of eight lanes."""
 _BLOCK_BYTES = 20 * 1024
 """Of inputs that are multiplied with one row after another."""
 

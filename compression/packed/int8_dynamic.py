@@ -15,9 +15,9 @@ from compression.weights.codes import Codes
 class Int8DynamicLinear(Int8Linear):
     """int8 rows times inputs rounded per token, as compressed-tensors rounds them.
 
-    The compiled kernel takes integers of 16 bits, so those of eight are exact in it. Where many
-    rows are multiplied densely: ``torch._int_mm`` if the processor has int8 dot products, else an
-    f32 product of the same integers. Kernels that saturate 16-bit sums, as u8 x s8 does on AVX2
+    The compiled kernel takes integers of 16 bits, so those of eight are exact in it. Where an
+    engine is asked to read in float32: ``torch._int_mm`` if the processor has int8 dot products,
+    else an f32 product of the same integers. Kernels that saturate 16-bit sums, as u8 x s8 does on AVX2
     without VNNI, are not used at all.
     """
 

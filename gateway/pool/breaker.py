@@ -14,7 +14,7 @@ class BreakerState(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Trial:
-    """One request that tries a replica; only it can end its own trial."""
+    """One request that tries a replica; over when it ends, or when any request tells how it is."""
 
     began: float
 

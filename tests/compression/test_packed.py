@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compression import crossover
 from compression.crossover import measure_speed, tune
 from compression.packed import (
     Bf16Linear,
@@ -156,15 +157,17 @@ def test_memory_is_what_was_forecast(name: str, rows: int, columns: int) -> None
     assert layer.weight_bytes == forecast + 2 * rows, "the bias is apart"
 
 
-def test_tuning_sets_one_figure_per_kernel() -> None:
-    """Layers on one kernel share a crossover; results do not depend on it."""
-    names = ("int4-g32-asym", "int4-g32-asym", "int8", "nf4")
+def test_tuning_sets_one_figure_per_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers on one kernel share a crossover, integers have none; results do not depend on it."""
+    names = ("nf4", "nf4", "int8", "int4-g32-asym")
+    figures = iter(range(2, 99))
+    monkeypatch.setattr(crossover, "_crossover", lambda probe: next(figures))
     layers = [make(name, 64, 64)[0] for name in names]
     layers.append(Int8DynamicLinear(quantize(random(64, 64), Int8()), None))
     x = random(4, 64)
     before = [layer(x) for layer in layers]
     tune(layers)
-    assert layers[0].dense_from == layers[1].dense_from
+    assert [layer.dense_from for layer in layers] == [2, 2, NEVER, NEVER, NEVER]
     for layer, expected in zip(layers, before, strict=True):
         assert relative(layer(x), expected) < 0.01
 
