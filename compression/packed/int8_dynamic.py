@@ -17,8 +17,8 @@ class Int8DynamicLinear(Int8Linear):
 
     The compiled kernel takes integers of 16 bits, so those of eight are exact in it. Where an
     engine is asked to read in float32: ``torch._int_mm`` if the processor has int8 dot products,
-    else an f32 product of the same integers. Kernels that saturate 16-bit sums, as u8 x s8 does on AVX2
-    without VNNI, are not used at all.
+    else an f32 product of the same integers. Kernels that saturate 16-bit sums, as u8 x s8 does on
+    AVX2 without VNNI, are not used at all.
     """
 
     kernel = "int8x8"
