@@ -20,6 +20,9 @@ _LATEST = 256
 """Whatever is timed on a busy machine: so many rows are multiplied densely, and long texts are
 read by the same kernels at every start."""
 
+LONG_TEXT = 256
+"""Rows of a step from which on bf16 products are worth their noise to integer weights."""
+
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5
 _MOST_ELEMENTS = 16 * 1024 * 1024
@@ -104,16 +107,17 @@ def tune(linears: list[PackedLinear]) -> None:
     """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
 
     A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
-    number of rows where nothing but f32 could take their place, and those of integer weights
-    always: they sum exactly what bf16 would round.
+    number of rows where nothing but f32 could take their place. Those of integer weights are for
+    any but long texts elsewhere: they sum exactly what bf16 would round.
     """
     dtype = fast_dense_dtype()
     by_kernel: dict[str, list[PackedLinear]] = {}
     for linear in linears:
         linear.dense_dtype = dtype
-        rounds = isinstance(linear, Bf16Linear) and dtype is not torch.float32
-        if isinstance(linear, CompiledLinear) and not rounds:
+        if isinstance(linear, CompiledLinear) and dtype is torch.float32:
             linear.dense_from = NEVER
+        elif isinstance(linear, CompiledLinear) and not isinstance(linear, Bf16Linear):
+            linear.dense_from = LONG_TEXT
         else:
             by_kernel.setdefault(linear.kernel, []).append(linear)
     for group in by_kernel.values():
