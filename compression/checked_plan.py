@@ -1,9 +1,7 @@
 """A plan that pruning has agreed to, and what the plan becomes once it has pruned; no torch."""
 
-from dataclasses import replace
-
 from compression.facts import CheckpointFacts
-from compression.plan import Plan, make_plan
+from compression.plan import Plan, make_plan, plan_for_pruned
 from compression.pruning.forecast import pruned_facts
 from compression.pruning.shape import pruned_shape
 from compression.recipe import Recipe
@@ -29,5 +27,4 @@ def plan_once_pruned(plan: Plan) -> Plan:
     if not plan.recipe.prune.is_active:
         return plan
     shape = pruned_shape(plan.recipe.prune, plan.facts.architecture)
-    smaller = make_plan(pruned_facts(plan.facts, shape), plan.carried)
-    return replace(smaller, recipe=plan.recipe)
+    return plan_for_pruned(plan, pruned_facts(plan.facts, shape))

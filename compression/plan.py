@@ -1,6 +1,6 @@
 """What will be done to each tensor: a pure decision from facts and recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compression.automatic import choose_methods
 from compression.errors import RecipeError
@@ -121,6 +121,21 @@ def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
     )
     refusals = (*_refusals(facts, recipe), *_mostly_untouched(facts, recipe, tensors))
     return Plan(facts, recipe, carried, tensors, refusals)
+
+
+def plan_for_pruned(plan: Plan, facts: CheckpointFacts) -> Plan:
+    """Return what a plan becomes for what pruning left: methods and their reasons stay.
+
+    Raises:
+        RecipeError: what is left does not fit the recipe.
+    """
+    smaller = make_plan(facts, plan.carried)
+    reasons = {tensor.fact.name: tensor.reason for tensor in plan.tensors}
+    tensors = tuple(
+        replace(tensor, reason=tensor.reason or reasons.get(tensor.fact.name, ""))
+        for tensor in smaller.tensors
+    )
+    return replace(smaller, recipe=plan.recipe, tensors=tensors)
 
 
 def module_of(tensor: str) -> str:

@@ -3,14 +3,13 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from compression.events import OnProgress
 from compression.facts import read_facts
-from compression.plan import Plan, make_plan
+from compression.plan import Plan, plan_for_pruned
 from compression.pruning.record import PruneRecord
 
 
@@ -39,6 +38,4 @@ def pruned_plan(
     with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as aside:
         smaller = Path(aside)
         record = prune_on(plan.facts, wanted, text, smaller, on_progress)
-        # The methods stay those that were chosen for the whole model.
-        smaller_plan = make_plan(read_facts(smaller), plan.carried)
-        yield replace(smaller_plan, recipe=plan.recipe), record
+        yield plan_for_pruned(plan, read_facts(smaller)), record

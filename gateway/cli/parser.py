@@ -37,24 +37,22 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-def _hours(value: str) -> float:
+def _above_zero(value: str, unit: str, limit: float) -> float:
     try:
-        hours = float(value)
+        number = float(value)
     except ValueError:
-        hours = 0
-    if not 0 < hours < 1e6:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of hours above 0")
-    return hours
+        number = 0
+    if not 0 < number < limit:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of {unit} above 0")
+    return number
+
+
+def _hours(value: str) -> float:
+    return _above_zero(value, "hours", 1e6)
 
 
 def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds above 0")
-    return seconds
+    return _above_zero(value, "seconds", 1e9)
 
 
 def _rate(value: str) -> float:

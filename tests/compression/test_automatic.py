@@ -109,6 +109,9 @@ def test_what_pruning_leaves_keeps_the_method(
     assert sum(each.num_weights for each in left.linears) < count
     assert left.recipe == recipe
     assert {getattr(each.scheme, "method", "") for each in left.linears} == {"rtn"}
+    assert {each.reason for each in left.linears} == {
+        "rounded plainly: 0 million weights would take long to calibrate"
+    }
 
 
 def test_rules_may_leave_the_method_open(tiny_llama_dir: Path) -> None:
