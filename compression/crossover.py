@@ -21,7 +21,7 @@ _LATEST = 256
 read by the same kernels at every start."""
 
 LONG_TEXT = 256
-"""Rows of a step from which on bf16 products are worth their noise to integer weights."""
+"""Rows of a step that are a long text: worth bf16's noise to what is fast in it only."""
 
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5
@@ -107,14 +107,15 @@ def tune(linears: list[PackedLinear]) -> None:
     """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
 
     A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
-    number of rows where nothing but f32 could take their place. Those of integer weights are for
-    any but long texts elsewhere: they sum exactly what bf16 would round.
+    number of rows where nothing but f32 could take their place, and where they run on a matrix
+    unit. Those of integer weights are for any but long texts elsewhere: they sum exactly what bf16
+    would round.
     """
     dtype = fast_dense_dtype()
     by_kernel: dict[str, list[PackedLinear]] = {}
     for linear in linears:
         linear.dense_dtype = dtype
-        if isinstance(linear, CompiledLinear) and dtype is torch.float32:
+        if isinstance(linear, CompiledLinear) and (dtype is torch.float32 or linear.on_unit):
             linear.dense_from = NEVER
         elif isinstance(linear, CompiledLinear) and not isinstance(linear, Bf16Linear):
             linear.dense_from = LONG_TEXT

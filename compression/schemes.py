@@ -17,7 +17,7 @@ FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 """The methods that make up for one column's error in others, layer after layer."""
 
 
-INT8_BLOCK = 32
+INT8_BLOCK = 64
 """Columns of an int8 weight are padded to a multiple while it is served."""
 INT4_ROWS = 16
 """Rows of an int4 weight are padded to a multiple while it is served."""

@@ -69,13 +69,16 @@ class Code:
         loaded.align = 1
         return loaded
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the cache line at an address, which may be beyond all memory."""
+    def prefetch(self, address: Any, level: int = 1) -> None:
+        """Ask for the cache line at an address, which may be beyond all memory.
+
+        To the second cache only it comes faster from far away: the first waits for few lines.
+        """
         kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         name = "llvm.prefetch.p0"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         place = self.builder.inttoptr(address, I8.as_pointer())
-        read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        read, keep, data = (ir.Constant(I32, value) for value in (0, 4 - level, 1))
         self.builder.call(function, [place, read, keep, data])
 
     def store(self, value: Any, address: Any, align: int = 4) -> None:

@@ -9,10 +9,11 @@ from types import MappingProxyType
 import numpy as np
 
 from compression.kernels.attention import attend, merge
-from compression.kernels.compiling import compiled, linked
+from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.exponential import exponential
 from compression.kernels.int4_tile import PART
 from compression.kernels.kv import keep, rotate
+from compression.kernels.matrix_unit import MANY_INPUTS, QUAD, TILE, TILE_BYTES, interleave
 from compression.kernels.memory import floats, longs
 from compression.kernels.product import (
     bf16_blocks,
@@ -20,7 +21,7 @@ from compression.kernels.product import (
     int8_sums,
     scatter,
 )
-from compression.kernels.rounding import EXACT, INT8, round_row, round_to_planes
+from compression.kernels.rounding import EXACT, INT8, round_row, round_to_bytes, round_to_planes
 from compression.schemes import INT4_ROWS
 
 FIELDS = 32
@@ -28,10 +29,11 @@ FIELDS = 32
 FUNCTION = 0
 """The address of what carries out a chunk: of (operation, chunk, rows, rows' table, tasks' table,
 memory of its own)."""
-OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED = range(1, 7)
+OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED, QUADS = range(1, 8)
 """Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
 1: as codes of int16; 2: as codes of int8, held in int16; 3: as codes of int16 in planes of their
-two bytes, with the totals of each :data:`PART` of them."""
+two bytes, with the totals of each :data:`PART` of them. ``QUADS`` 1: from :data:`MANY_INPUTS` rows
+on the codes of 1 and 2 are written as :mod:`compression.kernels.int8_matrix` takes them."""
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
 it is. ``EPSILON`` counts 10⁻¹²."""
@@ -39,9 +41,10 @@ it is. ``EPSILON`` counts 10⁻¹²."""
  QUERIES, WINDOW, PARTS) = range(14, 27)  # fmt: skip
 """Of turn, attend and merge. ``QUERIES`` are turned queries, ``PARTS`` results of attention."""
 (MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
- X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK) = range(1, 17)  # fmt: skip
+ X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK, ON_UNIT) = range(1, 18)  # fmt: skip
 """Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
-int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4."""
+int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4. ``ON_UNIT`` is the function
+for :data:`MANY_INPUTS` rows of inputs and more, 0 where there is no matrix unit."""
 SCORE_FUNCTIONS = 27
 """Four of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
 they lie, then of decoded ones."""
@@ -96,6 +99,9 @@ def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
 @linked(6)
 def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
+    if o[ON_UNIT] and rows >= MANY_INPUTS:
+        call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
+        return
     first = chunk * o[CHUNK]
     count = min(o[CHUNK], o[ROWS] - first)
     w = o[MATRIX] + first * o[MATRIX_STRIDE]
@@ -112,6 +118,9 @@ def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
 @linked(6)
 def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
+    if o[ON_UNIT] and rows >= MANY_INPUTS:
+        call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
+        return
     first = chunk * o[CHUNK]
     count = min(o[CHUNK], o[ROWS] - first)
     whole = -(-count // INT4_ROWS) * INT4_ROWS
@@ -129,8 +138,28 @@ def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
 
 
 @compiled
-def _finish(o, row, values):
-    """Write a row of inputs for a product, from float32 at an address."""
+def _as_quads(o, rows):
+    return o[QUADS] and rows >= MANY_INPUTS
+
+
+@compiled
+def _write_quads(o, first, rows, scratch):
+    """Write the codes of rows in ``scratch`` as the matrix unit reads them."""
+    if _as_quads(o, rows):
+        block = o[OUT] + first // TILE * TILE * o[OUT_STRIDE]
+        planes = 2 if o[PEAK] == 1 else 1
+        interleave(
+            scratch + 4 * o[SIZE], o[PADDED], planes, block + first % TILE * QUAD,
+            o[PADDED] // TILE_BYTES,
+        )  # fmt: skip
+
+
+@compiled
+def _finish(o, row, rows, values, scratch):
+    """Write a row of so many as inputs for a product, from float32 at an address.
+
+    Codes that are to become quads wait in ``scratch`` for the other rows of a chunk.
+    """
     place = o[OUT] + row * o[OUT_STRIDE]
     if o[PEAK] == 0:
         source, out = floats(values, o[SIZE]), floats(place, o[PADDED])
@@ -144,7 +173,12 @@ def _finish(o, row, values):
         totals = o[TOTALS] + 4 * row * (o[SIZE] // PART)
         round_to_planes(values, o[SIZE], place, step, totals)
         return
-    round_row(values, o[SIZE], EXACT if o[PEAK] == 1 else INT8, place, o[PADDED], step)
+    peak = EXACT if o[PEAK] == 1 else INT8
+    if _as_quads(o, rows):
+        codes = scratch + row % ROWS_AT_A_TIME * 2 * o[PADDED]
+        round_to_bytes(values, o[SIZE], peak, codes, o[PADDED], step)
+        return
+    round_row(values, o[SIZE], peak, place, o[PADDED], step)
 
 
 @compiled
@@ -160,23 +194,23 @@ def _root_mean_square_norm(x, weight, size, epsilon, out):
 
 
 @compiled
-def _norm(o, row, scratch):
+def _norm(o, row, rows, scratch):
     values = o[IN] + row * o[IN_STRIDE]
     if o[WEIGHT]:
         _root_mean_square_norm(values, o[WEIGHT], o[SIZE], o[EPSILON] * 1e-12, scratch)
         values = scratch
-    _finish(o, row, values)
+    _finish(o, row, rows, values, scratch + 4 * o[SIZE])
 
 
 @compiled
-def _gate(o, row, scratch):
+def _gate(o, row, rows, scratch):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202): ``gate * sigmoid(gate) * up``."""
     size = o[SIZE]
     both, out = floats(o[IN] + row * o[IN_STRIDE], 2 * size), floats(scratch, size)
     for index in range(size):
         gate = both[index]
         out[index] = gate / (np.float32(1.0) + exponential(-gate)) * both[size + index]
-    _finish(o, row, scratch)
+    _finish(o, row, rows, scratch, scratch + 4 * o[SIZE])
 
 
 @compiled
@@ -250,7 +284,7 @@ def _attend(o, task, row_table, scratch):
 
 
 @compiled
-def _merge(o, row, known, scratch):
+def _merge(o, row, rows, known, scratch):
     size, heads = o[HEAD_SIZE], o[HEADS]
     part = 4 * (size + 2)
     for head in range(heads):
@@ -259,7 +293,7 @@ def _merge(o, row, known, scratch):
         merge(place, known[ROW_SLOTS], heads * part, size, target)
         if o[VALUE_BLOCK]:
             rotate(target, size, o[VALUE_BLOCK])
-    _finish(o, row, scratch)
+    _finish(o, row, rows, scratch, scratch + 4 * o[SIZE])
 
 
 @linked(6)
@@ -267,7 +301,8 @@ def _norm_rows(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     first = chunk * ROWS_AT_A_TIME
     for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
-        _norm(o, row, scratch)
+        _norm(o, row, rows, scratch)
+    _write_quads(o, first, rows, scratch)
 
 
 @linked(6)
@@ -275,7 +310,8 @@ def _gate_rows(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     first = chunk * ROWS_AT_A_TIME
     for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
-        _gate(o, row, scratch)
+        _gate(o, row, rows, scratch)
+    _write_quads(o, first, rows, scratch)
 
 
 @linked(6)
@@ -291,7 +327,8 @@ def _merge_rows(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     first = chunk * ROWS_AT_A_TIME
     for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
-        _merge(o, row, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
+        _merge(o, row, rows, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
+    _write_quads(o, first, rows, scratch)
 
 
 @linked(6)

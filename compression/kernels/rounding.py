@@ -7,10 +7,9 @@ from compression.kernels.int4_tile import PART
 from compression.kernels.memory import codes as signed_bytes
 from compression.kernels.memory import float_of_bits, floats, ints, shorts
 
-EXACT = 32767.0
-"""The largest code of inputs whose rounding shall not be seen: 2⁻¹⁶ of the row's peak."""
-PLANES = 127 * 256 + 127.0
-"""The largest code whose two bytes are signed numbers between -128 and 127."""
+EXACT = 127 * 256 + 127.0
+"""The largest code of inputs whose rounding shall not be seen, 2⁻¹⁶ of the row's peak; its two bytes
+are signed numbers between -128 and 127."""
 INT8 = 127.5
 """The largest code where inputs are rounded to int8 (W8A8), as compressed-tensors counts it."""
 
@@ -64,7 +63,7 @@ def round_to_planes(values: int, count: int, planes: int, step: int, totals: int
     both signed; each part is its high bytes and then its low ones, and its total is the sum of its
     codes as float32. A row with an infinity or no number has such a step.
     """
-    size = _step(values, count, PLANES)
+    size = _step(values, count, EXACT)
     floats(step, 1)[0] = size
     sums = floats(totals, count // PART)
     if np.isnan(size):
@@ -87,3 +86,37 @@ def round_to_planes(values: int, count: int, planes: int, step: int, totals: int
             low[index] = code - (upper << np.int32(8))
             total += code
         sums[part] = np.float32(total)
+
+
+@compiled
+def round_to_bytes(
+    values: int, count: int, peak: float, codes: int, padded: int, step: int
+) -> None:
+    """Round ``count`` float32 as :func:`round_row` does, to planes of ``padded`` bytes.
+
+    Codes of int8 are one plane, those of int16 a plane of high bytes and one of low bytes.
+    """
+    size = _step(values, count, peak)
+    floats(step, 1)[0] = size
+    high, low = signed_bytes(codes, padded), signed_bytes(codes + padded, padded)
+    for index in range(count if np.isfinite(size) else 0, padded):
+        high[index] = 0
+        low[index] = 0
+    if np.isfinite(size):
+        _round_to_bytes(floats(values, count), count, peak, size, high, low)
+
+
+@compiled
+def _round_to_bytes(x, count, peak, size, high, low):
+    """Write codes: those of int8 to ``high``, those of int16 to both."""
+    factor = np.float32(1.0) / size
+    if peak == INT8:
+        for index in range(count):
+            code = np.rint(x[index] / size)
+            high[index] = np.int8(min(max(code, np.float32(-128.0)), np.float32(127.0)))
+        return
+    for index in range(count):
+        code = np.int32(np.rint(x[index] * factor))
+        upper = (code + np.int32(128)) >> np.int32(8)
+        high[index] = upper
+        low[index] = code - (upper << np.int32(8))

@@ -44,6 +44,7 @@ _SLEEP = 8
 _COUNTERS = 16
 _LINE = 8
 """Numbers from one operation's counters to the next: a cache line."""
+_LINE_BYTES = 64
 _CHUNK_BITS = 24
 _CHUNKS = (1 << _CHUNK_BITS) - 1
 _SPINS = 2000
@@ -181,7 +182,7 @@ class Team:
         self.threads = threads
         self._lock = threading.Lock()
         self._shared = np.zeros(_COUNTERS + _LINE * MOST_OPERATIONS, np.int64)
-        self._scratch = [np.empty(SCRATCH_BYTES, np.uint8) for _ in range(threads)]
+        self._scratch = [_aligned(SCRATCH_BYTES) for _ in range(threads)]
         self._place = _address(self._shared)
         self._own = _address(self._scratch[0])
         compile_team()
@@ -225,6 +226,13 @@ class Team:
 def _address(table: np.ndarray | None) -> int:
     """Return where an array begins, 0 for none; several times as fast as ``ctypes.data``."""
     return 0 if table is None else int(table.__array_interface__["data"][0])
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Return ``size`` bytes that begin at a cache line."""
+    held = np.empty(size + _LINE_BYTES, np.uint8)
+    first = -_address(held) % _LINE_BYTES
+    return held[first : first + size]
 
 
 class _Teams:

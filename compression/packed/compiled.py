@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -9,11 +10,17 @@ from torch import Tensor
 
 from compression.kernels import operations
 from compression.kernels.int4_tile import PART
+from compression.kernels.matrix_operations import ON_UNIT
+from compression.kernels.matrix_unit import TILE, permission
 from compression.kernels.team import team
 from compression.packed.linear import PackedLinear
 
 _LEAST_ROWS, _MOST_ROWS = 8, 64
 """Rows of a product's chunk."""
+_LINE, _PAGE_HALF = 64, 2048
+"""Bytes."""
+_UNIT_ROWS = 2 * TILE
+"""Rows that the matrix unit takes together."""
 _CHUNK_WEIGHTS = 24 * 1024
 """Weights of a product's chunk: they stay in a core's first cache while inputs pass by."""
 
@@ -44,8 +51,8 @@ class Operand:
 
     @property
     def input_bytes(self) -> int:
-        """Return the bytes of one row of inputs."""
-        return self.columns * (2 if self.peak else 4)
+        """Return the bytes from one row of inputs to the next."""
+        return apart(self.columns * (2 if self.peak else 4))
 
 
 class CompiledLinear(PackedLinear):
@@ -59,13 +66,25 @@ class CompiledLinear(PackedLinear):
     def operand(self) -> Operand:
         """Return the weight; its tensors are those of this layer."""
 
-    def write_product(self, row: np.ndarray, inputs: "Inputs", out: int, *, adds: bool) -> None:
+    @property
+    def on_unit(self) -> bool:
+        """Return whether many rows of inputs are multiplied on the processor's matrix unit."""
+        held = self.operand
+        return (
+            (held.format, held.peak) in ON_UNIT
+            and (held.matrix.shape[0] % TILE == 0 or held.tile == TILE)
+            and permission()
+        )
+
+    def write_product(
+        self, row: np.ndarray, inputs: "Inputs", out: "Outputs", *, adds: bool
+    ) -> None:
         """Describe the product of this layer in a row of a program.
 
         Args:
             row: int64 ``[FIELDS]``, zeros.
             inputs: where the inputs lie.
-            out: address of float32 ``[inputs, rows]``.
+            out: where the outputs belong.
             adds: whether to add to what is there.
         """
         held = self.operand
@@ -79,10 +98,14 @@ class CompiledLinear(PackedLinear):
         row[operations.COLUMNS], row[operations.ROWS] = held.columns, self.rows
         row[operations.X], row[operations.X_STRIDE] = inputs.values, held.input_bytes
         row[operations.X_STEPS], row[operations.X_TOTALS] = inputs.steps, inputs.totals
-        row[operations.Y], row[operations.Y_STRIDE] = out, 4 * self.rows
+        row[operations.Y], row[operations.Y_STRIDE] = out.values, out.stride
         row[operations.ADDS] = adds
-        chunk = min(_MOST_ROWS, max(_LEAST_ROWS, held.tile, _CHUNK_WEIGHTS // held.columns))
-        chunk -= chunk % held.tile
+        tile = held.tile
+        if self.on_unit:
+            row[operations.ON_UNIT] = ON_UNIT[held.format, held.peak].address
+            tile = _UNIT_ROWS
+        chunk = min(_MOST_ROWS, max(_LEAST_ROWS, tile, _CHUNK_WEIGHTS // held.columns))
+        chunk -= chunk % tile
         row[operations.CHUNK], row[operations.PIECES] = chunk, -(-self.rows // chunk)
 
     def write_inputs(self, row: np.ndarray, inputs: "Inputs") -> None:
@@ -92,6 +115,7 @@ class CompiledLinear(PackedLinear):
         row[operations.PEAK] = held.peak
         row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
         row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
+        row[operations.QUADS] = held.format == "int8" and self.on_unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""
@@ -107,9 +131,10 @@ class CompiledLinear(PackedLinear):
             raise ValueError(f"inputs of {x.shape[1]} columns for a weight of {self.columns}")
         wide = x.to(torch.float32).contiguous()
         held, count = self.operand, wide.shape[0]
-        values = torch.empty(count, held.input_bytes, dtype=torch.uint8)
-        steps, totals = torch.empty(count), torch.empty(count, max(1, held.totals))
-        out = torch.empty(count, self.rows)
+        whole = whole_tiles(count)
+        values = torch.empty(whole, held.input_bytes, dtype=torch.uint8)
+        steps, totals = torch.empty(whole), torch.empty(whole, max(1, held.totals))
+        out = matrix(count, self.rows)
         program = self._template(held).copy()
         program[0, operations.IN] = wide.data_ptr()
         program[0, operations.OUT] = program[1, operations.X] = values.data_ptr()
@@ -127,12 +152,33 @@ class CompiledLinear(PackedLinear):
             program[0, operations.FUNCTION] = operations.NORM.address
             program[0, operations.IN_STRIDE] = 4 * self.columns
             self.write_inputs(program[0], Inputs(0, 0, 0))
-            self.write_product(program[1], Inputs(0, 0, 0), 0, adds=False)
+            self.write_product(
+                program[1], Inputs(0, 0, 0), Outputs(0, apart(4 * self.rows)), adds=False
+            )
             self._written = place, program
         return self._written[1]
 
     def _few_rows(self, x: Tensor) -> Tensor:
         return self.product(x).run().to(x.dtype)
+
+
+def apart(size: int) -> int:
+    """Return from where to where rows of so many bytes lie, whole cache lines.
+
+    Rows that are far multiples of a page's half apart share few places of a core's first cache.
+    """
+    lines = -(-size // _LINE) * _LINE
+    return lines + _LINE if lines % _PAGE_HALF == 0 else lines
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    """Return float32 ``[rows, columns]`` to be written, its rows :func:`apart`."""
+    return torch.empty(rows, apart(4 * columns) // 4)[:, :columns]
+
+
+def whole_tiles(rows: int) -> int:
+    """Return for how many rows of inputs there must be memory: the matrix unit takes 16."""
+    return -(-rows // TILE) * TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +207,18 @@ class Inputs:
     """Of float32 ``[inputs]``: what a code stands for."""
     totals: int
     """Of float32 ``[inputs, totals]``: sums of codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the outputs of a product belong."""
+
+    values: int
+    """Address of float32 ``[inputs, rows]``."""
+    stride: int
+    """Bytes from one input's to the next one's."""
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Return where a float32 matrix lies."""
+        return cls(values.data_ptr(), 4 * values.stride(0))

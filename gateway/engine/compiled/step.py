@@ -12,7 +12,7 @@ from compression.kernels import operations as op
 from compression.kernels.attention import POSITIONS, SCORES, SUMS
 from compression.kernels.attention_tiles import DECODED
 from compression.kernels.team import SCRATCH_BYTES, team
-from compression.packed.compiled import CompiledLinear, Inputs
+from compression.packed.compiled import CompiledLinear, Inputs, Outputs, matrix, whole_tiles
 from gateway.engine.cache import LayerCodecs
 from gateway.engine.compiled.layout import Held, held, layer_layout
 from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_table
@@ -73,7 +73,7 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     """Return the memory of its own that a thread needs for any operation of a step."""
     size, heads = shape.head_dim, queries * (shape.num_heads // shape.num_kv_heads)
     attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
-    row = 4 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
+    row = 16 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
     return max(attention, row)
 
 
@@ -132,30 +132,30 @@ class CompiledStep:
         inputs = held.inputs
         self._write_norm(rows[0], layer.input_norm, held.x)
         part.qkv.write_inputs(rows[0], inputs)
-        part.qkv.write_product(rows[1], inputs, held.heads.data_ptr(), adds=False)
+        part.qkv.write_product(rows[1], inputs, Outputs.of(held.heads), adds=False)
         for row, function in ((rows[2], op.TURN), (rows[3], op.ATTEND), (rows[4], op.MERGE)):
             self._write_attention(row, part, index)
             row[op.FUNCTION] = function.address
         rows[3, op.PIECES] = op.BY_TASKS
         part.output.write_inputs(rows[4], inputs)
-        part.output.write_product(rows[5], inputs, held.x.data_ptr(), adds=True)
+        part.output.write_product(rows[5], inputs, Outputs.of(held.x), adds=True)
         self._write_norm(rows[6], layer.post_norm, held.x)
         part.gate_up.write_inputs(rows[6], inputs)
-        part.gate_up.write_product(rows[7], inputs, held.gates.data_ptr(), adds=False)
+        part.gate_up.write_product(rows[7], inputs, Outputs.of(held.gates), adds=False)
         rows[8, op.FUNCTION] = op.GATE.address
-        rows[8, op.IN], rows[8, op.IN_STRIDE] = held.gates.data_ptr(), 4 * part.gate_up.rows
+        rows[8, op.IN], rows[8, op.IN_STRIDE] = held.gates.data_ptr(), 4 * held.gates.stride(0)
         part.down.write_inputs(rows[8], inputs)
-        part.down.write_product(rows[9], inputs, held.x.data_ptr(), adds=True)
+        part.down.write_product(rows[9], inputs, Outputs.of(held.x), adds=True)
 
     def _write_norm(self, row: np.ndarray, norm: RmsNorm, x: Tensor) -> None:
         row[op.FUNCTION] = op.NORM.address
-        row[op.IN], row[op.IN_STRIDE] = x.data_ptr(), 4 * x.shape[1]
+        row[op.IN], row[op.IN_STRIDE] = x.data_ptr(), 4 * x.stride(0)
         row[op.WEIGHT] = norm.weight.data_ptr()
         row[op.EPSILON] = round(norm.eps / _EPSILON_UNIT)
 
     def _write_attention(self, row: np.ndarray, part: _Layer, index: int) -> None:
         shape, held, layer = self._architecture, self._buffers, part.layer
-        row[op.IN], row[op.IN_STRIDE] = held.heads.data_ptr(), 4 * part.qkv.rows
+        row[op.IN], row[op.IN_STRIDE] = held.heads.data_ptr(), 4 * held.heads.stride(0)
         row[op.HEADS], row[op.KV_HEADS] = shape.num_heads, shape.num_kv_heads
         row[op.HEAD_SIZE], row[op.LAYER] = shape.head_dim, index
         row[op.QUERY_NORM] = 0 if layer.q_norm is None else layer.q_norm.weight.data_ptr()
@@ -181,17 +181,18 @@ class _Buffers:
         linears = [
             linear for each in layers for linear in (each.qkv, each.output, each.gate_up, each.down)
         ]
-        self.x = torch.empty(rows, architecture.hidden_size)
+        self.x = matrix(rows, architecture.hidden_size)
         self.out = torch.empty(rows, architecture.hidden_size)
-        self.heads = torch.empty(rows, max(each.qkv.rows for each in layers))
+        self.heads = matrix(rows, max(each.qkv.rows for each in layers))
         self.queries = torch.empty(rows, heads * architecture.head_dim)
-        self.gates = torch.empty(rows, max(each.gate_up.rows for each in layers))
+        self.gates = matrix(rows, max(each.gate_up.rows for each in layers))
         self.parts = torch.empty(slots, heads, architecture.head_dim + 2)
+        whole = whole_tiles(rows)
         self._values = torch.empty(
-            rows, max(each.operand.input_bytes for each in linears), dtype=torch.uint8
+            whole, max(each.operand.input_bytes for each in linears), dtype=torch.uint8
         )
-        self._steps = torch.empty(rows)
-        self._totals = torch.empty(rows, max(1, *(each.operand.totals for each in linears)))
+        self._steps = torch.empty(whole)
+        self._totals = torch.empty(whole, max(1, *(each.operand.totals for each in linears)))
 
     @property
     def inputs(self) -> Inputs:

@@ -1,0 +1,175 @@
+"""Products of int8 weights with many inputs, on the matrix unit.
+
+The first factor are rows of the weight as they lie, the second 16 inputs: blocks of 64 columns, of
+each its planes, of a plane a tile whose row holds four columns of every input.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from compression.kernels.compiling import compiled_as
+from compression.kernels.llvm import F32, I16, I32, Code, long, wide
+from compression.kernels.matrix_unit import TILE, TILE_BYTES, TileCode
+
+BLOCK = TILE_BYTES
+"""Columns of a tile of the weight; its rows are whole blocks."""
+_BYTES = TILE * TILE_BYTES
+_INTS, _FLOATS = wide(I32, TILE), wide(F32, TILE)
+
+
+@intrinsic
+def _configure(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        TileCode(builder).configure("int8_tiles", [TILE] * 8, [TILE_BYTES] * 8)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _release(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        TileCode(builder).release()
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _sums_tile(tiles: int, planes: int, *, asks: bool) -> Any:
+    """Return ``tile(w, stride, x, blocks, sums)``: so many tiles of rows times 16 inputs.
+
+    ``sums`` gets int32 ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for as many
+    rows that come next: where they are read once, their time is what memory takes.
+    """
+
+    @intrinsic
+    def tile(typing_context: Any, w: Any, stride: Any, x: Any, blocks: Any, sums: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            w, stride, x, blocks, sums = arguments
+            code = TileCode(builder)
+            held = [(row, plane) for row in range(tiles) for plane in range(planes)]
+            weights = [len(held) + row for row in range(tiles)]
+            inputs = [len(held) + tiles + plane for plane in range(planes)]
+            for index in range(len(held)):
+                code.zero_tile(index)
+            after = code.at(w, code.times(stride, tiles * TILE))
+
+            def add(block: Any) -> None:
+                for line in range(tiles * TILE if asks else 0):
+                    place = code.times(block, tiles * _BYTES)
+                    code.prefetch(code.at(after, place, long(line * TILE_BYTES)), level=2)
+                for row, number in enumerate(weights):
+                    place = code.at(w, code.times(stride, TILE * row), code.times(block, BLOCK))
+                    code.load_tile(number, place, stride)
+                for plane, number in enumerate(inputs):
+                    place = code.at(x, code.times(block, planes * _BYTES), long(plane * _BYTES))
+                    code.load_tile(number, place, long(TILE_BYTES))
+                for index, (row, plane) in enumerate(held):
+                    code.multiply_tiles(index, weights[row], inputs[plane], signed=True)
+
+            code.steps(long(0), blocks, 1, add)
+            for index in range(len(held)):
+                code.store_tile(index, code.at(sums, long(index * _BYTES)))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return tile
+
+
+def _result_tile(planes: int) -> Any:
+    """Return ``tile(sums, steps, scales, bias, adds, count, y, y_stride)``.
+
+    It writes the sums of 16 rows as float32, for the first ``count`` of 16 inputs: those of high
+    bytes count 256 times, an input's are multiplied with its step, a row's with its scale.
+    ``sums`` is written over; ``bias`` may be 0.
+    """
+
+    @intrinsic
+    def tile(
+        typing_context: Any, sums: Any, steps: Any, scales: Any, bias: Any, adds: Any, count: Any,
+        y: Any, y_stride: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            sums, steps, scales, bias, adds, count, y, y_stride = arguments
+            code = TileCode(builder)
+            step = code.load(steps, _FLOATS)
+            rows = [
+                builder.fmul(_whole(code, sums, planes, row * TILE_BYTES), step)
+                for row in range(TILE)
+            ]
+            for index, vector in enumerate(code.transpose(rows)):
+                code.store(vector, code.at(sums, long(index * TILE_BYTES)))
+            scale, more = code.widen(code.load(scales, wide(I16, TILE))), code.bias(bias)
+
+            def finish(each: Any) -> None:
+                totals = code.load(code.at(sums, code.times(each, TILE_BYTES)), _FLOATS)
+                place = code.at(y, builder.mul(y_stride, each))
+                code.write(code.fma(totals, scale, more), adds, place)
+
+            code.steps(long(0), count, 1, finish)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return tile
+
+
+def _whole(code: Code, sums: Any, planes: int, offset: int) -> Any:
+    """Return a row of sums, one float32 an input."""
+    found = [
+        code.builder.sitofp(code.load(code.at(sums, long(plane * _BYTES + offset)), _INTS), _FLOATS)
+        for plane in range(planes)
+    ]
+    if planes == 1:
+        return found[0]
+    return code.fma(found[0], ir.Constant(_FLOATS, [256.0] * TILE), found[1])
+
+
+def _on_unit(planes: int) -> Any:
+    one, two, once = (
+        _sums_tile(1, planes, asks=False),
+        _sums_tile(2, planes, asks=False),
+        _sums_tile(2, planes, asks=True),
+    )
+    result, size = _result_tile(planes), planes * _BYTES
+
+    @compiled_as(f"int8_matrix_{planes}")
+    def run(
+        w, stride, scales, bias, first, count, x, x_stride, steps, inputs, y, y_stride, adds, scratch
+    ):
+        """Multiply ``count`` rows of a weight, whole tiles, with inputs and write the result.
+
+        ``w`` is that of row ``first``; ``scales``, ``bias``, 0 where there is none, and ``y`` are
+        those of row 0. ``x_stride`` is that of an input, a block of them being 16 together.
+        """
+        blocks = stride // BLOCK
+        _configure()
+        for start in range(0, inputs, TILE):
+            values, num = x + start * x_stride, min(TILE, inputs - start)
+            for row in range(0, count, 2 * TILE):
+                pair, place = count - row > TILE, w + row * stride
+                if not pair:
+                    one(place, stride, values, blocks, scratch)
+                elif inputs <= TILE:
+                    once(place, stride, values, blocks, scratch)
+                else:
+                    two(place, stride, values, blocks, scratch)
+                for half in range(2 if pair else 1):
+                    at = first + row + half * TILE
+                    result(
+                        scratch + half * size, steps + 4 * start, scales + 2 * at,
+                        bias + 2 * at if bias else 0, adds, num, y + start * y_stride + 4 * at,
+                        y_stride,
+                    )  # fmt: skip
+        _release()
+
+    return run
+
+
+int8_on_unit, int8_dynamic_on_unit = _on_unit(2), _on_unit(1)
+"""Inputs of two planes, of codes of int16; and of one."""

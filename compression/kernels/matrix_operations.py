@@ -1,0 +1,67 @@
+"""Products on the matrix unit, as operations of a program."""
+
+from types import MappingProxyType
+
+from compression.kernels.compiling import linked
+from compression.kernels.int4_matrix import int4_on_unit
+from compression.kernels.int8_matrix import int8_dynamic_on_unit, int8_on_unit
+from compression.kernels.memory import longs
+from compression.kernels.operations import (
+    ADDS,
+    BIAS,
+    CHUNK,
+    COLUMNS,
+    FIELDS,
+    MATRIX,
+    MATRIX_STRIDE,
+    NUM_GROUPS,
+    ROWS,
+    SCALES,
+    X_STEPS,
+    X_STRIDE,
+    X_TOTALS,
+    Y_STRIDE,
+    ZEROS,
+    X,
+    Y,
+)
+from compression.schemes import INT4_ROWS
+
+
+@linked(6)
+def _int8(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    int8_on_unit(
+        o[MATRIX] + first * o[MATRIX_STRIDE], o[MATRIX_STRIDE], o[SCALES], o[BIAS], first,
+        min(o[CHUNK], o[ROWS] - first), o[X], o[X_STRIDE], o[X_STEPS], rows, o[Y], o[Y_STRIDE],
+        o[ADDS], scratch,
+    )  # fmt: skip
+
+
+@linked(6)
+def _int8_dynamic(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    int8_dynamic_on_unit(
+        o[MATRIX] + first * o[MATRIX_STRIDE], o[MATRIX_STRIDE], o[SCALES], o[BIAS], first,
+        min(o[CHUNK], o[ROWS] - first), o[X], o[X_STRIDE], o[X_STEPS], rows, o[Y], o[Y_STRIDE],
+        o[ADDS], scratch,
+    )  # fmt: skip
+
+
+@linked(6)
+def _int4(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    groups = o[NUM_GROUPS]
+    int4_on_unit(
+        o[MATRIX] + first // INT4_ROWS * o[MATRIX_STRIDE], o[MATRIX_STRIDE],
+        o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups, groups, o[BIAS], first,
+        min(o[CHUNK], o[ROWS] - first), o[X], o[X_STRIDE], o[X_TOTALS], o[COLUMNS], o[X_STEPS],
+        rows, o[Y], o[Y_STRIDE], o[ADDS], scratch,
+    )  # fmt: skip
+
+
+ON_UNIT = MappingProxyType({("int8", 1): _int8, ("int8", 2): _int8_dynamic, ("int4", 3): _int4})
+"""By how a weight is held and its inputs are rounded."""

@@ -1,0 +1,180 @@
+"""The processor's unit for products of matrices of bytes: AMX, its tiles and their instructions.
+
+A tile is up to 16 rows of 64 bytes. The sums of a product are 16 x 16 int32; of its second factor
+each row holds four rows of a matrix, their bytes side by side (Intel 64 and IA-32 Architectures
+Software Developer's Manual, volume 1, chapter 18). Tiles that do not begin at a cache line are read
+several times slower.
+"""
+
+import ctypes
+import platform
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from compression.kernels.llvm import F32, I8, I16, I32, Code, long, processor, wide
+
+TILE = 16
+"""Rows of a tile."""
+TILE_BYTES = 64
+"""Bytes of a tile's row: a cache line."""
+QUAD = 4
+"""Bytes of the second factor that lie side by side."""
+HAS_MATRIX_UNIT = {"+amx-tile", "+amx-int8"} <= set(processor()[1].split(","))
+"""Whether code for the unit can be made here; what runs it needs :func:`permission`."""
+MANY_INPUTS = 4
+"""Rows of inputs from which on the unit is faster than vectors."""
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+_VOID = ir.VoidType()
+
+
+@cache
+def permission() -> bool:
+    """Ask the system once for the unit's registers, for all threads; return whether they are ours.
+
+    Linux grants them to a process that asks (kernel documentation, "Using XSTATE features in user
+    space applications").
+    """
+    if not HAS_MATRIX_UNIT or platform.system() != "Linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+
+
+class TileCode(Code):
+    """Writes the unit's instructions; tiles are counted from 0 to 7."""
+
+    def configure(self, name: str, rows: list[int], columns: list[int]) -> None:
+        """Set every tile's rows and bytes of a row; what they held is lost."""
+        shape = bytearray(64)
+        shape[0] = 1
+        for tile, (height, width) in enumerate(zip(rows, columns, strict=True)):
+            shape[16 + 2 * tile] = width
+            shape[48 + tile] = height
+        kind = ir.ArrayType(I8, len(shape))
+        held = cgutils.global_constant(self.builder, name, ir.Constant(kind, shape))
+        place = self.builder.bitcast(held, I8.as_pointer())
+        self.call("llvm.x86.ldtilecfg", _VOID, place)
+
+    def release(self) -> None:
+        """Give the tiles back: the system need not keep them any more."""
+        self.call("llvm.x86.tilerelease", _VOID)
+
+    def zero_tile(self, tile: int) -> None:
+        self.call("llvm.x86.tilezero", _VOID, ir.Constant(I8, tile))
+
+    def load_tile(self, tile: int, address: Any, stride: Any) -> None:
+        self.call("llvm.x86.tileloadd64", _VOID, *self._of(tile, address, stride))
+
+    def store_tile(self, tile: int, address: Any) -> None:
+        """Store rows of a tile one after another."""
+        arguments = self._of(tile, address, long(TILE_BYTES))
+        self.call("llvm.x86.tilestored64", _VOID, *arguments)
+
+    def multiply_tiles(self, sums: int, left: int, right: int, *, signed: bool) -> None:
+        """Add a product to sums: of signed bytes with signed ones or with unsigned ones."""
+        name = "llvm.x86.tdpbssd" if signed else "llvm.x86.tdpbsud"
+        self.call(name, _VOID, *(ir.Constant(I8, tile) for tile in (sums, left, right)))
+
+    def _of(self, tile: int, address: Any, stride: Any) -> tuple[Any, Any, Any]:
+        place = self.builder.inttoptr(address, I8.as_pointer())
+        return ir.Constant(I8, tile), place, stride
+
+    def bias(self, address: Any) -> Any:
+        """Return 16 float32 of a bias in bf16; zeros where its address is 0."""
+        held = cgutils.alloca_once_value(self.builder, ir.Constant(wide(F32, TILE), None))
+        has = self.builder.icmp_unsigned("!=", address, long(0))
+        with self.builder.if_then(has):
+            self.builder.store(self.widen(self.load(address, wide(I16, TILE))), held)
+        return self.builder.load(held)
+
+    def write(self, value: Any, adds: Any, address: Any) -> None:
+        """Store 16 float32, or add them to what is there where ``adds`` is not 0."""
+        there = self.load(address, value.type)
+        counts = self.builder.icmp_unsigned("!=", adds, long(0))
+        before = self.builder.select(counts, there, ir.Constant(value.type, None))
+        self.store(self.builder.fadd(value, before), address)
+
+    def transpose(self, rows: list[Any]) -> list[Any]:
+        """Return 16 vectors of 16 numbers with rows and columns exchanged."""
+        size = len(rows)
+        step = 1
+        while step < size:
+            rows = [self._exchange(rows, index, step) for index in range(size)]
+            step *= 2
+        return rows
+
+    def _exchange(self, rows: list[Any], index: int, step: int) -> Any:
+        """Return a row whose blocks of ``step`` off the diagonal are those of its partner."""
+        upper = bool(index & step)
+        first, second = rows[index & ~step], rows[index | step]
+        size = len(rows)
+        order = []
+        for lane in range(size):
+            if upper:
+                order.append(size + lane if lane & step else lane + step)
+            else:
+                order.append(size + lane - step if lane & step else lane)
+        kind = ir.VectorType(ir.IntType(32), size)
+        return self.builder.shuffle_vector(first, second, ir.Constant(kind, order))
+
+
+
+
+@intrinsic
+def interleave(
+    typing_context: Any, codes: Any, padded: Any, planes: Any, quads: Any, blocks: Any
+) -> Any:
+    """Write four rows of codes as columns of tiles, four bytes of a row side by side.
+
+    A row of ``codes`` is two planes of ``padded`` bytes, of which ``planes`` count; of each block
+    of 64 columns a plane's tile comes after the other's at ``quads``.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        codes, padded, planes, quads, blocks = arguments
+        code = Code(builder)
+
+        def block(index: Any) -> None:
+            def plane(number: Any) -> None:
+                source = code.at(codes, builder.mul(padded, number), code.times(index, TILE_BYTES))
+                tile = builder.add(builder.mul(index, planes), number)
+                target = code.at(quads, code.times(tile, TILE * TILE_BYTES))
+                rows = [
+                    code.load(code.at(source, code.times(padded, 2 * row)), wide(I32, TILE))
+                    for row in range(4)
+                ]
+                pairs = [_merged(builder, rows[0], rows[1], 1), _merged(builder, *rows[2:], 1)]
+                for half in range(2):
+                    for each, four in enumerate(
+                        _merged(builder, pairs[0][half], pairs[1][half], 2)
+                    ):
+                        for lane in range(4):
+                            order = ir.Constant(wide(I32, 4), [4 * lane + at for at in range(4)])
+                            quad = builder.shuffle_vector(four, four, order)
+                            place = long((8 * half + 4 * each + lane) * TILE_BYTES)
+                            code.store(quad, code.at(target, place))
+
+            code.steps(long(0), planes, 1, plane)
+
+        code.steps(long(0), blocks, 1, block)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+def _merged(builder: Any, left: Any, right: Any, size: int) -> list[Any]:
+    """Return two vectors, taking ``size`` lanes of one and of the other in turn."""
+    order = []
+    for lane in range(0, TILE, size):
+        order += [*range(lane, lane + size), *range(TILE + lane, TILE + lane + size)]
+    return [
+        builder.shuffle_vector(left, right, ir.Constant(wide(I32, TILE), half))
+        for half in (order[:TILE], order[TILE:])
+    ]
