@@ -12,19 +12,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from compression.kernels.llvm import F32, FLOATS, I8, I16, I32, I64, INTS, ZERO_FLOATS, Code, long
+from compression.kernels.llvm import F32, I8, I16, I32, I64, LANES, Code, long, wide
 
 PLAIN, INT8, INT4, DECODED = range(4)
 """How keys or values are held; the last is float32, already decoded."""
-_WIDTH = 8
-"""Channels of a vector; the size of a head is a multiple, for int4 of twice as many."""
+_WIDTH = LANES // 2
+"""Channels of a vector."""
+_LEAST = 8
+"""The size of a head is a multiple, for int4 of twice as many."""
 _MOST_QUERIES = 4
 """Queries of a tile; their sums and those of as many keys or channels fit the registers."""
 
 
 def _together(queries: int) -> int:
     """Return how many keys, or vectors of channels, are taken together with so many queries."""
-    return 2 if queries == _MOST_QUERIES else 4
+    return 2 if queries == _MOST_QUERIES and _WIDTH == _LEAST else 4
 
 
 class _Kept:
@@ -40,18 +42,23 @@ class _Kept:
         """Return what the whole head is to be multiplied by, or None."""
         return _bf16(self._code, scales) if self._kind == INT8 else None
 
-    def vector(self, place: Any, scales: Any, channel: Any) -> Any:
-        """Return eight channels, without :meth:`factor`."""
+    def vector(self, place: Any, scales: Any, channel: Any, width: int) -> Any:
+        """Return ``width`` channels, without :meth:`factor`."""
         code, builder = self._code, self._code.builder
         if self._kind == DECODED:
-            return code.load(code.at(place, code.times(channel, 4)), FLOATS)
+            return code.load(code.at(place, code.times(channel, 4)), wide(F32, width))
         if self._kind == PLAIN:
-            halves = ir.VectorType(I16, _WIDTH)
-            return code.widen(code.load(code.at(place, code.times(channel, 2)), halves))
+            return code.widen(code.load(code.at(place, code.times(channel, 2)), wide(I16, width)))
         if self._kind == INT8:
-            bytes_ = code.load(code.at(place, channel), ir.VectorType(I8, _WIDTH))
-            return builder.sitofp(builder.sext(bytes_, INTS), FLOATS)
-        return self._nibbles(place, scales, channel)
+            bytes_ = code.load(code.at(place, channel), wide(I8, width))
+            return builder.sitofp(builder.sext(bytes_, wide(I32, width)), wide(F32, width))
+        if width == _LEAST:
+            return self._nibbles(place, scales, channel)
+        parts = [
+            self._nibbles(place, scales, builder.add(channel, long(first)))
+            for first in range(0, width, _LEAST)
+        ]
+        return code.beside(*parts)
 
     def _nibbles(self, place: Any, scales: Any, channel: Any) -> Any:
         """Return eight int4: the first half of a head is in the low halves of its bytes."""
@@ -60,13 +67,13 @@ class _Kept:
         upper = builder.icmp_unsigned(">=", channel, half)
         first = builder.select(upper, builder.sub(channel, half), channel)
         shift = builder.select(upper, ir.Constant(I8, 4), ir.Constant(I8, 0))
-        octet = ir.VectorType(I8, _WIDTH)
+        octet = ir.VectorType(I8, _LEAST)
         bytes_ = builder.lshr(code.load(code.at(place, first), octet), code.splat(shift, octet))
-        low = builder.and_(bytes_, ir.Constant(octet, [0xF] * _WIDTH))
-        codes = builder.uitofp(builder.zext(low, INTS), FLOATS)
+        low = builder.and_(bytes_, ir.Constant(octet, [0xF] * _LEAST))
+        codes = builder.uitofp(builder.zext(low, wide(I32, _LEAST)), wide(F32, _LEAST))
         pair = code.at(scales, code.times(builder.udiv(channel, self._group), 4))
-        scale = code.splat(_bf16(code, pair), FLOATS)
-        minimum = code.splat(_bf16(code, code.at(pair, long(2))), FLOATS)
+        scale = code.splat(_bf16(code, pair), wide(F32, _LEAST))
+        minimum = code.splat(_bf16(code, code.at(pair, long(2))), wide(F32, _LEAST))
         return code.fma(codes, scale, minimum)
 
 
@@ -81,8 +88,9 @@ def _loop(builder: Any, stop: Any, step: int = 1) -> Iterator[Any]:
         yield index
 
 
-def _accumulators(builder: Any, count: int) -> list[Any]:
-    return [cgutils.alloca_once_value(builder, ZERO_FLOATS) for _ in range(count)]
+def _accumulators(builder: Any, count: int, width: int) -> list[Any]:
+    zero = ir.Constant(wide(F32, width), None)
+    return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
 
 
 def score_tile(kind: int, queries: int) -> Any:
@@ -101,7 +109,7 @@ def score_tile(kind: int, queries: int) -> Any:
             query, size, keys, stride, scales, scale_stride, group, count, out, pitch = arguments
             code = Code(builder)
             kept = _Kept(code, kind, size, group)
-            sums = [_accumulators(builder, _together(queries)) for _ in range(queries)]
+            sums = [_accumulators(builder, _together(queries), _WIDTH) for _ in range(queries)]
 
             def score(token: Any, num: int) -> None:
                 """Write the scores of some keys from ``token`` on."""
@@ -110,17 +118,29 @@ def score_tile(kind: int, queries: int) -> Any:
                 factors = [code.at(scales, builder.mul(scale_stride, each)) for each in tokens]
                 for row in sums:
                     for held in row[:num]:
-                        builder.store(ZERO_FLOATS, held)
-                with _loop(builder, size, _WIDTH) as channel:
+                        builder.store(ir.Constant(wide(F32, _WIDTH), None), held)
+
+                def add(channel: Any, width: int) -> None:
                     found = [
-                        kept.vector(place, scale, channel)
+                        kept.vector(place, scale, channel, width)
                         for place, scale in zip(places, factors, strict=True)
                     ]
                     for index, row in enumerate(sums):
                         at = builder.add(builder.mul(size, long(index)), channel)
-                        value = code.load(code.at(query, code.times(at, 4)), FLOATS)
+                        value = code.load(code.at(query, code.times(at, 4)), wide(F32, width))
                         for key, held in zip(found, row, strict=False):
-                            builder.store(code.fma(value, key, builder.load(held)), held)
+                            sum_ = builder.load(held)
+                            if width == _WIDTH:
+                                sum_ = code.fma(value, key, sum_)
+                            else:
+                                product = builder.fmul(value, key)
+                                zero = ir.Constant(product.type, None)
+                                sum_ = builder.fadd(sum_, code.beside(product, zero))
+                            builder.store(sum_, held)
+
+                whole = builder.and_(size, long(-_WIDTH))
+                code.steps(long(0), whole, _WIDTH, lambda channel: add(channel, _WIDTH))
+                code.steps(whole, size, _LEAST, lambda channel: add(channel, _LEAST))
                 scale = [kept.factor(each) for each in factors]
                 held = [[builder.load(each) for each in row[:num]] for row in sums]
                 if queries == _MOST_QUERIES:
@@ -168,44 +188,45 @@ def value_tile(kind: int, queries: int) -> Any:
             code = Code(builder)
             kept = _Kept(code, kind, size, group)
 
-            def add(channel: Any, sums: list[list[Any]]) -> None:
+            def add(channel: Any, sums: list[list[Any]], width: int) -> None:
                 """Add the tokens' values of some vectors of channels, from ``channel`` on."""
+                floats = wide(F32, width)
                 places = [
                     [
                         code.at(out, builder.mul(out_stride, long(index)),
-                                code.times(builder.add(channel, long(_WIDTH * vector)), 4))
+                                code.times(builder.add(channel, long(width * vector)), 4))
                         for vector in range(len(row))
                     ]
                     for index, row in enumerate(sums)
                 ]  # fmt: skip
-                _each(sums, places, lambda held, at: builder.store(code.load(at, FLOATS), held))
+                _each(sums, places, lambda held, at: builder.store(code.load(at, floats), held))
                 with _loop(builder, count) as token:
                     place = code.at(values, builder.mul(stride, token))
                     scale = code.at(scales, builder.mul(scale_stride, token))
                     factor = kept.factor(scale)
                     found = [
-                        kept.vector(place, scale, builder.add(channel, long(_WIDTH * vector)))
-                        for vector in range(len(sums[0]))
+                        kept.vector(place, scale, builder.add(channel, long(width * at)), width)
+                        for at in range(len(sums[0]))
                     ]
                     for index, row in enumerate(sums):
                         at = builder.add(builder.mul(pitch, long(index)), token)
                         weight = code.load(code.at(weights, code.times(at, 4)), F32)
                         if factor is not None:
                             weight = builder.fmul(weight, factor)
-                        many = code.splat(weight, FLOATS)
+                        many = code.splat(weight, floats)
                         for vector, held in zip(found, row, strict=True):
                             builder.store(code.fma(many, vector, builder.load(held)), held)
                 _each(sums, places, lambda held, at: code.store(builder.load(held), at, align=4))
 
-            wide = [_accumulators(builder, _together(queries)) for _ in range(queries)]
-            narrow = [row[:1] for row in wide]
+            many = [_accumulators(builder, _together(queries), _WIDTH) for _ in range(queries)]
+            one = [row[:1] for row in many]
+            least = [_accumulators(builder, 1, _LEAST) for _ in range(queries)]
             step = _WIDTH * _together(queries)
-            blocks = builder.udiv(size, long(step))
-            with _loop(builder, blocks) as block:
-                add(code.times(block, step), wide)
-            first = code.times(blocks, step)
-            with _loop(builder, builder.sub(size, first), _WIDTH) as channel:
-                add(builder.add(first, channel), narrow)
+            blocks = code.times(builder.udiv(size, long(step)), step)
+            whole = builder.and_(size, long(-_WIDTH))
+            code.steps(long(0), blocks, step, lambda channel: add(channel, many, _WIDTH))
+            code.steps(blocks, whole, _WIDTH, lambda channel: add(channel, one, _WIDTH))
+            code.steps(whole, size, _LEAST, lambda channel: add(channel, least, _LEAST))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 11), generate

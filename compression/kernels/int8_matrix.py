@@ -43,7 +43,7 @@ def _sums_tile(tiles: int, planes: int, *, asks: bool) -> Any:
     """Return ``tile(w, stride, x, blocks, sums)``: so many tiles of rows times 16 inputs.
 
     ``sums`` gets int32 ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for as many
-    rows that come next: where they are read once, their time is what memory takes.
+    rows that come next: those of the first inputs are read at the speed of memory.
     """
 
     @intrinsic
@@ -155,7 +155,7 @@ def _on_unit(planes: int) -> Any:
                 pair, place = count - row > TILE, w + row * stride
                 if not pair:
                     one(place, stride, values, blocks, scratch)
-                elif inputs <= TILE:
+                elif start == 0:
                     once(place, stride, values, blocks, scratch)
                 else:
                     two(place, stride, values, blocks, scratch)

@@ -111,6 +111,26 @@ class Code:
         )
         return self.builder.add(even, odd)
 
+    def beside(self, left: Any, right: Any) -> Any:
+        """Return two vectors as one."""
+        order = list(range(2 * left.type.count))
+        kind = ir.VectorType(I32, len(order))
+        return self.builder.shuffle_vector(left, right, ir.Constant(kind, order))
+
+    def halved(self, vector: Any) -> Any:
+        """Return the sums of a vector's halves."""
+        count = vector.type.count // 2
+        empty = ir.Constant(vector.type, ir.Undefined)
+        low, high = (
+            self.builder.shuffle_vector(
+                vector,
+                empty,
+                ir.Constant(ir.VectorType(I32, count), list(range(start, start + count))),
+            )
+            for start in (0, count)
+        )
+        return self.builder.fadd(low, high)
+
     def repeat(self, vector: Any, times: int) -> Any:
         """Return a vector as often as said, one after another."""
         order = list(range(vector.type.count)) * times
@@ -153,9 +173,11 @@ class Code:
         return self.builder.call(function, [start, floats], fastmath=("reassoc",))
 
     def totals(self, vectors: list[Any]) -> list[Any]:
-        """Return the sums of eight numbers each of one or of four vectors."""
+        """Return the sums of one or of four vectors of float32."""
         if len(vectors) != 4:
             return [self.total(vector) for vector in vectors]
+        while vectors[0].type.count > FLOATS.count:
+            vectors = [self.halved(vector) for vector in vectors]
         pairs = [self._neighbours(*vectors[:2]), self._neighbours(*vectors[2:])]
         halves = self._neighbours(*pairs)
         empty = ir.Constant(FLOATS, ir.Undefined)
