@@ -47,7 +47,8 @@ class CompletionRequest(SamplingFields):
     @property
     def num_choices(self) -> int:
         """Return how many answers the request asks for."""
-        return len(self.prompts) * (self.n or 1)
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return (1 if is_one else len(self.prompt)) * (self.n or 1)
 
 
 def parse_completion(fields: dict[str, Any]) -> CompletionRequest:
@@ -71,7 +72,7 @@ def _check_prompt(prompt: object) -> None:
     if prompt is None:
         raise InvalidRequest("missing required parameter: 'prompt'", param="prompt")
     items = prompt if isinstance(prompt, list) else [prompt]
-    kinds = {type(item) for item in items}
+    kinds = set(map(type, items))
     if not items or kinds - {str, int, list} or len(kinds) > 1:
         raise InvalidRequest(
             "'prompt' must be a string, strings, token ids or lists of token ids, and not empty",

@@ -49,6 +49,8 @@ class Settings(Frozen):
     models: dict[str, ModelSettings] = Field(min_length=1)
     memory_budget: ByteSize | None = Field(default=None, ge=1)
     max_body_bytes: ByteSize = Field(default=ByteSize(8 * 1024 * 1024), ge=1024)
+    max_body_parts: int = Field(default=50_000, ge=1024)
+    """Objects, lists and named values of one body."""
     max_retries: int = Field(default=1, ge=0, le=10)
     drain_s: float = Field(default=30.0, ge=0)
     load_wait_s: float = Field(default=30.0, ge=0)

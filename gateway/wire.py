@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_ECHO = 100
 """Characters of a wrong value that a reply quotes."""
@@ -47,6 +47,12 @@ class Wire(BaseModel):
     """Strict types; unknown keys are kept, because engines know more parameters than we do."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+
+class ExactWire(Wire):
+    """A body that only this service reads: it has no other keys than these."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class StreamOptions(Wire):
@@ -122,10 +128,23 @@ def validated(kind: type[_T], fields: dict[str, Any]) -> _T:
     Raises:
         InvalidRequest: names the first wrong field in ``param``.
     """
+    if kind.model_config.get("extra") == "forbid":
+        _refuse_unknown(kind, fields)
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error) from None
+
+
+def _refuse_unknown(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    """Tell the first key that is not known; pydantic would describe every one of them."""
+    unknown = next((key for key in fields if key not in kind.model_fields), None)
+    if unknown is not None:
+        shown = unknown[:MAX_ECHO]
+        known = ", ".join(kind.model_fields)
+        raise UnsupportedParameter(
+            f"{shown!r} is not known here: use one of {known}, or leave it out", param=shown
+        )
 
 
 def check_stream_options(request: SamplingFields) -> None:
@@ -165,6 +184,8 @@ def _path(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _quote(value: object) -> str:
+    if isinstance(value, (list, str)):
+        value = value[:MAX_ECHO]  # there may be millions, and no more are shown
     try:
         text = repr(value)
     except RecursionError:

@@ -14,10 +14,10 @@ from gateway.api.service import service_of
 from gateway.errors import EngineDown, InvalidRequest, StartupError
 from gateway.pool.pool import Pool
 from gateway.pool.state import Snapshot
-from gateway.wire import Wire, validated
+from gateway.wire import ExactWire, validated
 
 
-class ShadowRate(Wire):
+class ShadowRate(ExactWire):
     """Body of ``POST /admin/shadow``: the share of a model's requests that is scored."""
 
     model: str = Field(min_length=1)

@@ -6,15 +6,19 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest
+from gateway.parts import check_parts
 from gateway.protocol import parse_object
 from gateway.settings import Settings
+
+LONG_BYTES = 256 * 1024
+"""Bodies of more are worked on step by step, and others run between."""
 
 
 async def read_object(request: Request, settings: Settings) -> dict[str, Any]:
     """Return the body as a JSON object.
 
     Raises:
-        InvalidRequest: another content type, too long, too slow, or no JSON object.
+        InvalidRequest: another content type, too long, too many parts, too slow, or no JSON object.
         ClientGone: the client left before the body was complete.
     """
     _require_json(request)
@@ -23,7 +27,7 @@ async def read_object(request: Request, settings: Settings) -> dict[str, Any]:
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(settings.body_timeout_s) as timer:
-            return parse_object(await _read(request, max_bytes))
+            raw = await _read(request, max_bytes)
     except ClientDisconnect:
         raise ClientGone("the client left before its request was complete") from None
     except TimeoutError:
@@ -32,6 +36,16 @@ async def read_object(request: Request, settings: Settings) -> dict[str, Any]:
         raise BodyTimeout(
             f"the body was not complete after {settings.body_timeout_s:g} s: send it faster"
         ) from None
+    check_parts(raw, settings.max_body_parts)
+    await let_others(request)
+    return parse_object(raw)
+
+
+async def let_others(request: Request) -> None:
+    """Let other requests run between two steps of a request with a long body."""
+    told = request.headers.get("content-length")
+    if told is None or int(_digits(told)) > LONG_BYTES:
+        await asyncio.sleep(0)
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -1,6 +1,6 @@
 """``/admin/models/ALIAS/canary``: another variant on trial with a share of a model's requests."""
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -9,18 +9,16 @@ from gateway.api.service import Service, service_of
 from gateway.errors import InvalidRequest
 from gateway.shadow.ladder_keeper import LadderKeeper
 from gateway.shadow.ladder_order import MAX_SHARE, Terms
-from gateway.wire import MAX_ECHO, Wire, validated
+from gateway.wire import MAX_ECHO, ExactWire, validated
 
 MAX_PATIENCE_S = 30 * 86_400.0
 
 
-class CanaryOrder(Wire):
+class CanaryOrder(ExactWire):
     """Body of ``POST /admin/models/ALIAS/canary``; times are in seconds.
 
     Without ``requests`` and ``patience_s`` those of the ladder's settings count.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     variant: str = Field(min_length=1, max_length=64)
     share: float = Field(gt=0, le=MAX_SHARE)

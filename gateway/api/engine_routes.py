@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.body import read_object
+from gateway.api.body import let_others, read_object
 from gateway.api.dispatch import Question
 from gateway.api.service import Service, service_of
 from gateway.completion import CompletionRequest, parse_completion
@@ -92,7 +92,9 @@ async def _answer(request: Request, route: _Route) -> Response:
         fields = await read_object(request, service.settings)
         if service.settings.log_prompts:
             logger.info("request", extra={PRIVATE: fields})
+        await let_others(request)
         body = route.parse(fields)
+        await let_others(request)
         demand = demand_of(fields)
         entering = service.admission.enter(request, body.model, demand, trace)
         entry = await stack.enter_async_context(entering)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -36,16 +36,14 @@ from gateway.shadow.token_texts import token_texts
 from gateway.specs import VariantSpec
 from gateway.streaming import read_plain, until_disconnect
 from gateway.trace import RequestTrace, traced
-from gateway.wire import Items, Wire, validated
+from gateway.wire import ExactWire, Items, validated
 
 MAX_TOKENS = 512
 _CHAT = "/v1/chat/completions"
 
 
-class SideBySide(Wire):
+class SideBySide(ExactWire):
     """Body of ``POST /admin/side-by-side``; ``model`` is an alias, or pins a variant."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     model: str = Field(min_length=1)
     messages: Items[Message] = Field(min_length=1)

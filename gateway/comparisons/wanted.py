@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from compression.presets import PRESETS
 from compression.recipe import FULL
@@ -11,20 +11,18 @@ from gateway.comparisons.command import CompareCommand
 from gateway.errors import InvalidRequest
 from gateway.model_settings import ModelSettings, VariantSettings
 from gateway.specs import VariantSpec
-from gateway.wire import MAX_ECHO, Wire
+from gateway.wire import MAX_ECHO, ExactWire
 
 MAX_RECIPES = 16
 
 RecipeName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class CompareRequest(Wire):
+class CompareRequest(ExactWire):
     """Body of ``POST /admin/compare``; without ``recipes`` all variants of the model are meant.
 
     ``model`` may pin one variant. ``max_tokens`` is of each slice.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1)
     recipes: Annotated[list[RecipeName], Field(min_length=1, max_length=MAX_RECIPES)] | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,13 @@ class Gateway:
         """Return when the fake engine decoded each labelled request's tokens, and its end."""
         times: dict[str, dict[str, Any]] = httpx.get(f"{self._last_engine()[0]}/fake/times").json()
         return times
+
+    def num_blocks(self) -> int:
+        """Return how many blocks of memory the gateway's Python objects hold, without garbage."""
+        file = self._notebook.with_suffix(".blocks")
+        file.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR2)
+        return eventually(lambda: int(file.read_text() or 0) if file.exists() else 0)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of all samples with these labels."""

@@ -113,7 +113,12 @@ def _variants(gateway: Gateway) -> list[dict[str, Any]]:
         (CANARY, ORDER | {"variant": "int4"}, 400, "which serves tiny already"),
         (CANARY, ORDER | {"share": 0.6}, 400, "'share' is 0.6: input should be less than or"),
         (CANARY, ORDER | {"share": 0}, 400, "'share' is 0: input should be greater than 0"),
-        (CANARY, ORDER | {"patience": 9}, 400, "'patience' is 9: extra inputs are not"),
+        (
+            CANARY,
+            ORDER | {"patience": 9},
+            400,
+            "'patience' is not known here: use one of variant, ",
+        ),
         (CANARY, {"share": 0.1}, 400, "missing required parameter: 'variant'"),
         ("/admin/models/tiny@int8/canary", ORDER, 400, "name the model alone"),
         ("/admin/models/none/canary", ORDER, 404, "no model 'none' is served here"),

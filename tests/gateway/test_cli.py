@@ -4,8 +4,10 @@ import io
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +64,32 @@ def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[
     *_, last = captured.err.splitlines()
     assert last.startswith("narrowgate: error: ")
     assert message in last
+
+
+@pytest.mark.parametrize("command", ["build", "engine"])
+def test_a_preparation_that_hangs_is_ended(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A hub that never answers costs ``--prepare-timeout-s``, and the error says so."""
+    words = [command, "--model", "some/model"]
+    words += ["--out", str(tmp_path / "out")] if command == "build" else []
+    with pytest.raises(SystemExit):
+        main([*words, "--prepare-timeout-s", "0"])
+    assert "--prepare-timeout-s: '0' is no number of seconds above 0" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        began = time.monotonic()
+        assert main([*words, "--prepare-timeout-s", "2.5"]) == 1
+        lasted_s = time.monotonic() - began
+    *_, last = capsys.readouterr().err.splitlines()
+    assert "made no progress for 2.5 s and was ended" in last
+    assert 2.5 <= lasted_s < 20
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_progress_leaves_room_for_other_events() -> None:
         ({"recipes": ["int5"]}, 400, "recipes", "variant of this model (int4, int8, full) or a pr"),
         ({"recipes": ["/etc/passwd.yaml"]}, 400, "recipes", "names '/etc/passwd.yaml'"),
         ({"recipes": []}, 400, "recipes", "at least 1"),
-        ({"recipe": "int4"}, 400, "recipe", "not permitted"),
+        ({"recipe": "int4"}, 400, "recipe", "not known here: use one of model, recipes, max"),
         ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
         ({"threads": 0}, 400, "threads", "greater than or equal to 1"),
         ({"model": "plain"}, 400, "recipes", 'name presets, as in "recipes": ["int8"]'),

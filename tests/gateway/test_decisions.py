@@ -131,6 +131,7 @@ _PARTS = [{"type": "text", "text": "äöü"}, {"type": "image_url", "image_url":
         ({"messages": [{"role": "user", "content": "12345678"}]}, 2, 0),
         ({"messages": [{"role": "user", "content": _PARTS}]}, 2, 0),
         ({"input": "12345678"}, 2, 0),
+        ({"input": ["abcd", 7, 8, None, ["efgh", [9]], {"text": "ijkl"}]}, 6, 0),
         ({"prompt": "", "max_tokens": "many", "n": None, "messages": 3.5}, 0, 0),
         ({"prompt": "", "max_tokens": True}, 0, 0),
     ],

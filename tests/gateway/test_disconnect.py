@@ -3,6 +3,8 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from tests.gateway.harness import CHAT, Gateway, body, eventually
 NEVER = {"tokens": 4000, "pace_s": 0.01}
 
 
-def leave_early(gateway: Gateway, content: dict[str, Any], *, after: bytes) -> None:
-    """Send a request, wait for ``after`` in the reply or for the engine, and hang up."""
+@contextmanager
+def open_request(
+    gateway: Gateway, content: dict[str, Any], *, after: bytes
+) -> Iterator[socket.socket]:
+    """Send a request, and wait for ``after`` in the reply or for the engine."""
     raw = json.dumps(content).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(raw)}\r\n\r\n"
@@ -27,6 +32,13 @@ def leave_early(gateway: Gateway, content: dict[str, Any], *, after: bytes) -> N
                 seen += received
         else:
             eventually(lambda: gateway.engine_state()["running"] == 1)
+        yield client
+
+
+def leave_early(gateway: Gateway, content: dict[str, Any], *, after: bytes) -> None:
+    """Send a request, wait for ``after`` in the reply or for the engine, and hang up."""
+    with open_request(gateway, content, after=after):
+        pass
 
 
 CASES = [
@@ -52,6 +64,23 @@ def test_leaving_stops_the_engine(
     assert gateway.metric("client_disconnects_total", model="tiny", phase=phase) == left + 1
     now = gateway.metric("requests_total", outcome="client_abort", finish_reason="abort")
     assert now == aborts + 1
+
+
+@pytest.mark.parametrize(("stream", "fake", "after", "phase"), CASES)
+def test_half_closing_is_leaving(
+    gateway: Gateway, stream: bool, fake: dict[str, Any], after: bytes, phase: str
+) -> None:
+    """A client that ends its own side cannot be told from one that left: no more is decoded."""
+    cancelled = gateway.engine_state()["cancelled"]
+    left = gateway.metric("client_disconnects_total", model="tiny", phase=phase)
+    with open_request(gateway, body(stream=stream, fake=NEVER | fake), after=after) as client:
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(5)
+        while client.recv(65536):
+            pass  # what was on its way; then the gateway closes its side, too
+    eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1, 2)
+    eventually(lambda: gateway.metric("requests_running") == 0, 2)
+    assert gateway.metric("client_disconnects_total", model="tiny", phase=phase) == left + 1
 
 
 def test_leaving_in_the_middle_of_the_body(gateway: Gateway) -> None:

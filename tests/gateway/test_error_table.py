@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.engine_failures import refusal
 from gateway.errors import (
     MAX_RETRY_AFTER_S,
     ApiError,
@@ -16,7 +17,6 @@ from gateway.errors import (
     RequestRateExceeded,
     render,
 )
-from gateway.upstream import refusal
 
 README = Path(__file__).parents[2] / "README.md"
 TYPES = {

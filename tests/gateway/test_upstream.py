@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.engine_failures import TRANSLATIONS, refusal, translate
 from gateway.errors import ApiError, EngineDown, EngineFault, EngineTimeout
 from gateway.shadow.releases import Releases
 from gateway.transport import IDLE_S, PAUSE_BYTES, EngineTransport
-from gateway.upstream import TRANSLATIONS, EngineClient, refusal, translate
+from gateway.upstream import EngineClient
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
