@@ -49,7 +49,8 @@ def correlated(columns: int = 96) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(columns, columns, generator=generator) / columns**0.5
     inputs = torch.randn(2000, columns, generator=generator) @ (mixed + 0.3 * torch.eye(columns))
-    return inputs.T @ inputs / len(inputs)
+    moment: Tensor = inputs.T @ inputs / len(inputs)
+    return moment
 
 
 def some_rows(dtype: torch.dtype) -> Tensor:
