@@ -48,7 +48,7 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
             Recipe(
                 name="w8a8",
                 weights=_INT8,
-                embeddings=_INT8,
+                embeddings=Int8(),
                 activations="int8",
                 calibration=_MIDDLE,
             ),

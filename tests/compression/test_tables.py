@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompressedTensorsConfig,
+    GPTNeoXConfig,
+)
 
 from compression.calibration_text import calibration_windows
 from compression.errors import RecipeError
@@ -27,6 +32,7 @@ from compression.weights.quantizer import quantize
 from compression.weights.statistics import EMBEDDED, InputStatistics
 from compression.weights.table import round_table
 from tests.checkpoints import make_tiny_checkpoint
+from tests.compression.test_other_families import save
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # transformers warns of what is asked for here: another way of loading than the artifact's default.
@@ -252,3 +258,19 @@ def test_methods_of_layers_are_refused(tiny_llama_dir: Path, method: str) -> Non
     recipe = recipe_of(weights="int8", embeddings={"scheme": "int8", "method": method})
     with pytest.raises(RecipeError, match=f"the method '{method}', which is for linear layers"):
         make_plan(read_facts(tiny_llama_dir), recipe)
+
+
+def test_a_family_known_by_its_outline_has_no_head_to_calibrate(tmp_path: Path) -> None:
+    """Asked for by name, GPTQ of the head is refused."""
+    config = GPTNeoXConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    )
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("weights: int8\nembeddings: {scheme: int8, method: gptq}\n")
+    with pytest.raises(RecipeError, match="the method 'gptq' needs a known family"):
+        built(save(config, tmp_path / "source"), str(recipe), tmp_path / "out")
