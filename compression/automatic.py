@@ -31,7 +31,9 @@ def _with_schemes(recipe: Recipe, change: Callable[[AnyWeight], AnyWeight]) -> R
     rules = tuple(
         rule.model_copy(update={"weights": change(rule.weights)}) for rule in recipe.rules
     )
-    return recipe.model_copy(update={"weights": change(recipe.weights), "rules": rules})
+    changed = {"weights": recipe.weights, "embeddings": recipe.embeddings}
+    update = {key: change(scheme) for key, scheme in changed.items()}
+    return recipe.model_copy(update={**update, "rules": rules})
 
 
 def _obstacle(facts: CheckpointFacts) -> str:

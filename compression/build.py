@@ -16,7 +16,7 @@ from torch import Tensor
 from compression.artifact import write_companions, write_manifest
 from compression.calibration_documents import CalibrationText
 from compression.calibration_text import calibration_windows
-from compression.conversion import convert_linear, copy
+from compression.conversion import convert_linear, convert_table, copy
 from compression.digest import hash_file
 from compression.errors import BuildError
 from compression.events import OnProgress, Progress
@@ -133,14 +133,16 @@ def _convert(
                     name = tensor.fact.name
                     on_progress(Progress("quantize", len(records), total, "tensors", name))
                     writer = writers[tensor.fact.file]
-                    if not tensor.is_linear or isinstance(tensor.scheme, Unquantized):
-                        records[name] = copy(tensor, source, writer)
-                        continue
                     known = statistics.get(module_of(name))
-                    converted = convert_linear(tensor, source, writer, known)
-                    records[name] = converted.record
-                    if known is not None:
-                        served[name] = converted.served()
+                    if tensor.is_linear and not isinstance(tensor.scheme, Unquantized):
+                        converted = convert_linear(tensor, source, writer, known)
+                        records[name] = converted.record
+                        if known is not None:
+                            served[name] = converted.served()
+                    elif known is not None and _has_feedback(tensor):
+                        records[name] = convert_table(tensor, source, writer, known)
+                    else:
+                        records[name] = copy(tensor, source, writer)
                 if calibrator is not None and served:
                     calibrator.serve(served)
             return_free_memory()
@@ -164,7 +166,7 @@ def _stages(
 
 
 def _calibrator(plan: Plan, windows: Tensor | None) -> "Calibrating | None":
-    methods = {method_of(tensor.scheme) for tensor in plan.linears}
+    methods = {method_of(tensor.scheme) for tensor in plan.tensors}
     if windows is None or not methods & CALIBRATED:
         return None
     # It runs transformers' layers, which take seconds to import.
@@ -172,7 +174,7 @@ def _calibrator(plan: Plan, windows: Tensor | None) -> "Calibrating | None":
     from compression.propagation import PropagatingCalibrator
 
     if methods & FEEDBACK:
-        return PropagatingCalibrator(plan.facts, windows, plan.recipe.embeddings)
+        return PropagatingCalibrator(plan.facts, windows, plan.carried.embeddings)
     return Calibrator(plan.facts, windows, whole=False)
 
 
@@ -185,18 +187,30 @@ def _centres(plan: Plan, windows: Tensor | None, directory: Path) -> list[Path]:
 
 
 def _by_layer(plan: Plan) -> Iterator[tuple[int | None, list[TensorPlan]]]:
-    """Yield what lies outside the decoder's layers, then each layer's tensors."""
+    """Yield what lies outside the decoder's layers, then each layer's tensors.
+
+    An output head that is calibrated comes last, as the layer behind all others.
+    """
     if plan.facts.known is None:
         yield None, list(plan.tensors)
         return
     layers: dict[str, list[TensorPlan]] = {}
+    heads = [each for each in plan.tensors if not each.is_linear and _has_feedback(each)]
     for tensor in plan.tensors:
+        if tensor in heads:
+            continue
         inner = tensor.fact.name.removeprefix("model.layers.")
         is_inside = inner != tensor.fact.name
         layers.setdefault(inner.partition(".")[0] if is_inside else "", []).append(tensor)
     yield None, layers[""]
     for layer in range(plan.facts.known.num_layers):
         yield layer, layers[str(layer)]
+    if heads:
+        yield plan.facts.known.num_layers, heads
+
+
+def _has_feedback(tensor: TensorPlan) -> bool:
+    return method_of(tensor.scheme) in FEEDBACK
 
 
 def _declared(plan: Plan, file: str) -> list[StoredTensor]:

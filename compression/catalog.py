@@ -87,8 +87,8 @@ def deed(recipe: Recipe) -> str:
     parts = [_weights(recipe)]
     if recipe.activations != "none":
         parts.append("inputs int8 per token")
-    if recipe.embeddings != Unquantized():
-        parts.append(f"embedding and head {recipe.embeddings.scheme}")
+    if isinstance(recipe.embeddings, Int8):
+        parts.append(f"embedding and head int8 ({recipe.embeddings.method})")
     if recipe.kv_cache.is_quantized:
         key, value = recipe.kv_cache.key.scheme, recipe.kv_cache.value.scheme
         parts.append(f"KV cache {key}" if key == value else f"keys {key}, values {value}")

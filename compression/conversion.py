@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from compression.distortion import Distortion, block_rows, relative_error
 from compression.errors import BuildError
-from compression.footprint import PIECE_BYTES
+from compression.footprint import PIECE_BYTES, TABLE_PIECE_BYTES
 from compression.manifest import TensorRecord
 from compression.packing import pack_int4, pack_int8, pack_nf4
 from compression.plan import TensorPlan
@@ -21,6 +22,7 @@ from compression.weights.codes import Codes
 from compression.weights.nf4 import Nf4Codes, quantize_nf4
 from compression.weights.quantizer import quantize, quantize_measured
 from compression.weights.statistics import InputStatistics
+from compression.weights.table import round_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
         for piece in source.pieces(tensor.fact.name, PIECE_BYTES):
             require_finite(tensor.fact.name, piece)
             if isinstance(tensor.scheme, Int8):  # by rows, so pieces give the codes of the whole
-                codes = quantize(piece, tensor.scheme)
+                codes = quantize(piece, tensor.scheme.at_load)
                 _require_finite_scales(tensor, codes)
                 distortion.add(piece, codes.dequantize())
                 applied = codes.label
@@ -92,6 +94,51 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
         method=method_of(tensor.scheme) if is_quantized else None,
         relative_error=distortion.relative if is_quantized else None,
         output_error=None,
+    )
+
+
+def convert_table(
+    tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter, statistics: InputStatistics
+) -> TensorRecord:
+    """Write an output head so that it rounds to GPTQ's codes at load, some rows at a time.
+
+    Raises:
+        CorruptCheckpoint: the table holds NaN or infinite values, or cannot be read.
+        BuildError: its values are too large for the scheme.
+    """
+    workers = len(os.sched_getaffinity(0))
+    feedback = statistics.feedback
+    distortion = Distortion()
+    applied = Unquantized().label
+    changed = power = 0.0
+
+    def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what was to be rounded and what is stored for it."""
+        target = statistics.target(rows).to(rows.dtype)
+        return target, round_table(target, feedback)
+
+    def pieces() -> Iterator[Tensor]:
+        nonlocal applied, changed, power
+        with ThreadPoolExecutor(workers) as pool:
+            for piece in source.pieces(tensor.fact.name, TABLE_PIECE_BYTES):
+                require_finite(tensor.fact.name, piece)
+                parts = list(pool.map(rounded, piece.chunk(workers)))
+                target, stored = (torch.cat(each) for each in zip(*parts, strict=True))
+                codes = quantize(stored, Int8())
+                _require_finite_scales(tensor, codes)
+                applied, served = codes.label, codes.dequantize()
+                distortion.add(piece, served)
+                error, whole = statistics.output_powers(target, served)
+                changed, power = changed + error, power + whole
+                yield stored
+
+    writer.write_pieces(tensor.fact.name, pieces())
+    return _record(
+        tensor,
+        applied=applied,
+        method=method_of(tensor.scheme),
+        relative_error=distortion.relative,
+        output_error=(changed / power) ** 0.5 if power > 0 else 0.0,
     )
 
 

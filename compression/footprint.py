@@ -9,6 +9,8 @@ from compression.schemes import CALIBRATED, Nf4, Unquantized
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Tensors that are only copied pass through memory in pieces of this size."""
+TABLE_PIECE_BYTES = PIECE_BYTES // 4
+"""Of an output head whose codes GPTQ chooses."""
 _FIXED_BYTES = 144 * 1024 * 1024
 """Smaller libraries, threads, headers, records, and what the allocator keeps."""
 _TRANSFORMERS_BYTES = 128 * 1024 * 1024
@@ -23,6 +25,8 @@ _PER_CALIBRATED_WEIGHT = 28
 """Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
 _MOMENTS = 10
 """Square f32 matrices of the widest input that the methods hold at once."""
+_PER_TABLE_BYTE = 48
+"""Bytes a byte of the table in work, of which there may be two a number."""
 _HIDDEN_COPIES = 10
 """f32 copies of all hidden states in both models, one batch's inner activations among them."""
 
@@ -48,6 +52,8 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
             + _MOMENTS * 4 * widest * widest
             + _HIDDEN_COPIES * 4 * hidden
         )
+        if method_of(recipe.embeddings) in CALIBRATED:
+            calibrated += _PER_TABLE_BYTE * TABLE_PIECE_BYTES
     libraries = _NF4_BYTES if any(isinstance(each, Nf4) for each in recipe.schemes) else 0
     bound = _FIXED_BYTES + libraries + max(copied, at_work + calibrated, _TIMED_BYTES)
     if recipe.prune.is_active:
@@ -56,7 +62,8 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
 
 
 def _is_calibrated(facts: CheckpointFacts, recipe: Recipe) -> bool:
-    chosen = any(method_of(recipe.scheme_for(module)) in CALIBRATED for module in facts.linears)
+    schemes = (*map(recipe.scheme_for, facts.linears), recipe.embeddings)
+    chosen = any(method_of(scheme) in CALIBRATED for scheme in schemes)
     return chosen or needs_centres(recipe.kv_cache)
 
 

@@ -121,16 +121,12 @@ class Checkpoint:
     def embedding(self, name: str) -> Weight:
         """Return the token embedding or the output head under the recipe's embedding scheme."""
         weight = self.tensor(name)
-        if self.manifest is None or isinstance(self.manifest.recipe.embeddings, Unquantized):
+        scheme = None if self.manifest is None else self.manifest.recipe.embeddings
+        if scheme is None or isinstance(scheme, Unquantized):
             return weight
         # By rows, so pieces give the codes of the whole; float32 copies of all would fill memory.
         rows = max(1, _PIECE_BYTES // (4 * weight.shape[1]))
-        return stack_rows(
-            [
-                quantize(piece, self.manifest.recipe.embeddings)
-                for piece in torch.split(weight, rows)
-            ]
-        )
+        return stack_rows([quantize(piece, scheme.at_load) for piece in torch.split(weight, rows)])
 
 
 def make_linear(

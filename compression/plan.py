@@ -9,9 +9,19 @@ from compression.footprint import build_bytes
 from compression.nf4_state import nf4_state
 from compression.recipe import Recipe, matches
 from compression.requirements import method_of, require_possible
-from compression.schemes import AUTO, NF4_BLOCK, AnyWeight, Int4, Int8, Nf4, Unquantized
+from compression.schemes import (
+    AUTO,
+    CALIBRATED,
+    NF4_BLOCK,
+    AnyWeight,
+    Int4,
+    Int8,
+    Nf4,
+    Unquantized,
+)
 
-EMBEDDINGS = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDINGS = frozenset({EMBEDDING, HEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,9 @@ def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
     require_possible(facts, carried)
     linears = frozenset(facts.linears)
     tensors = tuple(
-        _plan_tensor(fact, facts, carried, linears, why if _is_left_open(recipe, fact) else "")
+        _plan_table(fact, facts, carried, why if method_of(recipe.embeddings) == AUTO else "")
+        if facts.known is not None and fact.name in EMBEDDINGS
+        else _plan_tensor(fact, carried, linears, why if _is_left_open(recipe, fact) else "")
         for fact in facts.tensors.values()
     )
     refusals = (*_refusals(facts, recipe), *_mostly_untouched(facts, recipe, tensors))
@@ -143,9 +155,28 @@ def module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
-def _plan_tensor(
-    fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, linears: frozenset[str], why: str
-) -> TensorPlan:
+def _plan_table(fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, why: str) -> TensorPlan:
+    """Plan the embedding or the output head: numbers are stored, codes are made at load."""
+    kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
+    scheme = recipe.embeddings
+    if isinstance(scheme, Unquantized):
+        return TensorPlan(fact, scheme, kept, False, "no linear layer")
+    if method_of(scheme) not in CALIBRATED:
+        reason = "stored as is, quantized at load"
+        return TensorPlan(fact, scheme, kept, False, f"{why}; {reason}" if why else reason)
+    if fact.name == head_of(facts):
+        reason = "stored as numbers that round to the codes at load"
+        return TensorPlan(fact, scheme, kept, False, reason)
+    reason = "rounded plainly: an embedding has no inputs; stored as is, quantized at load"
+    return TensorPlan(fact, scheme.at_load, kept, False, reason)
+
+
+def head_of(facts: CheckpointFacts) -> str:
+    """Return the name of the table that makes the logits of a known family."""
+    return EMBEDDING if facts.architecture.tied else HEAD
+
+
+def _plan_tensor(fact: TensorFact, recipe: Recipe, linears: frozenset[str], why: str) -> TensorPlan:
     module = module_of(fact.name)
     if module in linears and fact.name == f"{module}.weight":
         scheme = recipe.scheme_for(module)
@@ -153,10 +184,6 @@ def _plan_tensor(
         reason = "kept by the recipe" if is_kept else why
         return TensorPlan(fact, scheme, stored_tensors(fact, scheme), True, reason)
     kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
-    is_table = facts.known is not None and fact.name in EMBEDDINGS
-    if is_table and not isinstance(recipe.embeddings, Unquantized):
-        reason = "stored as is, quantized at load"
-        return TensorPlan(fact, recipe.embeddings, kept, False, reason)
     reason = "no linear layer" if len(fact.shape) > 1 else "no matrix"
     return TensorPlan(fact, Unquantized(), kept, False, reason)
 

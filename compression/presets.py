@@ -31,10 +31,13 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
-            Recipe(name="int8", weights=_INT8, embeddings=Int8(), calibration=_MIDDLE),
+            Recipe(name="int8", weights=_INT8, embeddings=_INT8, calibration=_MIDDLE),
             Recipe(name="int8-fast", weights=Int8(), embeddings=Int8()),
             Recipe(
-                name="int8-gptq", weights=Int8(method="gptq"), embeddings=Int8(), calibration=_LONG
+                name="int8-gptq",
+                weights=Int8(method="gptq"),
+                embeddings=Int8(method="gptq"),
+                calibration=_LONG,
             ),
             Recipe(name="int4", weights=_INT4, embeddings=Int8(), calibration=_SHORT),
             Recipe(name="int4-fast", weights=Int4(method="mse"), embeddings=Int8()),
@@ -52,7 +55,7 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
             Recipe(
                 name="w8-kv8",
                 weights=_INT8,
-                embeddings=Int8(),
+                embeddings=_INT8,
                 kv_cache=_KV8,
                 calibration=_MIDDLE,
             ),

@@ -19,6 +19,7 @@ from compression.facts import CheckpointFacts
 from compression.first_tokens import first_tokens
 from compression.halves import AttentionHalf, Half, MlpHalf
 from compression.layerwise import LayerStream, batches
+from compression.plan import head_of, module_of
 from compression.schemes import Int8, Unquantized
 from compression.weights.quantizer import quantize
 from compression.weights.statistics import InputStatistics, PairedMoments
@@ -33,6 +34,7 @@ class PropagatingCalibrator:
         self._exact = LayerStream(facts)
         self._given = LayerStream(facts)
         self._embeddings = embeddings
+        self._facts = facts
         held_out = len(windows) // HELD_OUT
         learned = windows[: len(windows) - held_out]
         self._texts = [learned, first_tokens(learned)]
@@ -62,8 +64,12 @@ class PropagatingCalibrator:
     def stages(self, index: int) -> Iterator[dict[str, InputStatistics]]:
         """Yield the statistics of the modules of layer ``index``, in the order of their work.
 
-        Each stage is to be answered by :meth:`serve` before the next one is asked for.
+        The output head is the layer behind all others. Each stage of one of these is to be
+        answered by :meth:`serve` before the next one is asked for.
         """
+        if index == self._facts.architecture.num_layers:
+            yield {module_of(head_of(self._facts)): self._head_statistics()}
+            return
         self._prefix = f"model.layers.{index}."
         exact, self._layer = self._exact.layer(index), self._given.layer(index)
         halves: list[tuple[Half, Half]] = [
@@ -82,12 +88,29 @@ class PropagatingCalibrator:
         state = {name.removeprefix(self._prefix): weight for name, weight in weights.items()}
         self._layer.load_state_dict(state, strict=False, assign=True)
 
+    def _head_statistics(self) -> InputStatistics:
+        """Return the statistics of the output head's input.
+
+        Texts of one token are left out: to the head a first token is one like any other.
+        """
+        moments = self._moments(self._wanted[0].shape[-1])
+        texts = [0, 2][: len(moments)]
+        with all_processors():
+            for sums, text in zip(moments, texts, strict=True):
+                pairs = zip(batches(self._wanted[text]), batches(self._served[text]), strict=True)
+                for exact, served in pairs:
+                    wanted = self._exact.final_norm(exact).flatten(0, 1)
+                    sums.add(self._given.final_norm(served).flatten(0, 1), wanted)
+        learned, *held_out = moments
+        found = learned.statistics(held_out[0] if held_out else None)
+        return found.of_tied_table() if self._facts.architecture.tied else found
+
     def _embed(self, hidden: Tensor) -> Tensor:
         """Return what the embedding gives once it is served."""
         if isinstance(self._embeddings, Unquantized):
             return hidden.clone()
         rows = hidden.flatten(0, 1)
-        return quantize(rows, self._embeddings).dequantize().view_as(hidden)
+        return quantize(rows, self._embeddings.at_load).dequantize().view_as(hidden)
 
     def _statistics(
         self, modules: tuple[str, ...], moments: list[PairedMoments]

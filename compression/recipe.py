@@ -216,7 +216,7 @@ class Recipe(_Part):
     @property
     def is_automatic(self) -> bool:
         """Return whether a method is left to the plan."""
-        return any(getattr(scheme, "method", "") == AUTO for scheme in self.schemes)
+        return AUTO in self._methods
 
     @property
     def needs_calibration(self) -> bool:
@@ -224,16 +224,20 @@ class Recipe(_Part):
 
         Where a method is left to the plan, it may have to be.
         """
-        methods = {getattr(scheme, "method", "rtn") for scheme in self.schemes}
         scores = self.prune.is_active and self.prune.score != "magnitude"
         centred = "int4" in {self.kv_cache.key.scheme}
         return (
-            bool(methods & CALIBRATED)
+            bool(self._methods & CALIBRATED)
             or self.is_automatic
             or scores
             or centred
             or (self.prune.is_active and self.prune.compensate)
         )
+
+    @property
+    def _methods(self) -> set[str]:
+        """Return the methods of all schemes that have one, the tables' too."""
+        return {getattr(scheme, "method", "rtn") for scheme in (*self.schemes, self.embeddings)}
 
     def scheme_for(self, module: str) -> AnyWeight:
         """Return what is asked for the linear module with that path."""

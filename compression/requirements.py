@@ -4,7 +4,7 @@ from compression.errors import RecipeError
 from compression.facts import CheckpointFacts
 from compression.kv.layers import layer_schemes
 from compression.recipe import Recipe, matches
-from compression.schemes import AUTO, CALIBRATED, AnyWeight, Int8, Unquantized
+from compression.schemes import CALIBRATED, AnyWeight, Int8, Unquantized
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules of one layer that engines run as one, by the ends of their paths."""
@@ -14,14 +14,14 @@ def require_possible(facts: CheckpointFacts, recipe: Recipe) -> None:
     """Refuse what cannot be done to this checkpoint.
 
     Raises:
-        RecipeError: a target names no module, ``activations`` find no int8 weight, embeddings are
-            to be calibrated, modules that engines fuse would get different schemes, every layer's
-            cache is kept as it is, or the family is known by its outline only and the recipe needs
-            more than that.
+        RecipeError: a target names no module, ``activations`` find no int8 weight, embeddings get
+            a method for linear layers, modules that engines fuse would get different schemes, every
+            layer's cache is kept as it is, or the family is known by its outline only and the
+            recipe needs more than that.
     """
     _require_targets(facts, recipe)
     _require_activations(facts, recipe)
-    _require_plain_embeddings(recipe)
+    _require_table_method(recipe)
     if facts.known is None:
         _require_outline_suffices(facts, recipe)
     else:
@@ -54,12 +54,12 @@ def _require_activations(facts: CheckpointFacts, recipe: Recipe) -> None:
         )
 
 
-def _require_plain_embeddings(recipe: Recipe) -> None:
+def _require_table_method(recipe: Recipe) -> None:
     method = method_of(recipe.embeddings)
-    if method in CALIBRATED or method == AUTO:
+    if method in {"imatrix", "best"}:
         raise RecipeError(
-            f"recipe {recipe.name!r} gives the embeddings the method {method!r}, which needs the "
-            "inputs of a layer, and a table has none: use 'rtn' or 'mse'"
+            f"recipe {recipe.name!r} gives the embeddings the method {method!r}, which is for "
+            "linear layers: use 'rtn', 'mse', 'gptq' or 'auto'"
         )
 
 
@@ -84,8 +84,8 @@ def _require_outline_suffices(facts: CheckpointFacts, recipe: Recipe) -> None:
         raise RecipeError(f"{where}: 'prune' needs a known family; remove it")
     if recipe.budget is not None:
         raise RecipeError(f"{where}: 'budget' needs a known family; remove it")
-    for module in facts.linears:
-        method = method_of(recipe.scheme_for(module))
+    for scheme in (*map(recipe.scheme_for, facts.linears), recipe.embeddings):
+        method = method_of(scheme)
         if method in CALIBRATED:
             raise RecipeError(
                 f"{where}: the method {method!r} needs a known family; use 'rtn', 'mse' "

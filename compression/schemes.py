@@ -53,6 +53,14 @@ class Int8(_Scheme):
         """Return the short name used in reports and metrics."""
         return "int8-rows"
 
+    @property
+    def at_load(self) -> "Int8":
+        """Return how a table that an artifact stores as numbers is rounded when it is loaded.
+
+        Numbers that GPTQ has chosen round plainly to its codes.
+        """
+        return Int8() if self.method in FEEDBACK or self.method == AUTO else self
+
     def memory_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """Return the bytes of a ``[rows, columns]`` weight while it is served, padding included."""
         return rows * -(-columns // INT8_BLOCK) * INT8_BLOCK + 2 * rows

@@ -35,5 +35,5 @@ class ServedWeights:
         """Return rows of a table under the scheme that is applied to it at load."""
         table = self._checkpoint.tensor(name)[rows]
         if isinstance(self._embeddings, Int8):
-            return quantize(table, self._embeddings).dequantize()
+            return quantize(table, self._embeddings.at_load).dequantize()
         return table.to(torch.float32)

@@ -48,7 +48,12 @@ def make_feedback(moment: Tensor) -> Feedback:
 
 
 def round_with_feedback(
-    weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, feedback: Feedback
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    grid: Grid,
+    feedback: Feedback,
+    held: Tensor | None = None,
 ) -> Tensor:
     """Return the float32 codes ``[rows, K]`` of a weight.
 
@@ -58,6 +63,8 @@ def round_with_feedback(
         zero: float32 ``[rows, groups]``.
         grid: the integers to map onto.
         feedback: of the layer's inputs.
+        held: int64 ``[rows]``, a column of each row that gets the code nearest to its own value,
+            whatever errors it should make up for; None for no such column.
     """
     order, factor = feedback.order, feedback.factor
     columns = weight.shape[1]
@@ -65,8 +72,12 @@ def round_with_feedback(
     groups = order // width
     # Columns are taken one by one, so each is a contiguous row of the transpose.
     left = weight.T[order]
-    scales, zeros = scale.T[groups], zero.T[groups]
+    if scale.shape[1] == 1:
+        scales, zeros = scale.T.expand(columns, -1), zero.T.expand(columns, -1)
+    else:
+        scales, zeros = scale.T[groups], zero.T[groups]
     codes = torch.empty_like(left)
+    fixed = {} if held is None else _held_codes(left, scales, zeros, grid, order, held)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
         block = left[start:stop]
@@ -75,6 +86,9 @@ def round_with_feedback(
         for index in range(stop - start):
             value, step, offset = block[index], scales[start + index], zeros[start + index]
             code = (value / step).round_().add_(offset).clamp_(grid.low, grid.high)
+            if start + index in fixed:
+                rows, nearest = fixed[start + index]
+                code[rows] = nearest
             codes[start + index] = code
             error = errors[index]
             torch.sub(value, (code - offset).mul_(step), out=error).div_(spread[index, index])
@@ -83,3 +97,21 @@ def round_with_feedback(
     restored = torch.empty_like(codes)
     restored[order] = codes
     return restored.T
+
+
+def _held_codes(
+    ordered: Tensor, scales: Tensor, zeros: Tensor, grid: Grid, order: Tensor, held: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return, by the turn of a column, the rows whose ``held`` column it is and their codes.
+
+    ``ordered``, ``scales`` and ``zeros`` are ``[K, rows]`` in the order of the turns.
+    """
+    turn_of = torch.empty_like(order)
+    turn_of[order] = torch.arange(len(order))
+    turns, rows = turn_of[held], torch.arange(len(held))
+    nearest = (ordered[turns, rows] / scales[turns, rows]).round_().add_(zeros[turns, rows])
+    nearest.clamp_(grid.low, grid.high)
+    # Rows of one turn lie together once they are sorted by it.
+    counts = torch.bincount(turns, minlength=len(order)).tolist()
+    parts = torch.split(turns.argsort(), counts)
+    return {turn: (part, nearest[part]) for turn, part in enumerate(parts) if len(part)}

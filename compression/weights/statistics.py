@@ -1,6 +1,6 @@
 """What a calibration text says about the input of a linear layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -10,6 +10,9 @@ from compression.weights.gptq import DAMPING, Feedback, make_feedback
 
 STRENGTH = 0.5
 """The part of the error so far that a layer is asked to take back."""
+EMBEDDED = 0.02
+"""What a tied table's error counts in every direction, as a share of the mean square that the
+output head reads."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,31 @@ class InputStatistics:
         solved = torch.cholesky_solve(self.difference.T, torch.linalg.cholesky(damped))
         return STRENGTH * solved.T
 
+    def of_tied_table(self) -> "InputStatistics":
+        """Return what an output head is to be rounded by that is the input embedding too.
+
+        An embedding's errors enter the model whatever their direction, and what would take back
+        the layers' errors at the end would be an error at the beginning.
+
+        Raises:
+            ValueError: only mean squares were gathered.
+        """
+        if self.second_moment is None:
+            raise ValueError("a tied table needs the whole second moments of the head's input")
+        moment = self.second_moment.clone()
+        moment.diagonal().add_(EMBEDDED * moment.diagonal().mean())
+        return replace(self, second_moment=moment, difference=None)
+
     def output_error(self, weight: Tensor, restored: Tensor) -> float:
         """Return E‖(W' - W) x‖² / E‖W x‖² for two weights ``[rows, K]``; 0 for a silent layer.
+
+        See :meth:`output_powers`.
+        """
+        changed, power = self.output_powers(weight, restored)
+        return changed / power if power > 0 else 0.0
+
+    def output_powers(self, weight: Tensor, restored: Tensor) -> tuple[float, float]:
+        """Return E‖(W' - W) x‖² and E‖W x‖² for two weights ``[rows, K]``.
 
         W is what was to be rounded, see :meth:`target`.
 
@@ -65,8 +91,7 @@ class InputStatistics:
         are taken as uncorrelated.
         """
         exact = weight.to(torch.float32)
-        power = self._power(exact)
-        return self._power(restored.to(torch.float32) - exact) / power if power > 0 else 0.0
+        return self._power(restored.to(torch.float32) - exact), self._power(exact)
 
     def _power(self, weight: Tensor) -> float:
         moment = self.second_moment if self.held_out is None else self.held_out

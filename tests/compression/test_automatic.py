@@ -8,7 +8,6 @@ from transformers import GPTNeoXConfig
 
 from compression import automatic
 from compression.checked_plan import plan_once_pruned
-from compression.errors import RecipeError
 from compression.events import ignore
 from compression.facts import read_facts
 from compression.manifest import Manifest
@@ -130,10 +129,3 @@ def test_rules_may_leave_the_method_open(tiny_llama_dir: Path) -> None:
     assert found["model.layers.0.mlp.down_proj.weight"] == (None, "kept by the recipe")
     method, reason = found["model.layers.1.mlp.down_proj.weight"]
     assert (method, "tokenizer.json" in reason) == ("rtn", True)
-
-
-def test_tables_leave_no_method_open(tiny_llama_dir: Path) -> None:
-    """An embedding has no inputs to calibrate on."""
-    recipe = recipe_of(weights="int8", embeddings={"scheme": "int8", "method": "auto"})
-    with pytest.raises(RecipeError, match="gives the embeddings the method 'auto'"):
-        make_plan(read_facts(tiny_llama_dir), recipe)

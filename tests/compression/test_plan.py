@@ -76,8 +76,8 @@ def test_rules_and_keep_decide_module_by_module(tiny_llama_dir: Path) -> None:
             r"activations 'int8', but keep and rules leave no module",
         ),
         (
-            {"weights": INT4, "embeddings": {"scheme": "int8", "method": "gptq"}},
-            r"gives the embeddings the method 'gptq', .*use 'rtn' or 'mse'",
+            {"weights": INT4, "embeddings": {"scheme": "int8", "method": "best"}},
+            r"gives the embeddings the method 'best', .*use 'rtn', 'mse', 'gptq' or 'auto'",
         ),
     ],
 )
