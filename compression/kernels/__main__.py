@@ -14,7 +14,7 @@ def main() -> None:
     compile_team()
     by_rows = (operations.NORM, operations.GATE, operations.TURN, operations.MERGE)
     kernels = (*operations.PRODUCTS.values(), *by_rows, operations.ATTEND)
-    for kernel in (*kernels, *attention.SCORES, *attention.SUMS):
+    for kernel in (*kernels, *attention.SCORES, *attention.SUMS, attention.MIX):
         kernel.compile()
     seconds = time.perf_counter() - start
     sys.stdout.write(f"kernels for this processor: {seconds:.1f} s, kept in {kernels_dir()}\n")

@@ -13,7 +13,9 @@ from compression.kernels.attention_tiles import (
     INT4,
     INT8,
     PLAIN,
+    largest_of,
     score_tile,
+    transposed,
     value_tile,
 )
 from compression.kernels.compiling import call, compiled, compiled_as, linked
@@ -84,7 +86,6 @@ def _sums_of(kind: int) -> Any:
 _plain_scores, _plain_sums = _scores_of(PLAIN), _sums_of(PLAIN)
 _int8_scores, _int8_sums = _scores_of(INT8), _sums_of(INT8)
 _int4_scores, _int4_sums = _scores_of(INT4), _sums_of(INT4)
-_decoded_scores, _decoded_sums = _scores_of(DECODED), _sums_of(DECODED)
 
 
 @linked(10)
@@ -117,21 +118,30 @@ def _sum_int4(weights, num, size, values, stride, scales, scale_stride, group, c
     _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _score_decoded(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
-    _decoded_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+_mix_one, _mix_four = value_tile(DECODED, 1), value_tile(DECODED, 4)
 
 
-@linked(10)
-def _sum_decoded(weights, num, size, values, stride, scales, scale_stride, group, count, out):
-    _decoded_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+@linked(8)
+def _mix(weights, pitch, num, size, values, count, out, out_pitch):
+    first = 0
+    while first < num:
+        weight, place = weights + 4 * first * pitch, out + first * out_pitch
+        if num - first >= 4:
+            _mix_four(weight, pitch, size, values, 4 * size, 0, 0, size, count, place, out_pitch)
+            first += 4
+        else:
+            _mix_one(weight, pitch, size, values, 4 * size, 0, 0, size, count, place, out_pitch)
+            first += 1
 
 
-SCORES = (_score_plain, _score_int8, _score_int4, _score_decoded)
+SCORES = (_score_plain, _score_int8, _score_int4)
 """By how keys are held: queries, their number, size of a head, keys, stride, scales, stride of
 scales, size of a group, number of keys, scores."""
-SUMS = (_sum_plain, _sum_int8, _sum_int4, _sum_decoded)
+SUMS = (_sum_plain, _sum_int8, _sum_int4)
 """The same for values: weights first, sums last."""
+MIX = _mix
+"""Adds sums of ``count`` float32 ``[size]``, weighted, to ``num`` of them: weights, numbers from one's
+to the next's, ``num``, ``size``, values, ``count``, sums, bytes from one's to the next's."""
 
 
 @compiled
@@ -143,13 +153,14 @@ def attend(
 
     The first row is at ``position``, the next one after it; a row sees positions up to its own, the
     last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
-    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and
-    decoded. A single row asks for that many heads ahead, its own the first. ``out`` gets for
+    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and of
+    :data:`MIX`. A single row asks for that many heads ahead, its own the first. ``out`` gets for
     each row and head its sum of values, its largest score and its sum of weights: to be merged
     with those of other positions.
     """
     num = rows * per_head
-    own = scratch + 8 * POSITIONS * size
+    decoded = scratch + 4 * POSITIONS * size
+    own = decoded + 4 * POSITIONS * size
     weights = own + 4 * num * size
     results = weights + 4 * num * POSITIONS
     _gather(queries, query_stride, rows, per_head, size, own, results)
@@ -161,10 +172,13 @@ def attend(
         values = value[0] + block * layout[7] + head * layout[8]
         value_scales = value[1] + (block * layout[9] + head) * 2 * layout[10]
         if rows > 1:
-            _decode(layout, 0, keys, key_scales, count, size, scratch)
-            _decode(layout, 6, values, value_scales, count, size, scratch + 4 * POSITIONS * size)
+            _decode(layout, 0, keys, key_scales, count, size, decoded)
+            _transpose(decoded, size, scratch)
+            _decode(layout, 6, values, value_scales, count, size, decoded)
+            _clear(weights, num * POSITIONS)
+            # Scores are sums of channels of keys, weighted by a query's: sixteen keys in a vector.
             call(functions[2],
-                 (own, num, size, scratch, 4 * size, 0, 0, size, count, weights))  # fmt: skip
+                 (own, size, num, POSITIONS, scratch, size, weights, 4 * POSITIONS))  # fmt: skip
         else:
             if asks:
                 _ask_for(keys, layout[1], asks * layout[2], count)
@@ -177,11 +191,11 @@ def attend(
             seen = min(count, position + row + 1 - block)
             hidden = max(0, position + row - window + 1 - block) if window else 0
             result = floats(results + 4 * each * (size + 2), size + 2)
-            _weigh(floats(weights + 4 * each * POSITIONS, POSITIONS), hidden, seen, size, result)
+            _weigh(weights + 4 * each * POSITIONS, hidden, seen, size, result)
         if rows > 1:
-            call(functions[3],
-                 (weights, num, size, scratch + 4 * POSITIONS * size, 4 * size, 0, 0, size, count,
-                  results))  # fmt: skip
+            call(functions[2],
+                 (weights, POSITIONS, num, size, decoded, count, results,
+                  4 * (size + 2)))  # fmt: skip
         else:
             call(functions[1],
                  (weights, num, size, values, layout[7], value_scales,
@@ -218,6 +232,13 @@ def _gather(queries, query_stride, rows, per_head, size, own, results):
 
 
 @compiled
+def _clear(place, count):
+    values = floats(place, count)
+    for index in range(count):
+        values[index] = 0.0
+
+
+@compiled
 def _decode(layout, half, place, scales, count, size, out):
     for index in range(count):
         recall(
@@ -227,12 +248,16 @@ def _decode(layout, half, place, scales, count, size, out):
         )  # fmt: skip
 
 
+_largest, _transpose = largest_of(POSITIONS), transposed(POSITIONS)
+
+
 @compiled
-def _weigh(weights, hidden, seen, size, result):
+def _weigh(place, hidden, seen, size, result):
     """Turn one query's :data:`POSITIONS` scores into weights, and keep their sum.
 
     What it does not see, or is beyond the last key, weighs nothing.
     """
+    weights = floats(place, POSITIONS)
     if seen <= hidden:
         for index in range(POSITIONS):
             weights[index] = 0.0
@@ -241,9 +266,7 @@ def _weigh(weights, hidden, seen, size, result):
         weights[index] = _NOTHING
     for index in range(max(0, seen), POSITIONS):
         weights[index] = _NOTHING
-    largest = result[size]
-    for index in range(POSITIONS):
-        largest = max(largest, weights[index])
+    largest = max(result[size], _largest(place))
     if largest != result[size]:
         factor = exponential(result[size] - largest)
         for channel in range(size):

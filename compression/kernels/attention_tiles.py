@@ -234,6 +234,60 @@ def value_tile(kind: int, queries: int) -> Any:
     return tile
 
 
+def transposed(rows: int) -> Any:
+    """Return ``transpose(source, size, out)``: float32 ``[rows, size]`` as ``[size, rows]``."""
+
+    @intrinsic
+    def transpose(typing_context: Any, source: Any, size: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            source, size, out = arguments
+            code = Code(builder)
+
+            def block(column: Any) -> None:
+                for first in range(0, rows, _LEAST):
+                    vectors = []
+                    for row in range(first, first + _LEAST):
+                        at = builder.add(code.times(size, row), column)
+                        place = code.at(source, code.times(at, 4))
+                        vectors.append(code.load(place, wide(F32, _LEAST)))
+                    for index, vector in enumerate(code.transpose(vectors)):
+                        at = builder.add(code.times(column, rows), long(index * rows + first))
+                        code.store(vector, code.at(out, code.times(at, 4)))
+
+            code.steps(long(0), size, _LEAST, block)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), generate
+
+    return transpose
+
+
+def largest_of(count: int) -> Any:
+    """Return ``largest(place)`` of so many float32, a power of two of vectors."""
+
+    @intrinsic
+    def largest(typing_context: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            code = Code(builder)
+            step = 4 * _WIDTH
+            vectors = [
+                code.load(code.at(arguments[0], long(at)), wide(F32, _WIDTH))
+                for at in range(0, 4 * count, step)
+            ]
+            while len(vectors) > 1:
+                half = len(vectors) // 2
+                pairs = zip(vectors[:half], vectors[half:], strict=True)
+                vectors = [code.larger(left, right) for left, right in pairs]
+            found = vectors[0]
+            while found.type.count > 1:
+                found = code.larger(*code.halves(found))
+            return builder.extract_element(found, ir.Constant(I32, 0))
+
+        return types.float32(types.int64), generate
+
+    return largest
+
+
 def _each(rows: list[list[Any]], others: list[list[Any]], do: Callable[[Any, Any], Any]) -> None:
     for row, other in zip(rows, others, strict=True):
         for left, right in zip(row, other, strict=True):

@@ -15,7 +15,13 @@ from numba.extending import intrinsic
 from compression.kernels.compiling import compiled
 from compression.kernels.int4_tile import CHUNK, CHUNK_BYTES, PART
 from compression.kernels.llvm import F32, I8, I16, I32, long, wide
-from compression.kernels.matrix_unit import QUAD, TILE, TILE_BYTES, TileCode
+from compression.kernels.matrix_unit import (
+    INT8_TIMES_UINT8,
+    QUAD,
+    TILE,
+    TILE_BYTES,
+    TileCode,
+)
 from compression.kernels.memory import floats, halves, widen
 
 UNPACKED = PART * TILE
@@ -104,7 +110,7 @@ def int4_tile_on_unit(
             for plane, (held, left) in enumerate(((_HIGH, _LEFT_HIGH), (_LOW, _LEFT_LOW))):
                 code.load_tile(left, code.at(place, long(plane * PART)), x_stride)
                 code.zero_tile(held)
-                code.multiply_tiles(held, left, _RIGHT, signed=False)
+                code.multiply_tiles(INT8_TIMES_UINT8, held, left, _RIGHT)
                 code.store_tile(held, code.at(mine, long(plane * _SUMS)))
 
         def add(part: Any) -> None:

@@ -117,8 +117,8 @@ class Code:
         kind = ir.VectorType(I32, len(order))
         return self.builder.shuffle_vector(left, right, ir.Constant(kind, order))
 
-    def halved(self, vector: Any) -> Any:
-        """Return the sums of a vector's halves."""
+    def halves(self, vector: Any) -> tuple[Any, Any]:
+        """Return the first and the second half of a vector."""
         count = vector.type.count // 2
         empty = ir.Constant(vector.type, ir.Undefined)
         low, high = (
@@ -129,7 +129,11 @@ class Code:
             )
             for start in (0, count)
         )
-        return self.builder.fadd(low, high)
+        return low, high
+
+    def larger(self, left: Any, right: Any) -> Any:
+        """Return the larger numbers of two vectors of float32."""
+        return self.builder.select(self.builder.fcmp_ordered(">", left, right), left, right)
 
     def repeat(self, vector: Any, times: int) -> Any:
         """Return a vector as often as said, one after another."""
@@ -139,6 +143,29 @@ class Code:
             ir.Constant(vector.type, ir.Undefined),
             ir.Constant(ir.VectorType(I32, len(order)), order),
         )
+
+    def transpose(self, rows: list[Any]) -> list[Any]:
+        """Return as many vectors as each has numbers, rows and columns exchanged."""
+        size = len(rows)
+        step = 1
+        while step < size:
+            rows = [self._exchange(rows, index, step) for index in range(size)]
+            step *= 2
+        return rows
+
+    def _exchange(self, rows: list[Any], index: int, step: int) -> Any:
+        """Return a row whose blocks of ``step`` off the diagonal are those of its partner."""
+        upper = bool(index & step)
+        first, second = rows[index & ~step], rows[index | step]
+        size = len(rows)
+        order = []
+        for lane in range(size):
+            if upper:
+                order.append(size + lane if lane & step else lane + step)
+            else:
+                order.append(size + lane - step if lane & step else lane)
+        kind = ir.VectorType(ir.IntType(32), size)
+        return self.builder.shuffle_vector(first, second, ir.Constant(kind, order))
 
     def sum(self, vectors: Sequence[Any]) -> Any:
         """Return the sum of vectors, lane by lane."""
@@ -177,7 +204,7 @@ class Code:
         if len(vectors) != 4:
             return [self.total(vector) for vector in vectors]
         while vectors[0].type.count > FLOATS.count:
-            vectors = [self.halved(vector) for vector in vectors]
+            vectors = [self.builder.fadd(*self.halves(vector)) for vector in vectors]
         pairs = [self._neighbours(*vectors[:2]), self._neighbours(*vectors[2:])]
         halves = self._neighbours(*pairs)
         empty = ir.Constant(FLOATS, ir.Undefined)

@@ -4,7 +4,6 @@ from types import MappingProxyType
 
 from compression.kernels.compiling import linked
 from compression.kernels.int4_matrix import int4_on_unit
-from compression.kernels.int8_matrix import int8_dynamic_on_unit, int8_on_unit
 from compression.kernels.memory import longs
 from compression.kernels.operations import (
     ADDS,
@@ -25,6 +24,7 @@ from compression.kernels.operations import (
     X,
     Y,
 )
+from compression.kernels.row_matrix import bf16_on_unit, int8_dynamic_on_unit, int8_on_unit
 from compression.schemes import INT4_ROWS
 
 
@@ -51,6 +51,17 @@ def _int8_dynamic(operation, chunk, rows, row_table, task_table, scratch):
 
 
 @linked(6)
+def _bf16(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first = chunk * o[CHUNK]
+    bf16_on_unit(
+        o[MATRIX] + first * o[MATRIX_STRIDE], o[MATRIX_STRIDE], 0, o[BIAS], first,
+        min(o[CHUNK], o[ROWS] - first), o[X], o[X_STRIDE], 0, rows, o[Y], o[Y_STRIDE], o[ADDS],
+        scratch,
+    )  # fmt: skip
+
+
+@linked(6)
 def _int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     first = chunk * o[CHUNK]
@@ -63,5 +74,7 @@ def _int4(operation, chunk, rows, row_table, task_table, scratch):
     )  # fmt: skip
 
 
-ON_UNIT = MappingProxyType({("int8", 1): _int8, ("int8", 2): _int8_dynamic, ("int4", 3): _int4})
+ON_UNIT = MappingProxyType(
+    {("bf16", 0): _bf16, ("int8", 1): _int8, ("int8", 2): _int8_dynamic, ("int4", 3): _int4}
+)
 """By how a weight is held and its inputs are rounded."""

@@ -1,6 +1,6 @@
-"""The processor's unit for products of matrices of bytes: AMX, its tiles and their instructions.
+"""The processor's unit for products of matrices: AMX, its tiles and their instructions.
 
-A tile is up to 16 rows of 64 bytes. The sums of a product are 16 x 16 int32; of its second factor
+A tile is up to 16 rows of 64 bytes. The sums of a product are 16 x 16 numbers; of its second factor
 each row holds four rows of a matrix, their bytes side by side (Intel 64 and IA-32 Architectures
 Software Developer's Manual, volume 1, chapter 18). Tiles that do not begin at a cache line are read
 several times slower.
@@ -25,7 +25,10 @@ TILE_BYTES = 64
 """Bytes of a tile's row: a cache line."""
 QUAD = 4
 """Bytes of the second factor that lie side by side."""
-HAS_MATRIX_UNIT = {"+amx-tile", "+amx-int8"} <= set(processor()[1].split(","))
+INT8_TIMES_INT8, INT8_TIMES_UINT8 = "llvm.x86.tdpbssd", "llvm.x86.tdpbsud"
+BF16_TIMES_BF16 = "llvm.x86.tdpbf16ps"
+"""Sums are float32."""
+HAS_MATRIX_UNIT = {"+amx-tile", "+amx-int8", "+amx-bf16"} <= set(processor()[1].split(","))
 """Whether code for the unit can be made here; what runs it needs :func:`permission`."""
 MANY_INPUTS = 4
 """Rows of inputs from which on the unit is faster than vectors."""
@@ -77,10 +80,9 @@ class TileCode(Code):
         arguments = self._of(tile, address, long(TILE_BYTES))
         self.call("llvm.x86.tilestored64", _VOID, *arguments)
 
-    def multiply_tiles(self, sums: int, left: int, right: int, *, signed: bool) -> None:
-        """Add a product to sums: of signed bytes with signed ones or with unsigned ones."""
-        name = "llvm.x86.tdpbssd" if signed else "llvm.x86.tdpbsud"
-        self.call(name, _VOID, *(ir.Constant(I8, tile) for tile in (sums, left, right)))
+    def multiply_tiles(self, instruction: str, sums: int, left: int, right: int) -> None:
+        """Add a product of tiles to sums."""
+        self.call(instruction, _VOID, *(ir.Constant(I8, tile) for tile in (sums, left, right)))
 
     def _of(self, tile: int, address: Any, stride: Any) -> tuple[Any, Any, Any]:
         place = self.builder.inttoptr(address, I8.as_pointer())
@@ -101,31 +103,6 @@ class TileCode(Code):
         before = self.builder.select(counts, there, ir.Constant(value.type, None))
         self.store(self.builder.fadd(value, before), address)
 
-    def transpose(self, rows: list[Any]) -> list[Any]:
-        """Return 16 vectors of 16 numbers with rows and columns exchanged."""
-        size = len(rows)
-        step = 1
-        while step < size:
-            rows = [self._exchange(rows, index, step) for index in range(size)]
-            step *= 2
-        return rows
-
-    def _exchange(self, rows: list[Any], index: int, step: int) -> Any:
-        """Return a row whose blocks of ``step`` off the diagonal are those of its partner."""
-        upper = bool(index & step)
-        first, second = rows[index & ~step], rows[index | step]
-        size = len(rows)
-        order = []
-        for lane in range(size):
-            if upper:
-                order.append(size + lane if lane & step else lane + step)
-            else:
-                order.append(size + lane - step if lane & step else lane)
-        kind = ir.VectorType(ir.IntType(32), size)
-        return self.builder.shuffle_vector(first, second, ir.Constant(kind, order))
-
-
-
 
 @intrinsic
 def interleave(
@@ -134,7 +111,7 @@ def interleave(
     """Write four rows of codes as columns of tiles, four bytes of a row side by side.
 
     A row of ``codes`` is two planes of ``padded`` bytes, of which ``planes`` count; of each block
-    of 64 columns a plane's tile comes after the other's at ``quads``.
+    of 64 bytes a plane's tile comes after the other's at ``quads``.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:

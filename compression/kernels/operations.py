@@ -21,7 +21,7 @@ from compression.kernels.product import (
     int8_sums,
     scatter,
 )
-from compression.kernels.rounding import EXACT, INT8, round_row, round_to_bytes, round_to_planes
+from compression.kernels.rounding import EXACT, INT8, round_row, round_to_bytes, round_to_planes, split_row
 from compression.schemes import INT4_ROWS
 
 FIELDS = 32
@@ -33,7 +33,7 @@ OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED, QUADS = range(1, 8)
 """Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
 1: as codes of int16; 2: as codes of int8, held in int16; 3: as codes of int16 in planes of their
 two bytes, with the totals of each :data:`PART` of them. ``QUADS`` 1: from :data:`MANY_INPUTS` rows
-on the codes of 1 and 2 are written as :mod:`compression.kernels.int8_matrix` takes them."""
+on 0, 1 and 2 are written as :mod:`compression.kernels.row_matrix` takes them."""
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
 it is. ``EPSILON`` counts 10⁻¹²."""
@@ -46,8 +46,8 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4. ``ON_UNIT`` is the function
 for :data:`MANY_INPUTS` rows of inputs and more, 0 where there is no matrix unit."""
 SCORE_FUNCTIONS = 27
-"""Four of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
-they lie, then of decoded ones."""
+"""Three of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
+they lie, and ``MIX``."""
 PIECES = 31
 """How many chunks there are; or one of the next two."""
 BY_ROWS, BY_TASKS = 0, -1
@@ -85,6 +85,9 @@ def _inputs_of(o, start):
 @linked(6)
 def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
+    if o[ON_UNIT] and rows >= MANY_INPUTS:
+        call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
+        return
     first = chunk * o[CHUNK]
     count = min(o[CHUNK], o[ROWS] - first)
     w = o[MATRIX] + first * o[MATRIX_STRIDE]
@@ -147,10 +150,10 @@ def _write_quads(o, first, rows, scratch):
     """Write the codes of rows in ``scratch`` as the matrix unit reads them."""
     if _as_quads(o, rows):
         block = o[OUT] + first // TILE * TILE * o[OUT_STRIDE]
-        planes = 2 if o[PEAK] == 1 else 1
+        size = o[PADDED] if o[PEAK] else 2 * o[PADDED]
         interleave(
-            scratch + 4 * o[SIZE], o[PADDED], planes, block + first % TILE * QUAD,
-            o[PADDED] // TILE_BYTES,
+            scratch + 4 * o[SIZE], size, 1 if o[PEAK] == 2 else 2, block + first % TILE * QUAD,
+            size // TILE_BYTES,
         )  # fmt: skip
 
 
@@ -161,6 +164,9 @@ def _finish(o, row, rows, values, scratch):
     Codes that are to become quads wait in ``scratch`` for the other rows of a chunk.
     """
     place = o[OUT] + row * o[OUT_STRIDE]
+    if o[PEAK] == 0 and _as_quads(o, rows):
+        split_row(values, o[SIZE], scratch + row % ROWS_AT_A_TIME * 4 * o[PADDED], o[PADDED])
+        return
     if o[PEAK] == 0:
         source, out = floats(values, o[SIZE]), floats(place, o[PADDED])
         for index in range(o[SIZE]):

@@ -5,7 +5,7 @@ import numpy as np
 from compression.kernels.compiling import compiled
 from compression.kernels.int4_tile import PART
 from compression.kernels.memory import codes as signed_bytes
-from compression.kernels.memory import float_of_bits, floats, ints, shorts
+from compression.kernels.memory import float_of_bits, floats, halves, ints, narrow, shorts, widen
 
 EXACT = 127 * 256 + 127.0
 """The largest code of inputs whose rounding shall not be seen, 2⁻¹⁶ of the row's peak; its two bytes
@@ -120,3 +120,16 @@ def _round_to_bytes(x, count, peak, size, high, low):
         upper = (code + np.int32(128)) >> np.int32(8)
         high[index] = upper
         low[index] = code - (upper << np.int32(8))
+
+
+@compiled
+def split_row(values: int, count: int, out: int, padded: int) -> None:
+    """Write ``count`` float32 as two planes of ``padded`` bf16, whose sum is within 2⁻¹⁷ of each."""
+    x, high, low = floats(values, count), halves(out, padded), halves(out + 2 * padded, padded)
+    for index in range(count):
+        upper = narrow(x[index])
+        high[index] = upper
+        low[index] = narrow(x[index] - widen(upper))
+    for index in range(count, padded):
+        high[index] = 0
+        low[index] = 0

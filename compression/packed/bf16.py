@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from compression.packed.compiled import CompiledLinear, Operand
 
-_STEP = 8
-"""Columns that the kernel takes at a time."""
+_STEP = 32
+"""Columns that the kernels take at a time."""
 
 
 class Bf16Linear(CompiledLinear):

@@ -115,7 +115,7 @@ class CompiledLinear(PackedLinear):
         row[operations.PEAK] = held.peak
         row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
         row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
-        row[operations.QUADS] = held.format == "int8" and self.on_unit
+        row[operations.QUADS] = held.format != "int4" and self.on_unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""

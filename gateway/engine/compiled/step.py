@@ -9,8 +9,7 @@ from torch import Tensor
 
 from compression.architecture import Architecture
 from compression.kernels import operations as op
-from compression.kernels.attention import POSITIONS, SCORES, SUMS
-from compression.kernels.attention_tiles import DECODED
+from compression.kernels.attention import MIX, POSITIONS, SCORES, SUMS
 from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs, Outputs, matrix, whole_tiles
 from gateway.engine.cache import LayerCodecs
@@ -73,7 +72,7 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     """Return the memory of its own that a thread needs for any operation of a step."""
     size, heads = shape.head_dim, queries * (shape.num_heads // shape.num_kv_heads)
     attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
-    row = 16 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
+    row = 24 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
     return max(attention, row)
 
 
@@ -166,8 +165,8 @@ class CompiledStep:
         row[op.CENTRE] = 0 if part.key.centre is None else part.key.centre.data_ptr()
         row[op.QUERIES], row[op.PARTS] = held.queries.data_ptr(), held.parts.data_ptr()
         row[op.WINDOW] = shape.windows[index] or 0
-        functions = (SCORES[part.key.kind], SUMS[part.value.kind], SCORES[DECODED], SUMS[DECODED])
-        row[op.SCORE_FUNCTIONS : op.PIECES] = [each.address for each in functions]
+        functions = (SCORES[part.key.kind], SUMS[part.value.kind], MIX)
+        row[op.SCORE_FUNCTIONS : op.SCORE_FUNCTIONS + 3] = [each.address for each in functions]
 
 
 class _Buffers:

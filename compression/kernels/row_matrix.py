@@ -1,7 +1,7 @@
-"""Products of int8 weights with many inputs, on the matrix unit.
+"""Products of weights that lie row by row with many inputs, on the matrix unit: int8 and bf16.
 
-The first factor are rows of the weight as they lie, the second 16 inputs: blocks of 64 columns, of
-each its planes, of a plane a tile whose row holds four columns of every input.
+The first factor are rows of the weight as they lie, the second 16 inputs: blocks of 64 bytes, of
+each its planes, of a plane a tile whose row holds four bytes of every input.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,14 @@ from numba.extending import intrinsic
 
 from compression.kernels.compiling import compiled_as
 from compression.kernels.llvm import F32, I16, I32, Code, long, wide
-from compression.kernels.matrix_unit import TILE, TILE_BYTES, TileCode
+from compression.kernels.matrix_unit import (
+    BF16_TIMES_BF16,
+    INT8_TIMES_INT8,
+    TILE,
+    TILE_BYTES,
+    TileCode,
+)
 
-BLOCK = TILE_BYTES
-"""Columns of a tile of the weight; its rows are whole blocks."""
 _BYTES = TILE * TILE_BYTES
 _INTS, _FLOATS = wide(I32, TILE), wide(F32, TILE)
 
@@ -24,7 +28,7 @@ _INTS, _FLOATS = wide(I32, TILE), wide(F32, TILE)
 @intrinsic
 def _configure(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        TileCode(builder).configure("int8_tiles", [TILE] * 8, [TILE_BYTES] * 8)
+        TileCode(builder).configure("row_tiles", [TILE] * 8, [TILE_BYTES] * 8)
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -39,10 +43,10 @@ def _release(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-def _sums_tile(tiles: int, planes: int, *, asks: bool) -> Any:
+def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
     """Return ``tile(w, stride, x, blocks, sums)``: so many tiles of rows times 16 inputs.
 
-    ``sums`` gets int32 ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for as many
+    ``sums`` gets 32 bits each, ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for as many
     rows that come next: those of the first inputs are read at the speed of memory.
     """
 
@@ -63,13 +67,13 @@ def _sums_tile(tiles: int, planes: int, *, asks: bool) -> Any:
                     place = code.times(block, tiles * _BYTES)
                     code.prefetch(code.at(after, place, long(line * TILE_BYTES)), level=2)
                 for row, number in enumerate(weights):
-                    place = code.at(w, code.times(stride, TILE * row), code.times(block, BLOCK))
+                    place = code.at(w, code.times(stride, TILE * row), code.times(block, TILE_BYTES))
                     code.load_tile(number, place, stride)
                 for plane, number in enumerate(inputs):
                     place = code.at(x, code.times(block, planes * _BYTES), long(plane * _BYTES))
                     code.load_tile(number, place, long(TILE_BYTES))
                 for index, (row, plane) in enumerate(held):
-                    code.multiply_tiles(index, weights[row], inputs[plane], signed=True)
+                    code.multiply_tiles(instruction, index, weights[row], inputs[plane])
 
             code.steps(long(0), blocks, 1, add)
             for index in range(len(held)):
@@ -81,11 +85,11 @@ def _sums_tile(tiles: int, planes: int, *, asks: bool) -> Any:
     return tile
 
 
-def _result_tile(planes: int) -> Any:
+def _result_tile(planes: int, *, integers: bool) -> Any:
     """Return ``tile(sums, steps, scales, bias, adds, count, y, y_stride)``.
 
-    It writes the sums of 16 rows as float32, for the first ``count`` of 16 inputs: those of high
-    bytes count 256 times, an input's are multiplied with its step, a row's with its scale.
+    It writes the sums of 16 rows as float32, for the first ``count`` of 16 inputs. Of integers those
+    of high bytes count 256 times, an input's are multiplied with its step, a row's with its scale.
     ``sums`` is written over; ``bias`` may be 0.
     """
 
@@ -97,14 +101,17 @@ def _result_tile(planes: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
             sums, steps, scales, bias, adds, count, y, y_stride = arguments
             code = TileCode(builder)
-            step = code.load(steps, _FLOATS)
-            rows = [
-                builder.fmul(_whole(code, sums, planes, row * TILE_BYTES), step)
-                for row in range(TILE)
-            ]
+            whole = _whole_integers if integers else _whole_floats
+            rows = [whole(code, sums, planes, row * TILE_BYTES) for row in range(TILE)]
+            if integers:
+                step = code.load(steps, _FLOATS)
+                rows = [builder.fmul(row, step) for row in rows]
             for index, vector in enumerate(code.transpose(rows)):
                 code.store(vector, code.at(sums, long(index * TILE_BYTES)))
-            scale, more = code.widen(code.load(scales, wide(I16, TILE))), code.bias(bias)
+            more = code.bias(bias)
+            scale = ir.Constant(_FLOATS, [1.0] * TILE)
+            if integers:
+                scale = code.widen(code.load(scales, wide(I16, TILE)))
 
             def finish(each: Any) -> None:
                 totals = code.load(code.at(sums, code.times(each, TILE_BYTES)), _FLOATS)
@@ -119,8 +126,15 @@ def _result_tile(planes: int) -> Any:
     return tile
 
 
-def _whole(code: Code, sums: Any, planes: int, offset: int) -> Any:
-    """Return a row of sums, one float32 an input."""
+def _whole_floats(code: Code, sums: Any, planes: int, offset: int) -> Any:
+    """Return a row of sums of bf16, one float32 an input."""
+    return code.sum([
+        code.load(code.at(sums, long(plane * _BYTES + offset)), _FLOATS) for plane in range(planes)
+    ])  # fmt: skip
+
+
+def _whole_integers(code: Code, sums: Any, planes: int, offset: int) -> Any:
+    """Return a row of sums of integers, one float32 an input."""
     found = [
         code.builder.sitofp(code.load(code.at(sums, long(plane * _BYTES + offset)), _INTS), _FLOATS)
         for plane in range(planes)
@@ -130,15 +144,16 @@ def _whole(code: Code, sums: Any, planes: int, offset: int) -> Any:
     return code.fma(found[0], ir.Constant(_FLOATS, [256.0] * TILE), found[1])
 
 
-def _on_unit(planes: int) -> Any:
-    one, two, once = (
-        _sums_tile(1, planes, asks=False),
-        _sums_tile(2, planes, asks=False),
-        _sums_tile(2, planes, asks=True),
+def _on_unit(name: str, planes: int, instruction: str) -> Any:
+    one, two, first_two = (
+        _sums_tile(1, planes, instruction, asks=False),
+        _sums_tile(2, planes, instruction, asks=False),
+        _sums_tile(2, planes, instruction, asks=True),
     )
-    result, size = _result_tile(planes), planes * _BYTES
+    result = _result_tile(planes, integers=instruction != BF16_TIMES_BF16)
+    size = planes * _BYTES
 
-    @compiled_as(f"int8_matrix_{planes}")
+    @compiled_as(f"{name}_on_unit")
     def run(
         w, stride, scales, bias, first, count, x, x_stride, steps, inputs, y, y_stride, adds, scratch
     ):
@@ -147,7 +162,7 @@ def _on_unit(planes: int) -> Any:
         ``w`` is that of row ``first``; ``scales``, ``bias``, 0 where there is none, and ``y`` are
         those of row 0. ``x_stride`` is that of an input, a block of them being 16 together.
         """
-        blocks = stride // BLOCK
+        blocks = stride // TILE_BYTES
         _configure()
         for start in range(0, inputs, TILE):
             values, num = x + start * x_stride, min(TILE, inputs - start)
@@ -156,7 +171,7 @@ def _on_unit(planes: int) -> Any:
                 if not pair:
                     one(place, stride, values, blocks, scratch)
                 elif start == 0:
-                    once(place, stride, values, blocks, scratch)
+                    first_two(place, stride, values, blocks, scratch)
                 else:
                     two(place, stride, values, blocks, scratch)
                 for half in range(2 if pair else 1):
@@ -171,5 +186,9 @@ def _on_unit(planes: int) -> Any:
     return run
 
 
-int8_on_unit, int8_dynamic_on_unit = _on_unit(2), _on_unit(1)
-"""Inputs of two planes, of codes of int16; and of one."""
+int8_on_unit = _on_unit("int8", 2, INT8_TIMES_INT8)
+"""Inputs of two planes: codes of int16."""
+int8_dynamic_on_unit = _on_unit("int8_dynamic", 1, INT8_TIMES_INT8)
+"""Inputs of one plane: codes of int8."""
+bf16_on_unit = _on_unit("bf16", 2, BF16_TIMES_BF16)
+"""Inputs of two planes: float32 as the sum of two bf16. ``steps`` and ``scales`` are not read."""
