@@ -40,14 +40,14 @@ class Served:
         (found,) = (each for each in below if port in _words(each))
         return found
 
-    def hold_to_a_core_each(self) -> None:
-        """Hold every process and thread of each engine to a core of its own."""
-        cores = sorted(os.sched_getaffinity(0))
-        for replica, core in zip(self.replicas(), cores, strict=False):
-            server = self.server_of(replica["url"])
-            for process in (server, *server.children(recursive=True)):
-                for thread in process.threads():
-                    os.sched_setaffinity(thread.id, {core})
+    def hold_to_one_core(self) -> None:
+        """Hold every process and thread of the one engine to one core, as one of two is held."""
+        core = min(os.sched_getaffinity(0))
+        (replica,) = self.replicas()
+        server = self.server_of(replica["url"])
+        for process in (server, *server.children(recursive=True)):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, {core})
 
     def processor_s(self) -> dict[str, float]:
         """Return the processor time that all processes have used so far, by what they do."""

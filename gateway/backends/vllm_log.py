@@ -1,5 +1,6 @@
 """What the log of a starting vLLM tells: how far it is, and what ended it."""
 
+import asyncio
 import re
 import time
 
@@ -22,6 +23,12 @@ _CONSEQUENCES = ("Engine core initialization failed", "Worker failed with error"
 _OF_FIELDS = re.compile(r"\d+ validation errors? for \w+$")
 """pydantic's head line; what is wrong stands in the lines below it."""
 _FIELD = re.compile(r"^ +(?:Value error, )?(.+?)(?: \[type=.*)?$")
+_GIVEN_UP = "EngineCore failed to start"
+_OF_COMPILING = re.compile("InductorError|BackendCompilerFailed|CppCompileError")
+_WITHOUT_COMPILING = (
+    "give it a C++ compiler that works (the one that CXX names, else g++), or set "
+    "'vllm_options': {enforce-eager: true}, which compiles nothing"
+)
 _DEPTH = {"Worker": 3, "VllmWorker": 3, "EngineCore": 2, "APIServer": 1}
 
 
@@ -37,6 +44,8 @@ class VllmLog:
         self._cause: tuple[int, str] | None = None
         self._heard_at = time.monotonic()
         self._is_ready = False
+        self.given_up = asyncio.Event()
+        """Set once its core has failed; its worker may then ignore that it is told to end."""
 
     @property
     def cause(self) -> str | None:
@@ -45,7 +54,10 @@ class VllmLog:
         Of a ready engine only one of the last seconds: an older one was some request's.
         """
         is_old = self._is_ready and time.monotonic() - self._heard_at > RECENT_S
-        return None if self._cause is None or is_old else self._cause[1]
+        if self._cause is None or is_old:
+            return None
+        cause = self._cause[1]
+        return f"{cause}: {_WITHOUT_COMPILING}" if _OF_COMPILING.search(cause) else cause
 
     def settle(self) -> None:
         """Take note that the engine is ready."""
@@ -59,6 +71,8 @@ class VllmLog:
         for pattern, words in _STEPS:
             if pattern.search(line):
                 self._tell(words, 0, 0)
+        if _GIVEN_UP in line:
+            self.given_up.set()
         prefix = _PREFIX.match(line)
         text = line[prefix.end() :] if prefix else line
         if self._cause and _OF_FIELDS.search(self._cause[1]) and (field := _FIELD.match(text)):
