@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.vllm import loss, proxy, replicas
+from benchmarks.vllm import cores, loss, proxy, replicas
 from gateway.backends.vllm_facts import find_python, probe
 
 RESULTS = Path(__file__).parents[1] / "results"
-PARTS = {"proxy": proxy.measure, "replicas": replicas.measure, "loss": loss.measure}
+PARTS = {
+    "proxy": proxy.measure,
+    "replicas": replicas.measure,
+    "cores": cores.measure,
+    "loss": loss.measure,
+}
 _TITLES = {
     "proxy": "Through the gateway against direct to the same vLLM",
     "replicas": "Two engines on one core each against one on one core",
+    "cores": "What two cores of the machine do of the work of one, without any engine",
     "loss": "One of two engines killed while all streams run",
 }
 

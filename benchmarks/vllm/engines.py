@@ -40,14 +40,12 @@ class Served:
         (found,) = (each for each in below if port in _words(each))
         return found
 
-    def hold_to_one_core(self) -> None:
-        """Hold every process and thread of the one engine to one core, as one of two is held."""
-        core = min(os.sched_getaffinity(0))
-        (replica,) = self.replicas()
-        server = self.server_of(replica["url"])
+    def let_go_of(self, url: str) -> None:
+        """Let every process and thread of the engine at an address run on all cores."""
+        server = self.server_of(url)
         for process in (server, *server.children(recursive=True)):
             for thread in process.threads():
-                os.sched_setaffinity(thread.id, {core})
+                os.sched_setaffinity(thread.id, os.sched_getaffinity(0))
 
     def processor_s(self) -> dict[str, float]:
         """Return the processor time that all processes have used so far, by what they do."""
@@ -81,6 +79,20 @@ def served(directory: Path, *, replicas: int, threads: int | None = None) -> Ite
     settings: dict[str, object] = {"models": {ALIAS: model}}
     with narrowgate(settings, directory) as way:
         yield Served(way.url, way.processes[0])
+
+
+@contextmanager
+def in_front_of(url: str, directory: Path) -> Iterator[str]:
+    """Run a gateway that reaches the engine at an address; yield its own address."""
+    model: dict[str, object] = {
+        "model": f"{ALIAS}@{RECIPE}",
+        "recipe": RECIPE,
+        "engine": "vllm",
+        "urls": [url],
+        "extra_parameters": ["ignore_eos"],
+    }
+    with narrowgate({"models": {ALIAS: model}}, directory) as way:
+        yield way.url
 
 
 def _used_s(process: psutil.Process) -> float:

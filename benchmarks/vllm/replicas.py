@@ -8,64 +8,52 @@ from pathlib import Path
 
 from benchmarks.gateway.load import Outcomes, run_streams
 from benchmarks.gateway.ways import settle
-from benchmarks.vllm.cores import scaling
-from benchmarks.vllm.engines import ALIAS, MORE, RECIPE, STREAMS, Served, served
+from benchmarks.vllm.engines import ALIAS, MORE, RECIPE, STREAMS, in_front_of, served
 
 TOKENS = 64
 
 
 def measure(directory: Path, turns: int) -> dict[str, object]:
-    """Return throughputs of one and two engines, and what bounds them.
+    """Return throughputs of one and two engines that are held to a core each, in turns.
 
-    Two engines have a core each for all their processes; one has both, then one core as well.
+    One engine is asked through a gateway of its own; at last it is let go of, and its servers take
+    the other's core. Of the cores used, ``servers`` are vLLM's API servers and cores.
     """
-    speeds: dict[str, list[float]] = {}
-    cores: dict[str, dict[str, float]] = {}
-
-    def through(gateway: Served, name: str, streams: int) -> None:
-        load = {gateway.url: streams}
-        asyncio.run(_run(load, ALIAS, tokens=8))
-        before, since = gateway.processor_s(), time.perf_counter()
-        speeds[name] = [_speed(load, ALIAS) for _ in range(turns)]
-        cores[name] = _cores(before, gateway.processor_s(), time.perf_counter() - since)
-
-    with served(directory, replicas=1, threads=1) as gateway:
-        through(gateway, "free", STREAMS)
-        gateway.hold_to_one_core()
-        through(gateway, "one", STREAMS)
-    with served(directory, replicas=2, threads=1) as gateway:
-        through(gateway, "two", 2 * STREAMS)
-        through(gateway, "shared", STREAMS)
-        speeds |= _direct(gateway, turns)
-    found = {name: statistics.median(each) for name, each in speeds.items()}
+    with (
+        served(directory, replicas=2, threads=1) as gateway,
+        in_front_of(gateway.replicas()[0]["url"], directory) as before_one,
+    ):
+        first, second = (each["url"] for each in gateway.replicas())
+        loads = {
+            "one": ({before_one: STREAMS}, ALIAS),
+            "two": ({gateway.url: 2 * STREAMS}, ALIAS),
+            "shared": ({gateway.url: STREAMS}, ALIAS),
+            "direct_one": ({first: STREAMS}, f"{ALIAS}@{RECIPE}"),
+            "direct_two": ({first: STREAMS, second: STREAMS}, f"{ALIAS}@{RECIPE}"),
+        }
+        asyncio.run(_run(*loads["two"], tokens=8))
+        rounds = [{name: _speed(*load) for name, load in loads.items()} for _ in range(turns)]
+        used, since = gateway.processor_s(), time.perf_counter()
+        _speed(*loads["two"])
+        cores = _cores(used, gateway.processor_s(), time.perf_counter() - since)
+        gateway.let_go_of(first)
+        free = [_speed(*loads["one"]) for _ in range(turns)]
+    found = {name: statistics.median(each[name] for each in rounds) for name in loads}
     return {
         "streams_of_each_engine": STREAMS,
         "turns": turns,
-        "one_on_one_core_tokens_per_s": found["one"],
-        "two_on_one_core_each_tokens_per_s": found["two"],
-        "times": found["two"] / found["one"],
-        "one_with_both_cores_tokens_per_s": found["free"],
-        "times_of_one_with_both_cores": found["two"] / found["free"],
-        "two_sharing_the_streams_of_one_tokens_per_s": found["shared"],
+        "one_tokens_per_s": found["one"],
+        "two_tokens_per_s": found["two"],
+        "times": statistics.median(each["two"] / each["one"] for each in rounds),
+        "times_of_each_turn": [round(each["two"] / each["one"], 2) for each in rounds],
         "one_asked_directly_tokens_per_s": found["direct_one"],
         "two_asked_directly_tokens_per_s": found["direct_two"],
-        "times_asked_directly": found["direct_two"] / found["direct_one"],
-        "one_on_one_core_cores_used": cores["one"],
-        "two_on_one_core_each_cores_used": cores["two"],
-        "one_with_both_cores_cores_used": cores["free"],
-        **scaling(),
-    }
-
-
-def _direct(gateway: Served, turns: int) -> dict[str, list[float]]:
-    """Return tokens a second of one engine and of both, asked without the gateway."""
-    first, second = (each["url"] for each in gateway.replicas())
-    loads = {"one": {first: STREAMS}, "two": {first: STREAMS, second: STREAMS}}
-    model = f"{ALIAS}@{RECIPE}"
-    asyncio.run(_run(loads["two"], model, tokens=8))
-    return {
-        f"direct_{which}": [_speed(load, model) for _ in range(turns)]
-        for which, load in loads.items()
+        "times_asked_directly": statistics.median(
+            each["direct_two"] / each["direct_one"] for each in rounds
+        ),
+        "two_sharing_the_streams_of_one_tokens_per_s": found["shared"],
+        "one_let_go_of_tokens_per_s": statistics.median(free),
+        "two_cores_used": cores,
     }
 
 
