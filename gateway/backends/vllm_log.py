@@ -23,6 +23,8 @@ _CONSEQUENCES = ("Engine core initialization failed", "Worker failed with error"
 _OF_FIELDS = re.compile(r"\d+ validation errors? for \w+$")
 """pydantic's head line; what is wrong stands in the lines below it."""
 _FIELD = re.compile(r"^ +(?:Value error, )?(.+?)(?: \[type=.*)?$")
+_COMPILER_HEAD = "C++ compile error"
+"""The compiler's own words stand below it, after its command line and ``Output:``."""
 _GIVEN_UP = "EngineCore failed to start"
 _OF_COMPILING = re.compile("InductorError|BackendCompilerFailed|CppCompileError")
 _WITHOUT_COMPILING = (
@@ -44,6 +46,7 @@ class VllmLog:
         self._cause: tuple[int, str] | None = None
         self._heard_at = time.monotonic()
         self._is_ready = False
+        self._is_in_output = False
         self.given_up = asyncio.Event()
         """Set once its core has failed; its worker may then ignore that it is told to end."""
 
@@ -78,6 +81,8 @@ class VllmLog:
         if self._cause and _OF_FIELDS.search(self._cause[1]) and (field := _FIELD.match(text)):
             self._cause = (self._cause[0], field[1])
             return
+        if self._cause and self._cause[1].endswith(_COMPILER_HEAD):
+            self._hear_compiler(text, self._cause)
         cause = _CAUSE.match(text)
         if cause is None or any(words in text for words in _CONSEQUENCES):
             return
@@ -85,6 +90,13 @@ class VllmLog:
         if self._cause is None or depth >= self._cause[0]:
             self._cause = (depth, f"{cause[1]}: {cause[2].strip()}")
             self._heard_at = time.monotonic()
+
+    def _hear_compiler(self, text: str, head: tuple[int, str]) -> None:
+        """Add the compiler's first error to the head that promises it."""
+        if self._is_in_output and "error" in text:
+            self._cause = (head[0], f"{head[1]}: {text.strip()}")
+        if text.startswith(("Output:", "Traceback")):
+            self._is_in_output = text.startswith("Output:")
 
     def _tell(self, words: str, done: int, total: int) -> None:
         self._on_progress(Progress("start", done, total, "steps", f"vLLM of {self._name}: {words}"))

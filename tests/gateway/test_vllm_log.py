@@ -39,6 +39,19 @@ HANGING = """\
 Exception ignored in: <function WeakValueDictionary.__init__.<locals>.remove at 0x7fa2ee589620>
 SystemExit:
 """  # noqa: E501
+# With a compiler that only tells its version; the command line and the traceback are shortened.
+NOT_COMPILING = """\
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063]     raise exc.CppCompileError(cmd, output) from e
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] torch._inductor.exc.InductorError: CppCompileError: C++ compile error
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] 
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] Command:
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] badcxx /tmp/header.hpp -O3 -Wno-error
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] 
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] Output:
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] badcxx: fatal error: no disk
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] compilation ended by an error
+(Worker pid=14402) ERROR 11-23 06:03:25 [multiproc_executor.py:1063] Traceback (most recent call last):
+"""  # noqa: E501
 
 
 def _read(text: str) -> tuple[VllmLog, list[Progress]]:
@@ -62,6 +75,16 @@ def test_the_cause_is_told_and_not_its_consequences() -> None:
     """The innermost process knows why; what others make of it says nothing."""
     log, _ = _read(STARTING + DYING)
     assert log.cause == "AttributeError: '_C' object has no attribute 'cpu_gemm_wna16'"
+
+
+def test_the_compilers_own_words_are_told() -> None:
+    """That something was not compiled helps nobody; the first error of the compiler may."""
+    for text in (NOT_COMPILING, NOT_COMPILING * 2):
+        log, _ = _read(text)
+        head = (
+            "InductorError: CppCompileError: C++ compile error: badcxx: fatal error: no disk: give"
+        )
+        assert (log.cause or "").startswith(head)
 
 
 def test_of_a_ready_engine_only_the_last_errors_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +145,7 @@ def test_an_engine_that_gives_up_and_hangs_is_ended(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ChildFailed) as failed:
         asyncio.run(start())
     assert str(failed.value) == (
-        "the engine of m@full gave up while it started, and hung: InductorError: "
+        "the engine of m@full gave up while it started and did not end: InductorError: "
         "InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx: "
         "(None, '/bin/false'): give it a C++ compiler that works (the one that CXX names, else "
         "g++), or set 'vllm_options': {enforce-eager: true}, which compiles nothing"
