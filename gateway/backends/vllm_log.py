@@ -93,10 +93,11 @@ class VllmLog:
 
     def _hear_compiler(self, text: str, head: tuple[int, str]) -> None:
         """Add the compiler's first error to the head that promises it."""
-        if self._is_in_output and "error" in text:
-            self._cause = (head[0], f"{head[1]}: {text.strip()}")
         if text.startswith(("Output:", "Traceback")):
             self._is_in_output = text.startswith("Output:")
+        elif self._is_in_output and "error" in text:
+            self._cause = (head[0], f"{head[1]}: {text.strip()}")
+            self._is_in_output = False
 
     def _tell(self, words: str, done: int, total: int) -> None:
         self._on_progress(Progress("start", done, total, "steps", f"vLLM of {self._name}: {words}"))
