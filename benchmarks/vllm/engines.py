@@ -48,7 +48,10 @@ class Served:
                 os.sched_setaffinity(thread.id, os.sched_getaffinity(0))
 
     def processor_s(self) -> dict[str, float]:
-        """Return the processor time that all processes have used so far, by what they do."""
+        """Return the processor time that has been used so far, by what processes do.
+
+        ``others`` have nothing to do with this; what they take is missing here.
+        """
         used = {
             "gateway": _used_s(self.gateway),
             "clients": _used_s(psutil.Process()),
@@ -59,7 +62,9 @@ class Served:
             # vLLM's worker computes; its API server and its core write, schedule and wait.
             is_worker = "Worker" in " ".join(_words(process))
             used["workers" if is_worker else "servers"] += _used_s(process)
-        return used
+        machine = psutil.cpu_times()
+        busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+        return used | {"others": busy - sum(used.values())}
 
 
 @contextmanager
