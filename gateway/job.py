@@ -12,7 +12,7 @@ from typing import Any
 
 from compression import events
 from compression.events import OnProgress, Progress
-from gateway.backends.process import ChildProcess, ending
+from gateway.backends.child import ChildProcess, ending
 from gateway.errors import ChildFailed, LoadRefused
 
 logger = logging.getLogger(__name__)

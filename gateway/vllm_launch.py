@@ -97,6 +97,7 @@ async def start_vllm(
         pulse=VllmPulse(client),
         log=VllmLog(client.served_name, on_progress),
         niceness=niceness,
+        processors=vllm.processors(start.facts, settings, replica),
     )
 
 

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.vllm import proxy, replicas
+from benchmarks.vllm import cores, loss, proxy, replicas
 from gateway.backends.vllm_facts import find_python, probe
 
 RESULTS = Path(__file__).parents[1] / "results"
-PARTS = {"proxy": proxy.measure, "replicas": replicas.measure}
+PARTS = {
+    "proxy": proxy.measure,
+    "replicas": replicas.measure,
+    "cores": cores.measure,
+    "loss": loss.measure,
+}
 _TITLES = {
     "proxy": "Through the gateway against direct to the same vLLM",
-    "replicas": "Two engines on one processor each against one, and the death of one",
+    "replicas": "Two engines on one core each against one on one core",
+    "cores": "What two cores of the machine do of the work of one, without any engine",
+    "loss": "One of two engines killed while all streams run",
 }
 
 

@@ -1,10 +1,12 @@
 """What two cores of this machine do of the work of one: the limit of everything that scales."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 
@@ -16,13 +18,16 @@ _ROWS = 256
 _BYTES = 256 * 1024**2
 
 
-def scaling() -> dict[str, float]:
+def measure(_: Path, turns: int) -> dict[str, object]:
     """Return how many times one core's work two cores do at once: products, and bytes read."""
-    first, second, *_ = sorted(os.sched_getaffinity(0))
-    found = {}
+    first, second, *_rest = sorted(os.sched_getaffinity(0))
+    found: dict[str, object] = {"turns": turns}
     for kind in ("multiply", "read"):
-        alone = sum(_rates(kind, [first]))
-        found[f"two_cores_{kind}_times"] = sum(_rates(kind, [first, second])) / alone
+        pairs = [
+            (sum(_rates(kind, [first])), sum(_rates(kind, [first, second])))
+            for _turn in range(turns)
+        ]
+        found[f"{kind}_times"] = statistics.median(both / one for one, both in pairs)
     return found
 
 

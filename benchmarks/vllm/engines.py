@@ -40,17 +40,18 @@ class Served:
         (found,) = (each for each in below if port in _words(each))
         return found
 
-    def hold_to_a_core_each(self) -> None:
-        """Hold every process and thread of each engine to a core of its own."""
-        cores = sorted(os.sched_getaffinity(0))
-        for replica, core in zip(self.replicas(), cores, strict=False):
-            server = self.server_of(replica["url"])
-            for process in (server, *server.children(recursive=True)):
-                for thread in process.threads():
-                    os.sched_setaffinity(thread.id, {core})
+    def let_go_of(self, url: str) -> None:
+        """Let every process and thread of the engine at an address run on all cores."""
+        server = self.server_of(url)
+        for process in (server, *server.children(recursive=True)):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, os.sched_getaffinity(0))
 
     def processor_s(self) -> dict[str, float]:
-        """Return the processor time that all processes have used so far, by what they do."""
+        """Return the processor time that has been used so far, by what processes do.
+
+        ``others`` have nothing to do with this; what they take is missing here.
+        """
         used = {
             "gateway": _used_s(self.gateway),
             "clients": _used_s(psutil.Process()),
@@ -61,7 +62,9 @@ class Served:
             # vLLM's worker computes; its API server and its core write, schedule and wait.
             is_worker = "Worker" in " ".join(_words(process))
             used["workers" if is_worker else "servers"] += _used_s(process)
-        return used
+        machine = psutil.cpu_times()
+        busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+        return used | {"others": busy - sum(used.values())}
 
 
 @contextmanager
@@ -81,6 +84,20 @@ def served(directory: Path, *, replicas: int, threads: int | None = None) -> Ite
     settings: dict[str, object] = {"models": {ALIAS: model}}
     with narrowgate(settings, directory) as way:
         yield Served(way.url, way.processes[0])
+
+
+@contextmanager
+def in_front_of(url: str, directory: Path) -> Iterator[str]:
+    """Run a gateway that reaches the engine at an address; yield its own address."""
+    model: dict[str, object] = {
+        "model": f"{ALIAS}@{RECIPE}",
+        "recipe": RECIPE,
+        "engine": "vllm",
+        "urls": [url],
+        "extra_parameters": ["ignore_eos"],
+    }
+    with narrowgate({"models": {ALIAS: model}}, directory) as way:
+        yield way.url
 
 
 def _used_s(process: psutil.Process) -> float:

@@ -11,7 +11,7 @@ from typing import TextIO
 import httpx
 
 from deploy.stack.servers import Server
-from gateway.backends.process import ChildProcess, OnLine
+from gateway.backends.child import ChildProcess, OnLine
 from gateway.errors import ChildFailed
 
 END_GRACE_S = 60.0

@@ -168,19 +168,29 @@ def environment(
         found[_PLUGINS] = _OUR_PLUGIN
     if start.facts.device != "cpu":
         return found | _gpus(start.facts, settings, replica)
-    processors = sorted(os.sched_getaffinity(0))
-    share = max(1, len(processors) // settings.replicas)
-    if settings.replicas > 1:
-        # One engine a part of the processors: they would take turns on the same ones.
-        first = replica * share % len(processors)
-        mine = processors[first : first + min(share, settings.threads or share)]
-        found["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, mine))
+    if mine := processors(start.facts, settings, replica):
+        workers = sorted(mine)[: settings.threads]
+        found["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, workers))
     else:
         found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        found["OMP_NUM_THREADS"] = str(settings.threads or share)
+        found["OMP_NUM_THREADS"] = str(settings.threads or len(os.sched_getaffinity(0)))
     if kv_cache_memory_bytes and "--kv-cache-memory-bytes" not in start.facts.options:
         found["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, kv_cache_memory_bytes // _GIB))
     return found
+
+
+def processors(facts: VllmFacts, settings: VariantSettings, replica: int) -> frozenset[int] | None:
+    """Return the processors that all of a replica's processes are held to; None: to none.
+
+    Its servers wait by looking and would take the processors of others. One engine alone has all,
+    and so has one that computes on a GPU.
+    """
+    if facts.device != "cpu" or settings.replicas == 1:
+        return None
+    ours = sorted(os.sched_getaffinity(0))
+    share = max(1, len(ours) // settings.replicas)
+    first = replica * share % len(ours)
+    return frozenset(ours[first : first + share])
 
 
 def _gpus(facts: VllmFacts, settings: VariantSettings, replica: int) -> dict[str, str]:

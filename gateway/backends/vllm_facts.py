@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression.paths import cache_home
 from compression.processor import processor
-from gateway.backends.process import ending
+from gateway.backends.child import ending
 from gateway.errors import LoadRefused
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ DEFAULT_ANSWER_TOKENS = 256
 """What a request without a limit is taken to generate."""
 
 AFFINITY_SLACK_TOKENS = 2048
-"""The replica that knows a prefix may have so much more to do than the idlest one."""
+"""The replica that knows a prefix may have so much more to do than the idlest one, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,16 @@ def choose(replicas: Sequence[ReplicaLoad], demand: Demand) -> int:
     """Return the index of the replica that should take a request; there must be one.
 
     The preferred one follows from the prefix by rendezvous hashing (Thaler and Ravishankar 1998),
-    so that a replica that comes or goes moves only the prefixes that are its own.
+    so that a replica that comes or goes moves only the prefixes that are its own. It may have no
+    more to do than the prompt has tokens: knowing its beginning spares no more than these.
     """
     idlest = min(replicas, key=lambda each: (each.outstanding_tokens, each.index))
     if not demand.prefix:
         return idlest.index
     preferred = max(replicas, key=lambda each: _weight(demand.prefix, each.index))
     excess = preferred.outstanding_tokens - idlest.outstanding_tokens
-    return preferred.index if excess <= AFFINITY_SLACK_TOKENS else idlest.index
+    slack = min(AFFINITY_SLACK_TOKENS, demand.prompt_tokens)
+    return preferred.index if excess <= slack else idlest.index
 
 
 def _weight(prefix: bytes, index: int) -> bytes:

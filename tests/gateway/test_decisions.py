@@ -103,7 +103,25 @@ def test_prefix_affinity() -> None:
         ReplicaLoad(index, AFFINITY_SLACK_TOKENS + 1 if index == chosen[prefix] else 0)
         for index in range(4)
     ]
-    assert choose(busy, Demand(prefix=prefix)) != chosen[prefix]
+    assert choose(busy, Demand(10**6, prefix=prefix)) != chosen[prefix]
+
+
+def test_a_prefix_is_worth_no_more_than_the_prompt() -> None:
+    """Who knows the beginning is preferred while that spares more than it costs."""
+    prefix = b"a short question"
+    preferred = choose([ReplicaLoad(0, 0), ReplicaLoad(1, 0)], Demand(40, prefix=prefix))
+    for excess, is_kept in ((40, True), (41, False)):
+        loads = [ReplicaLoad(index, excess * (index == preferred)) for index in range(2)]
+        assert (choose(loads, Demand(40, prefix=prefix)) == preferred) is is_kept
+
+
+def test_streams_are_shared_out_evenly() -> None:
+    """Short questions that have nothing in common do not fall as their hashes fall."""
+    work = [0, 0]
+    for number in range(32):
+        demand = Demand(10, answer_tokens=64, prefix=f"question {number}".encode())
+        work[choose([ReplicaLoad(index, work[index]) for index in range(2)], demand)] += 74
+    assert work == [16 * 74, 16 * 74]
 
 
 def test_a_lost_replica_moves_only_its_own_prefixes() -> None:

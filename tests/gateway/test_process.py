@@ -12,7 +12,8 @@ import pytest
 from compression.events import OnProgress, Progress, ignore
 from compression.prepare import prepare
 from gateway.backends import embedded
-from gateway.backends.process import ChildProcess, EngineProcess
+from gateway.backends.child import ChildProcess
+from gateway.backends.process import EngineProcess
 from gateway.errors import ChildFailed, LoadRefused
 from gateway.job import run_job
 from gateway.launch import Launcher

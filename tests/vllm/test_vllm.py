@@ -1,6 +1,7 @@
 """The demo model on the real vLLM behind the gateway: what is applied, and what it survives."""
 
 import asyncio
+import os
 import re
 import signal
 import time
@@ -105,6 +106,11 @@ def test_its_replies_are_scored(int8: Served) -> None:
     assert 0 <= float(mean) < 0.5
 
 
+def test_each_replica_is_held_to_its_part(int8: Served) -> None:
+    """Server, core and worker of one engine run where none of the other engine does."""
+    _require_held(int8)
+
+
 def test_a_killed_replica_loses_no_request_that_has_not_begun(int8: Served) -> None:
     """Killed under load, it leaves no process; the other serves on, and it comes back by itself."""
     victim, other = int8.replicas()
@@ -139,6 +145,7 @@ def test_a_killed_replica_loses_no_request_that_has_not_begun(int8: Served) -> N
     assert "Paris" in int8.ask(QUESTION)
     eventually(lambda: [each["state"] for each in int8.replicas()] == ["ready"] * 2, 180)
     assert sorted(each["restarts"] for each in int8.replicas()) == [0, 1]
+    _require_held(int8)
 
 
 def test_a_hung_core_is_seen_and_ended(int8: Served) -> None:
@@ -160,6 +167,21 @@ def _compared(fidelity: dict[str, Any]) -> int:
     free_runs = variant["free_runs"] or {"results": {}}
     found: int = free_runs["results"].get("compared", 0)
     return found
+
+
+def _require_held(gateway: Served) -> None:
+    """Check that every process and thread of both engines runs on its engine's part alone."""
+    ours = sorted(os.sched_getaffinity(gateway.process.pid))
+    share = max(1, len(ours) // 2)
+    for replica in gateway.replicas():
+        part = set(ours[replica["index"] * share % len(ours) :][:share])
+        server, *below = gateway.engine_at(replica["url"])
+        assert len(below) >= 2  # its core and its worker, at least
+        for process in (server, *below):
+            assert os.sched_getaffinity(process.pid) == part, _words(process)
+            # OpenMP gives each thread of a worker a processor of the part.
+            for thread in process.threads():
+                assert os.sched_getaffinity(thread.id) <= part, _words(process)
 
 
 def _words(process: psutil.Process) -> str:

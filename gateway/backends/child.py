@@ -1,0 +1,202 @@
+"""One child process: started on its processors, its output read, ended with all it started."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import time
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence, Set
+
+from gateway.errors import ChildFailed
+
+logger = logging.getLogger(__name__)
+
+OnLine = Callable[[str], None]
+
+TAIL_LINES = 50
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""A line is cut here; reports travel as one JSON line, so the bound is generous."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildProcess:
+    """A child in a process group of its own that cannot outlive us, even if we are killed.
+
+    The kernel sends it ``death_signal`` when this process ends, however that happens.
+    """
+
+    def __init__(self, process: Process, *, on_stdout: OnLine, on_stderr: OnLine) -> None:
+        self._process = process
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._on_stdout = on_stdout
+        self._on_stderr = on_stderr
+        self._is_killed = False
+        self.last_heard = time.monotonic()
+        """When it last wrote a line, or started."""
+        self.has_spoken = asyncio.Event()
+        """Set by each line; for one who waits for the next to clear."""
+        self._readers = [
+            asyncio.ensure_future(_read_lines(process.stdout, self._hear)),
+            asyncio.ensure_future(_read_lines(process.stderr, self._log)),
+        ]
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        on_stdout: OnLine,
+        on_stderr: OnLine,
+        death_signal: signal.Signals = signal.SIGKILL,
+        environment: Mapping[str, str] | None = None,
+        niceness: int = 0,
+        processors: Set[int] | None = None,
+        is_told: bool = False,
+    ) -> "ChildProcess":
+        """Start ``command``, with ``environment`` added to ours.
+
+        ``niceness`` is how far it stands back for other processes, ``processors`` are those that it
+        and all it starts are held to (None: ours), ``is_told`` says whether :meth:`tell` will be
+        called.
+
+        Raises:
+            ChildFailed: it cannot be started.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=PIPE if is_told else asyncio.subprocess.DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=True,
+                preexec_fn=_in_child(death_signal, niceness, processors),
+                env={**os.environ, **(environment or {})},
+            )
+        except OSError as error:
+            raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
+        if processors is not None:
+            _warn_if_not_held(process.pid, processors)
+        return cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id, which is also the id of its group."""
+        return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        return self._tail[-1] if self._tail else "it wrote no log"
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the process is gone."""
+        return self._process.returncode is not None
+
+    def tell(self, line: str) -> None:
+        """Write one line to its standard input, and end that; one that has ended hears nothing."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.close()
+        self.last_heard = time.monotonic()
+
+    async def wait(self) -> int:
+        """Wait until it has ended and its output is read; return the exit code."""
+        code = await self._process.wait()
+        # A grandchild can hold the pipes open, so do not wait for their end for ever.
+        await asyncio.wait(self._readers, timeout=1.0)
+        return code
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to end, and kill its whole group after ``grace_s`` seconds; safe to repeat."""
+        try:
+            if self._process.returncode is None and grace_s > 0:
+                with contextlib.suppress(TimeoutError, ProcessLookupError):
+                    self._process.terminate()
+                    async with asyncio.timeout(grace_s):
+                        await self._process.wait()
+        finally:
+            self._kill_group()
+        await self.wait()
+        for reader in self._readers:
+            reader.cancel()
+
+    def _kill_group(self) -> None:
+        if self._is_killed:
+            return  # the number may belong to others by now
+        self._is_killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _hear(self, line: str) -> None:
+        self._note()
+        self._on_stdout(line)
+
+    def _log(self, line: str) -> None:
+        self._note()
+        if line.strip():
+            self._tail.append(line.strip())
+        self._on_stderr(line)
+
+    def _note(self) -> None:
+        self.last_heard = time.monotonic()
+        self.has_spoken.set()
+
+
+def ending(code: int) -> str:
+    """Return how a process with this exit code ended, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:
+    if stream is None:
+        return
+    rest = b""
+    while chunk := await stream.read(65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            on_line(line.decode(errors="replace").rstrip("\r"))
+        rest = rest[:MAX_LINE_BYTES]
+    if rest:
+        on_line(rest.decode(errors="replace"))
+
+
+def _warn_if_not_held(pid: int, processors: Set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if (found := os.sched_getaffinity(pid)) != processors:
+            logger.warning(
+                "process %d may run on processors %s: it could not be held to %s",
+                pid,
+                sorted(found),
+                sorted(processors),
+            )
+
+
+def _in_child(
+    death_signal: signal.Signals, niceness: int, processors: Set[int] | None
+) -> Callable[[], None]:
+    # Everything is looked up here, before the fork: little is safe after it.
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+    number = int(death_signal)
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        if niceness:
+            os.nice(niceness)
+        if processors is not None:
+            # Where a sandbox forbids it the engine runs all the same; the parent looks and says so.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, processors)
+
+    return prepare
