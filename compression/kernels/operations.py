@@ -69,7 +69,15 @@ keys, then of values."""
 INPUTS = 64
 """Rows of inputs that a product takes at a time."""
 ROWS_AT_A_TIME = 4
-"""Rows of inputs in a chunk of what goes by rows."""
+"""Rows of inputs that are written together."""
+_MANY_ROWS = 64
+"""Rows from which on a chunk is the rows of a tile, so that threads write to no line of another."""
+
+
+@compiled
+def rows_of_chunk(rows: int) -> int:
+    """Return how many rows of inputs a chunk has of what goes by rows."""
+    return TILE if rows >= _MANY_ROWS else ROWS_AT_A_TIME
 
 
 @compiled
@@ -146,9 +154,11 @@ def _as_quads(o, rows):
 
 
 @compiled
-def _write_quads(o, first, rows, scratch):
-    """Write the codes of rows in ``scratch`` as the matrix unit reads them."""
-    if _as_quads(o, rows):
+def _write_quads(o, row, rows, scratch):
+    """Write the codes of some rows in ``scratch``, this one the last, as the matrix unit reads them."""
+    last = row % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1 or row == rows - 1
+    if last and _as_quads(o, rows):
+        first = row // ROWS_AT_A_TIME * ROWS_AT_A_TIME
         block = o[OUT] + first // TILE * TILE * o[OUT_STRIDE]
         size = o[PADDED] if o[PEAK] else 2 * o[PADDED]
         interleave(
@@ -304,37 +314,33 @@ def _merge(o, row, rows, known, scratch):
 
 @linked(6)
 def _norm_rows(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * ROWS_AT_A_TIME
-    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+    o, num = longs(operation, FIELDS), rows_of_chunk(rows)
+    for row in range(chunk * num, min(rows, (chunk + 1) * num)):
         _norm(o, row, rows, scratch)
-    _write_quads(o, first, rows, scratch)
+        _write_quads(o, row, rows, scratch)
 
 
 @linked(6)
 def _gate_rows(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * ROWS_AT_A_TIME
-    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+    o, num = longs(operation, FIELDS), rows_of_chunk(rows)
+    for row in range(chunk * num, min(rows, (chunk + 1) * num)):
         _gate(o, row, rows, scratch)
-    _write_quads(o, first, rows, scratch)
+        _write_quads(o, row, rows, scratch)
 
 
 @linked(6)
 def _turn_rows(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * ROWS_AT_A_TIME
-    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+    o, num = longs(operation, FIELDS), rows_of_chunk(rows)
+    for row in range(chunk * num, min(rows, (chunk + 1) * num)):
         _turn(o, row, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
 
 
 @linked(6)
 def _merge_rows(operation, chunk, rows, row_table, task_table, scratch):
-    o = longs(operation, FIELDS)
-    first = chunk * ROWS_AT_A_TIME
-    for row in range(first, min(rows, first + ROWS_AT_A_TIME)):
+    o, num = longs(operation, FIELDS), rows_of_chunk(rows)
+    for row in range(chunk * num, min(rows, (chunk + 1) * num)):
         _merge(o, row, rows, longs(row_table + 8 * ROW_FIELDS * row, ROW_FIELDS), scratch)
-    _write_quads(o, first, rows, scratch)
+        _write_quads(o, row, rows, scratch)
 
 
 @linked(6)

@@ -30,7 +30,7 @@ from compression.kernels.operations import (
     FIELDS,
     FUNCTION,
     PIECES,
-    ROWS_AT_A_TIME,
+    rows_of_chunk,
 )
 
 MOST_OPERATIONS = 1 << 14
@@ -136,7 +136,7 @@ def _run(
     for index in range(count):
         total = load(operations + 8 * (FIELDS * index + PIECES))
         if total == BY_ROWS:
-            total = -(-rows // ROWS_AT_A_TIME)
+            total = -(-rows // rows_of_chunk(rows))
         elif total == BY_TASKS:
             total = tasks
         counters = shared + 8 * (_COUNTERS + _LINE * index)

@@ -59,7 +59,7 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
     ("weights", "key", "value", "bound"),
     [
         # A key or value near the edge between two codes may fall to either side.
-        ("none", "none", "none", 2e-3),
+        ("none", "none", "none", 5e-3),
         ("int8", "none", "none", 0.01),
         ("int4", "int8", "int8", 0.05),
         ("int8", "int8", "int4", 0.3),
@@ -154,7 +154,7 @@ def test_a_long_step_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     whole, _ = read(runner, [100])
     monkeypatch.setattr("gateway.engine.compiled.step._MOST_ROWS", 33)
     pieces, _ = read(runner, [100])
-    assert relative(pieces, whole) < 1e-5
+    assert relative(pieces, whole) < 1e-4
 
 
 def test_what_no_kernel_reads_is_served_by_operations(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_t
 from gateway.engine.layer import Layer, RmsNorm
 
 _EPSILON_UNIT = 1e-12
-_MOST_ROWS = 128
+_MOST_ROWS = 512
 """Rows that are run together: more would take memory and gain nothing."""
 
 
