@@ -21,7 +21,7 @@ _LATEST = 256
 read by the same kernels at every start."""
 
 LONG_TEXT = 256
-"""Rows of a step that are a long text: worth bf16's noise to what is fast in it only."""
+"""Rows of a step from which on bf16 products are worth their noise to integer weights."""
 
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5

@@ -140,8 +140,8 @@ scales, size of a group, number of keys, scores."""
 SUMS = (_sum_plain, _sum_int8, _sum_int4)
 """The same for values: weights first, sums last."""
 MIX = _mix
-"""Adds sums of ``count`` float32 ``[size]``, weighted, to ``num`` of them: weights, numbers from one's
-to the next's, ``num``, ``size``, values, ``count``, sums, bytes from one's to the next's."""
+"""Adds weighted sums of ``count`` float32 ``[size]`` to ``num`` of them: weights, numbers from one
+sum's to the next's, ``num``, ``size``, values, ``count``, sums, bytes from one to the next."""
 
 
 @compiled
@@ -153,8 +153,8 @@ def attend(
 
     The first row is at ``position``, the next one after it; a row sees positions up to its own, the
     last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
-    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie and of
-    :data:`MIX`. A single row asks for that many heads ahead, its own the first. ``out`` gets for
+    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie, and
+    of :data:`MIX`. A single row asks for that many heads ahead, its own the first. ``out`` gets for
     each row and head its sum of values, its largest score and its sum of weights: to be merged
     with those of other positions.
     """

@@ -1,7 +1,7 @@
 """Products of int4 weights with many inputs, on the matrix unit.
 
-The first factor are 16 inputs in their planes as they lie, the second the codes of a part of 16 rows
-of a weight, unpacked once for all inputs. Sums of a part become float32 with its scales.
+The first factor are 16 inputs in their planes as they lie, the second the codes of a part of 16
+rows of a weight, unpacked once for all inputs. Sums of a part become float32 with its scales.
 """
 
 from collections.abc import Sequence

@@ -127,16 +127,19 @@ def interleave(
                     code.load(code.at(source, code.times(padded, 2 * row)), wide(I32, TILE))
                     for row in range(4)
                 ]
-                pairs = [_merged(builder, rows[0], rows[1], 1), _merged(builder, *rows[2:], 1)]
-                for half in range(2):
-                    for each, four in enumerate(
-                        _merged(builder, pairs[0][half], pairs[1][half], 2)
-                    ):
-                        for lane in range(4):
-                            order = ir.Constant(wide(I32, 4), [4 * lane + at for at in range(4)])
-                            quad = builder.shuffle_vector(four, four, order)
-                            place = long((8 * half + 4 * each + lane) * TILE_BYTES)
-                            code.store(quad, code.at(target, place))
+                first = _merged(builder, rows[0], rows[1], 1)
+                second = _merged(builder, rows[2], rows[3], 1)
+                fours = [
+                    four
+                    for left, right in zip(first, second, strict=True)
+                    for four in _merged(builder, left, right, 2)
+                ]
+                for column in range(TILE):
+                    lanes = [column % 4 * 4 + at for at in range(4)]
+                    quad = builder.shuffle_vector(
+                        fours[column // 4], fours[0], ir.Constant(wide(I32, 4), lanes)
+                    )
+                    code.store(quad, code.at(target, long(column * TILE_BYTES)))
 
             code.steps(long(0), planes, 1, plane)
 
@@ -148,7 +151,7 @@ def interleave(
 
 def _merged(builder: Any, left: Any, right: Any, size: int) -> list[Any]:
     """Return two vectors, taking ``size`` lanes of one and of the other in turn."""
-    order = []
+    order: list[int] = []
     for lane in range(0, TILE, size):
         order += [*range(lane, lane + size), *range(TILE + lane, TILE + lane + size)]
     return [

@@ -21,7 +21,14 @@ from compression.kernels.product import (
     int8_sums,
     scatter,
 )
-from compression.kernels.rounding import EXACT, INT8, round_row, round_to_bytes, round_to_planes, split_row
+from compression.kernels.rounding import (
+    EXACT,
+    INT8,
+    round_row,
+    round_to_bytes,
+    round_to_planes,
+    split_row,
+)
 from compression.schemes import INT4_ROWS
 
 FIELDS = 32
@@ -155,7 +162,7 @@ def _as_quads(o, rows):
 
 @compiled
 def _write_quads(o, row, rows, scratch):
-    """Write the codes of some rows in ``scratch``, this one the last, as the matrix unit reads them."""
+    """Write the codes in ``scratch`` as the matrix unit reads them, after the last of some rows."""
     last = row % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1 or row == rows - 1
     if last and _as_quads(o, rows):
         first = row // ROWS_AT_A_TIME * ROWS_AT_A_TIME

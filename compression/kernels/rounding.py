@@ -8,8 +8,8 @@ from compression.kernels.memory import codes as signed_bytes
 from compression.kernels.memory import float_of_bits, floats, halves, ints, narrow, shorts, widen
 
 EXACT = 127 * 256 + 127.0
-"""The largest code of inputs whose rounding shall not be seen, 2⁻¹⁶ of the row's peak; its two bytes
-are signed numbers between -128 and 127."""
+"""The largest code of inputs whose rounding shall not be seen, 2⁻¹⁶ of the row's peak; its two
+bytes are signed numbers between -128 and 127."""
 INT8 = 127.5
 """The largest code where inputs are rounded to int8 (W8A8), as compressed-tensors counts it."""
 
@@ -124,7 +124,7 @@ def _round_to_bytes(x, count, peak, size, high, low):
 
 @compiled
 def split_row(values: int, count: int, out: int, padded: int) -> None:
-    """Write ``count`` float32 as two planes of ``padded`` bf16, whose sum is within 2⁻¹⁷ of each."""
+    """Write ``count`` float32 as planes of ``padded`` bf16, two, their sums within 2⁻¹⁷ of each."""
     x, high, low = floats(values, count), halves(out, padded), halves(out + 2 * padded, padded)
     for index in range(count):
         upper = narrow(x[index])

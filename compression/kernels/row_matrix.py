@@ -46,8 +46,8 @@ def _release(typing_context: Any) -> Any:
 def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
     """Return ``tile(w, stride, x, blocks, sums)``: so many tiles of rows times 16 inputs.
 
-    ``sums`` gets 32 bits each, ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for as many
-    rows that come next: those of the first inputs are read at the speed of memory.
+    ``sums`` gets 32 bits each, ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for
+    as many rows that come next: with the first inputs, they are read at the speed of memory.
     """
 
     @intrinsic
@@ -67,7 +67,9 @@ def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
                     place = code.times(block, tiles * _BYTES)
                     code.prefetch(code.at(after, place, long(line * TILE_BYTES)), level=2)
                 for row, number in enumerate(weights):
-                    place = code.at(w, code.times(stride, TILE * row), code.times(block, TILE_BYTES))
+                    place = code.at(
+                        w, code.times(stride, TILE * row), code.times(block, TILE_BYTES)
+                    )
                     code.load_tile(number, place, stride)
                 for plane, number in enumerate(inputs):
                     place = code.at(x, code.times(block, planes * _BYTES), long(plane * _BYTES))
@@ -88,9 +90,9 @@ def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
 def _result_tile(planes: int, *, integers: bool) -> Any:
     """Return ``tile(sums, steps, scales, bias, adds, count, y, y_stride)``.
 
-    It writes the sums of 16 rows as float32, for the first ``count`` of 16 inputs. Of integers those
-    of high bytes count 256 times, an input's are multiplied with its step, a row's with its scale.
-    ``sums`` is written over; ``bias`` may be 0.
+    It writes the sums of 16 rows as float32, for the first ``count`` of 16 inputs. Of integers
+    those of high bytes count 256 times, an input's are multiplied with its step, a row's with its
+    scale. ``sums`` is written over; ``bias`` may be 0.
     """
 
     @intrinsic
@@ -155,7 +157,20 @@ def _on_unit(name: str, planes: int, instruction: str) -> Any:
 
     @compiled_as(f"{name}_on_unit")
     def run(
-        w, stride, scales, bias, first, count, x, x_stride, steps, inputs, y, y_stride, adds, scratch
+        w,
+        stride,
+        scales,
+        bias,
+        first,
+        count,
+        x,
+        x_stride,
+        steps,
+        inputs,
+        y,
+        y_stride,
+        adds,
+        scratch,
     ):
         """Multiply ``count`` rows of a weight, whole tiles, with inputs and write the result.
 

@@ -2,8 +2,7 @@
 
 Llama, Mistral, Qwen2 and Qwen3 differ here only in biases, in the norm of queries and keys and in
 which layers see a sliding window. A step is one compiled program where there are kernels for all of
-it; else it is PyTorch's operations. Long texts are, where bf16 is multiplied natively: attention in
-bf16, and hidden states as precise as the products are.
+it; else it is PyTorch's operations: few rows in bf16, many in the dtype multiplied fastest here.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from compression.architecture import Architecture
-from compression.crossover import LONG_TEXT
 from compression.packed import Bf16Linear, Int8Linear, PackedLinear
 from gateway.engine.cache import Cache, LayerCodecs
 from gateway.engine.compiled.step import CompiledStep, compile_step
@@ -78,28 +76,24 @@ class Decoder:
             room = min(self.max_tokens, span.cache.max_tokens)
             if span.stop > room:
                 raise ValueError(f"{span.stop} tokens do not fit into a cache of {room}")
-        way = self._way(spans[-1].rows.stop, len(spans))
+        few, one_program = self._ways(spans[-1].rows.stop, len(spans))
         ids = torch.tensor([id_ for _, ids in batch for id_ in ids])
-        step = self._step(batch[0][0].codecs) if way.one_program else None
+        step = self._step(batch[0][0].codecs) if one_program else None
         if step is None:
-            x = self._run(spans, ids, way)
+            x = self._run(spans, ids, torch.bfloat16 if few else self.layers[0].qkv.dense_dtype)
         else:
             x = self._run_compiled(step, spans, ids)
         for span in spans:
             span.cache.length = span.stop
         return x
 
-    def _way(self, rows: int, sequences: int) -> "_Way":
-        """Return how so many rows are best read."""
+    def _ways(self, rows: int, sequences: int) -> tuple[bool, bool]:
+        """Return whether rows are few for the layers' products, and whether one program is best."""
         first = self.layers[0].qkv
-        packed, dense = rows < first.dense_from, first.dense_dtype
-        if dense is torch.float32:
-            between = torch.bfloat16 if packed else dense
-            return _Way(packed, between, between)
-        few_each = rows < _ROWS_A_SEQUENCE * sequences
-        if packed and rows >= LONG_TEXT:
-            return _Way(few_each, torch.float32, dense)
-        return _Way(packed or few_each, dense, dense)
+        few = rows < first.dense_from
+        # Where many rows are read in float32 that is for its precision, not for its speed.
+        for_speed = first.dense_dtype is not torch.float32
+        return few, few or (for_speed and rows < _ROWS_A_SEQUENCE * sequences)
 
     def _step(self, codecs: tuple[LayerCodecs, ...]) -> CompiledStep | None:
         """Return the program for caches of such codecs, written when the first of them comes."""
@@ -116,9 +110,8 @@ class Decoder:
         ]
         return step.run(self.embedding.embed(ids, torch.float32), compiled)
 
-    def _run(self, spans: list["_Span"], ids: Tensor, way: "_Way") -> Tensor:
-        x = self.embedding.embed(ids, way.hidden_dtype)
-        dtype = way.attention_dtype
+    def _run(self, spans: list["_Span"], ids: Tensor, dtype: torch.dtype) -> Tensor:
+        x = self.embedding.embed(ids, dtype)
         num_kv = self.architecture.num_kv_heads
         turns = torch.cat([self._rotation.factors(span.start, span.stop) for span in spans])
         factors = spread(turns, self.architecture.num_heads + num_kv, num_kv)
@@ -127,7 +120,7 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             heads = self._heads(layer, layer.input_norm(x), factors)
             attended = self._attend(index, heads, spans, views[windows[index]], dtype)
-            x = x.add_(layer.output(attended.to(x.dtype)))
+            x = x.add_(layer.output(attended))
             gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, dim=-1)
             x = x.add_(layer.down(functional.silu(gate).mul_(up)))
         return self.norm(x)
@@ -168,17 +161,6 @@ class Decoder:
             mixed.append(_attention(queries[span.rows], keys, values, view.mask))
         together = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
         return codecs.value.rotate(together).flatten(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How the rows of a step are read."""
-
-    one_program: bool
-    """As a compiled program, if there are kernels for all of it; else as PyTorch's operations."""
-    hidden_dtype: torch.dtype
-    """Of hidden states between PyTorch's operations."""
-    attention_dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ _SHORT, _LONG = 128, 512
 """Positions of one task of a single query: short where there are few sequences to share out."""
 _ENOUGH = 8
 """Tasks, for a few threads to share out."""
-QUERIES = 16
+QUERIES = 32
 """Rows of one task where a sequence has several: they share keys and values once decoded."""
 
 

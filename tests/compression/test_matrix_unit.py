@@ -1,0 +1,121 @@
+"""Products of many rows of inputs on the processor's matrix unit: the same as in vectors."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from compression.crossover import tune
+from compression.kernels import matrix_unit
+from compression.kernels.matrix_unit import MANY_INPUTS
+from compression.packed import Bf16Linear, CompiledLinear, Int4Linear, Int8Linear
+from compression.packed import compiled as compiled_layers
+from compression.packed.int8_dynamic import Int8DynamicLinear
+from compression.packed.linear import NEVER
+from compression.weights.codes import Codes
+
+needs_unit = pytest.mark.skipif(
+    not matrix_unit.permission(), reason="this processor has no matrix unit, or it is not granted"
+)
+Make = Callable[[int, int, torch.Tensor | None], CompiledLinear]
+
+
+def bf16(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    return Bf16Linear(torch.randn(rows, columns).to(torch.bfloat16), bias)
+
+
+def int8(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    return Int8Linear(_int8_codes(rows, columns), bias)
+
+
+def int8_dynamic(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    return Int8DynamicLinear(_int8_codes(rows, columns), bias)
+
+
+def int4(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    groups = columns // 32
+    codes = Codes(
+        codes=torch.randint(0, 16, (rows, columns), dtype=torch.int8),
+        scales=(0.02 * torch.rand(rows, groups)).to(torch.bfloat16),
+        zeros=torch.randint(0, 16, (rows, groups), dtype=torch.int8),
+    )
+    return Int4Linear(codes, bias)
+
+
+def _int8_codes(rows: int, columns: int) -> Codes:
+    codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+    return Codes(codes=codes, scales=torch.rand(rows, 1).to(torch.bfloat16), zeros=None)
+
+
+def in_vectors(layer: CompiledLinear, x: torch.Tensor) -> torch.Tensor:
+    """Return products with fewer rows at a time than the unit takes."""
+    return torch.cat([layer.product(part).run() for part in x.split(MANY_INPUTS - 1)])
+
+
+def far(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result - expected).norm() / expected.norm())
+
+
+MAKE = pytest.mark.parametrize("make", [bf16, int8, int8_dynamic, int4])
+
+
+@needs_unit
+@MAKE
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (48, 1536), (272, 96), (16, 32)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_sums_are_those_of_vectors(make: Make, rows: int, columns: int, has_bias: bool) -> None:
+    """Whole tiles and parts of them, of weights and of inputs; columns that need padding."""
+    torch.manual_seed(rows)
+    layer = make(rows, columns, torch.randn(rows).to(torch.bfloat16) if has_bias else None)
+    assert layer.on_unit
+    for count in (MANY_INPUTS, 15, 16, 17, 40):
+        x = torch.randn(count, columns)
+        assert far(layer.product(x).run(), in_vectors(layer, x)) < (2e-5 if make is bf16 else 1e-6)
+
+
+@needs_unit
+@MAKE
+def test_outputs_of_no_row_depend_on_other_rows(make: Make) -> None:
+    """One input is an infinity: its outputs are no numbers, its neighbours' are as without it."""
+    layer = make(32, 64, None)
+    x = torch.randn(20, 64)
+    before = layer.product(x).run().clone()
+    x[3, 5] = math.inf
+    after = layer.product(x).run()
+    assert not after[3].isfinite().any()
+    others = [row for row in range(20) if row != 3]
+    assert torch.equal(after[others], before[others])
+
+
+@needs_unit
+def test_int4_may_end_within_a_tile() -> None:
+    layer = int4(40, 64, torch.randn(40).to(torch.bfloat16))
+    x = torch.randn(9, 64)
+    assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
+
+
+@pytest.mark.parametrize("make", [bf16, int8])
+def test_rows_that_fill_no_tile_stay_with_vectors(make: Make) -> None:
+    layer = make(40, 64, None)
+    x = torch.randn(9, 64)
+    assert not layer.on_unit
+    assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
+
+
+@MAKE
+def test_without_leave_vectors_do_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that does not grant the unit's registers: the same sums, in vectors."""
+    monkeypatch.setattr(compiled_layers, "permission", lambda: False)
+    layer = make(32, 64, None)
+    x = torch.randn(20, 64)
+    assert not layer.on_unit
+    assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
+
+
+@needs_unit
+@MAKE
+def test_no_number_of_rows_is_multiplied_densely(make: Make) -> None:
+    layer = make(64, 64, None)
+    tune([layer])
+    assert layer.dense_from == NEVER
