@@ -173,6 +173,8 @@ def attend(
         value_scales = value[1] + (block * layout[9] + head) * 2 * layout[10]
         if rows > 1:
             _decode(layout, 0, keys, key_scales, count, size, decoded)
+            # What lay here before may be numbers that the processor is slow with.
+            _clear(decoded + 4 * count * size, (POSITIONS - count) * size)
             _transpose(decoded, size, scratch)
             _decode(layout, 6, values, value_scales, count, size, decoded)
             _clear(weights, num * POSITIONS)

@@ -77,7 +77,7 @@ INPUTS = 64
 """Rows of inputs that a product takes at a time."""
 ROWS_AT_A_TIME = 4
 """Rows of inputs that are written together."""
-_MANY_ROWS = 64
+_MANY_ROWS = 16
 """Rows from which on a chunk is the rows of a tile, so that threads write to no line of another."""
 
 

@@ -60,7 +60,7 @@ def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
             inputs = [len(held) + tiles + plane for plane in range(planes)]
             for index in range(len(held)):
                 code.zero_tile(index)
-            after = code.at(w, code.times(stride, tiles * TILE))
+            after = code.at(w, code.times(stride, 2 * tiles * TILE))
 
             def add(block: Any) -> None:
                 for line in range(tiles * TILE if asks else 0):
