@@ -13,6 +13,7 @@ from compression.kernels.attention_tiles import (
     INT4,
     INT8,
     PLAIN,
+    exponentials,
     largest_of,
     score_tile,
     transposed,
@@ -251,6 +252,7 @@ def _decode(layout, half, place, scales, count, size, out):
 
 
 _largest, _transpose = largest_of(POSITIONS), transposed(POSITIONS)
+_exponentials = exponentials(POSITIONS)
 
 
 @compiled
@@ -275,11 +277,7 @@ def _weigh(place, hidden, seen, size, result):
             result[channel] *= factor
         result[size + 1] *= factor
         result[size] = largest
-    total = np.float32(0.0)
-    for index in range(POSITIONS):
-        weights[index] = exponential(weights[index] - largest)
-        total += weights[index]
-    result[size + 1] += total
+    result[size + 1] += _exponentials(place, largest)
 
 
 @compiled

@@ -288,6 +288,31 @@ def largest_of(count: int) -> Any:
     return largest
 
 
+def exponentials(count: int) -> Any:
+    """Return ``exponentials(place, largest)``: so many ``x`` become ``exp(x - largest)``.
+
+    Its result is their sum. The same as :func:`compression.kernels.exponential.exponential`, in
+    vectors as wide as the processor has.
+    """
+
+    @intrinsic
+    def take(typing_context: Any, place: Any, largest: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            place, largest = arguments
+            code, kind = Code(builder), wide(F32, _WIDTH)
+            less, sums = code.splat(largest, kind), []
+            for at in range(0, 4 * count, 4 * _WIDTH):
+                vector = code.load(code.at(place, long(at)), kind)
+                found = code.exponential(builder.fsub(vector, less))
+                code.store(found, code.at(place, long(at)))
+                sums.append(found)
+            return code.total(code.sum(sums))
+
+        return types.float32(types.int64, types.float32), generate
+
+    return take
+
+
 def _each(rows: list[list[Any]], others: list[list[Any]], do: Callable[[Any, Any], Any]) -> None:
     for row, other in zip(rows, others, strict=True):
         for left, right in zip(row, other, strict=True):

@@ -29,6 +29,19 @@ LANES = 32 if "+avx512bw" in processor()[1].split(",") else 16
 """Numbers of int16 that one instruction takes."""
 
 
+_LOWEST, _HIGHEST = -87.30000305175781, 88.0
+_LOG2_E, _LN_2_HIGH, _LN_2_LOW = 1.4426950216293335, 0.693359375, -2.1219444170128554e-4
+_POLYNOMIAL = (
+    1.9875691214110702e-4,
+    1.3981999363750219e-3,
+    8.333452045917511e-3,
+    4.166579619050026e-2,
+    0.1666666567325592,
+    0.5,
+)
+"""Numbers of :mod:`compression.kernels.exponential`, each the nearest float32."""
+
+
 def long(value: int) -> Any:
     return ir.Constant(I64, value)
 
@@ -186,6 +199,32 @@ class Code:
     def fma(self, left: Any, right: Any, more: Any) -> Any:
         """Return ``left * right + more`` of as many numbers, rounded once where that is fast."""
         return self.call(f"llvm.fmuladd.v{left.type.count}f32", left.type, left, right, more)
+
+    def exponential(self, x: Any) -> Any:
+        """Return eˣ of float32, 0 below -87, NaN of NaN (Cephes' polynomial, Moshier, expf)."""
+        builder, kind = self.builder, x.type
+        integers = wide(I32, kind.count)
+
+        def number(value: float) -> Any:
+            return ir.Constant(kind, [value] * kind.count)
+
+        lowest, highest = number(_LOWEST), number(_HIGHEST)
+        bounded = builder.select(builder.fcmp_unordered(">", x, lowest), x, lowest)
+        bounded = builder.select(builder.fcmp_unordered("<", bounded, highest), bounded, highest)
+        power = self.fma(bounded, number(_LOG2_E), number(0.5))
+        power = self.call(f"llvm.floor.v{kind.count}f32", kind, power)
+        rest = self.fma(power, number(-_LN_2_HIGH), bounded)
+        rest = self.fma(power, number(-_LN_2_LOW), rest)
+        value = number(_POLYNOMIAL[0])
+        for factor in _POLYNOMIAL[1:]:
+            value = self.fma(value, rest, number(factor))
+        value = self.fma(builder.fmul(value, rest), rest, builder.fadd(rest, number(1.0)))
+        bits = builder.add(
+            builder.fptosi(power, integers), ir.Constant(integers, [127] * kind.count)
+        )
+        scale = builder.shl(bits, ir.Constant(integers, [23] * kind.count))
+        found = builder.fmul(value, builder.bitcast(scale, kind))
+        return builder.select(builder.fcmp_ordered("<", x, lowest), number(0.0), found)
 
     def total(self, vector: Any) -> Any:
         """Return the sum of a vector, a float32; its numbers fit 32 bits, their sum may not."""

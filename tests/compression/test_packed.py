@@ -5,6 +5,7 @@ import torch
 
 from compression import crossover
 from compression.crossover import measure_speed, tune
+from compression.kernels.matrix_unit import permission
 from compression.packed import (
     Bf16Linear,
     Int4Linear,
@@ -13,7 +14,6 @@ from compression.packed import (
     Nf4Linear,
     PackedLinear,
 )
-from compression.kernels.matrix_unit import permission
 from compression.packed.linear import NEVER
 from compression.schemes import Int4, Int8, Unquantized
 from compression.weights.nf4 import quantize_nf4
