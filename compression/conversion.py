@@ -97,6 +97,10 @@ def copy(tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter) -> 
     )
 
 
+_LEAST_ROWS = 512
+"""Rows of a table that one thread rounds: a step from column to column costs as much for one."""
+
+
 def convert_table(
     tensor: TensorPlan, source: TensorSource, writer: TensorFileWriter, statistics: InputStatistics
 ) -> TensorRecord:
@@ -122,7 +126,8 @@ def convert_table(
         with ThreadPoolExecutor(workers) as pool:
             for piece in source.pieces(tensor.fact.name, TABLE_PIECE_BYTES):
                 require_finite(tensor.fact.name, piece)
-                parts = list(pool.map(rounded, piece.chunk(workers)))
+                num_parts = max(1, min(workers, len(piece) // _LEAST_ROWS))
+                parts = list(pool.map(rounded, piece.chunk(num_parts)))
                 target, stored = (torch.cat(each) for each in zip(*parts, strict=True))
                 codes = quantize(stored, Int8())
                 _require_finite_scales(tensor, codes)

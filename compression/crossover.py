@@ -104,7 +104,8 @@ def _median_us(runs: list[_Run]) -> float:
 
 
 def tune(linears: list[PackedLinear]) -> None:
-    """Set ``dense_from`` and ``dense_dtype`` of every layer; layers of one kernel share a figure.
+    """Set ``dense_from`` and ``dense_dtype`` of every layer; layers that are timed share
+    their kernel's figure.
 
     A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
     number of rows where nothing but f32 could take their place, and where they run on a matrix

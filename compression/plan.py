@@ -167,7 +167,7 @@ def _plan_table(fact: TensorFact, facts: CheckpointFacts, recipe: Recipe, why: s
     if fact.name == head_of(facts):
         reason = "stored as numbers that round to the codes at load"
         return TensorPlan(fact, scheme, kept, False, reason)
-    reason = "rounded plainly: an embedding has no inputs; stored as is, quantized at load"
+    reason = "rounded plainly: no logits are made of it; stored as is, quantized at load"
     return TensorPlan(fact, scheme.at_load, kept, False, reason)
 
 

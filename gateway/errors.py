@@ -170,7 +170,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The request body is longer than the configured limit."""
+    """The request body is longer, or of more parts, than the configured limits."""
 
     status = 413
     code = "request_too_large"

@@ -12,7 +12,7 @@ def check_parts(raw: bytes, max_parts: int) -> None:
 
     Each of these costs the event loop up to two microseconds until the request is on its way, and
     a body of a few megabytes has room for a million. Items of lists cost little, as token ids
-    must: 40 count as one part.
+    must: 40 commas count as one part.
 
     Raises:
         BodyTooLarge: says the limit and its setting.

@@ -21,6 +21,7 @@ from compression.kernels.matrix_unit import (
     TILE,
     TILE_BYTES,
     TileCode,
+    release_tiles,
 )
 from compression.kernels.memory import floats, halves, widen
 
@@ -42,17 +43,6 @@ def configure_int4(typing_context: Any) -> Any:
         rows = [TILE, TILE, TILE, TILE, PART // QUAD, 0, 0, 0]
         columns = [TILE_BYTES, TILE_BYTES, PART, PART, TILE_BYTES, 0, 0, 0]
         TileCode(builder).configure("int4_tiles", rows, columns)
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def release_int4(typing_context: Any) -> Any:
-    """Give the tiles back."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        TileCode(builder).release()
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -159,13 +149,14 @@ def _write_inputs(
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         sums, steps, bias, adds, count, y, y_stride = arguments
         code = TileCode(builder)
-        more = code.bias(bias)
+        more = code.bias(bias, TILE)
 
         def finish(each: Any) -> None:
             found = code.load(code.at(sums, code.times(each, TILE_BYTES)), _FLOATS)
             step = code.splat(code.load(code.at(steps, code.times(each, 4)), F32), _FLOATS)
             place = code.at(y, builder.mul(y_stride, each))
-            code.write(code.fma(found, step, more), adds, place)
+            value = code.rounded(builder.fmul(found, step))
+            code.write(builder.fadd(value, more), adds, place)
 
         code.steps(long(0), count, 1, finish)
         return context.get_dummy_value()
@@ -220,4 +211,4 @@ def int4_on_unit(
                 _write_inputs(found, steps + 4 * start, more, adds, num, place, y_stride)
             else:
                 _write_some(found, steps + 4 * start, more, adds, num, place, y_stride, rows)
-    release_int4()
+    release_tiles()

@@ -82,6 +82,21 @@ class Code:
         loaded.align = 1
         return loaded
 
+    def bias(self, address: Any, count: int) -> Any:
+        """Return float32 of a bias in bf16; zeros where its address is 0."""
+        held = cgutils.alloca_once_value(self.builder, ir.Constant(wide(F32, count), None))
+        has = self.builder.icmp_unsigned("!=", address, long(0))
+        with self.builder.if_then(has):
+            self.builder.store(self.widen(self.load(address, wide(I16, count))), held)
+        return self.builder.load(held)
+
+    def write(self, value: Any, adds: Any, address: Any) -> None:
+        """Store a vector of float32, or add it to what is there where ``adds`` is not 0."""
+        there = self.load(address, value.type)
+        counts = self.builder.icmp_unsigned("!=", adds, long(0))
+        before = self.builder.select(counts, there, ir.Constant(value.type, None))
+        self.store(self.builder.fadd(self.rounded(value), before), address)
+
     def prefetch(self, address: Any, level: int = 1) -> None:
         """Ask for the cache line at an address, which may be beyond all memory.
 
@@ -201,7 +216,7 @@ class Code:
         return self.call(f"llvm.fmuladd.v{left.type.count}f32", left.type, left, right, more)
 
     def exponential(self, x: Any) -> Any:
-        """Return eˣ of float32, 0 below -87, NaN of NaN (Cephes' polynomial, Moshier, expf)."""
+        """Return what :func:`compression.kernels.exponential.exponential` does of float32."""
         builder, kind = self.builder, x.type
         integers = wide(I32, kind.count)
 
@@ -209,8 +224,8 @@ class Code:
             return ir.Constant(kind, [value] * kind.count)
 
         lowest, highest = number(_LOWEST), number(_HIGHEST)
-        bounded = builder.select(builder.fcmp_unordered(">", x, lowest), x, lowest)
-        bounded = builder.select(builder.fcmp_unordered("<", bounded, highest), bounded, highest)
+        bounded = builder.select(builder.fcmp_ordered(">", x, lowest), x, lowest)
+        bounded = builder.select(builder.fcmp_ordered("<", bounded, highest), bounded, highest)
         power = self.fma(bounded, number(_LOG2_E), number(0.5))
         power = self.call(f"llvm.floor.v{kind.count}f32", kind, power)
         rest = self.fma(power, number(-_LN_2_HIGH), bounded)
@@ -224,19 +239,28 @@ class Code:
         )
         scale = builder.shl(bits, ir.Constant(integers, [23] * kind.count))
         found = builder.fmul(value, builder.bitcast(scale, kind))
-        return builder.select(builder.fcmp_ordered("<", x, lowest), number(0.0), found)
+        found = builder.select(builder.fcmp_ordered("<", x, lowest), number(0.0), found)
+        size = self.call(f"llvm.fabs.v{kind.count}f32", kind, x)
+        is_number = builder.fcmp_ordered("<", size, number(float("inf")))
+        return builder.select(is_number, found, number(float("nan")))
+
+    def rounded(self, value: Any) -> Any:
+        """Return a result that is rounded before anything is added to it."""
+        kind = value.type
+        return self.call(f"llvm.arithmetic.fence.v{kind.count}f32", kind, value)
 
     def total(self, vector: Any) -> Any:
-        """Return the sum of a vector, a float32; its numbers fit 32 bits, their sum may not."""
+        """Return the sum of a vector, a float32; that of integers is rounded once."""
         count = vector.type.count
-        floats = vector
         if vector.type.element == I32:
-            floats = self.builder.sitofp(vector, ir.VectorType(F32, count))
-        kind = ir.FunctionType(F32, [F32, floats.type])
+            longs = self.builder.sext(vector, wide(I64, count))
+            total = self.call(f"llvm.vector.reduce.add.v{count}i64", I64, longs)
+            return self.builder.sitofp(total, F32)
+        kind = ir.FunctionType(F32, [F32, vector.type])
         name = f"llvm.vector.reduce.fadd.v{count}f32"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         start = ir.Constant(F32, 0.0)
-        return self.builder.call(function, [start, floats], fastmath=("reassoc",))
+        return self.builder.call(function, [start, vector], fastmath=("reassoc",))
 
     def totals(self, vectors: list[Any]) -> list[Any]:
         """Return the sums of one or of four vectors of float32."""

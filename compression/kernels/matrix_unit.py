@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from compression.kernels.llvm import F32, I8, I16, I32, Code, long, processor, wide
+from compression.kernels.llvm import I8, I32, Code, long, processor, wide
 
 TILE = 16
 """Rows of a tile."""
@@ -30,6 +30,8 @@ BF16_TIMES_BF16 = "llvm.x86.tdpbf16ps"
 """Sums are float32."""
 HAS_MATRIX_UNIT = {"+amx-tile", "+amx-int8", "+amx-bf16"} <= set(processor()[1].split(","))
 """Whether code for the unit can be made here; what runs it needs :func:`permission`."""
+MOST_COLUMNS = 1 << 16
+"""Of a weight: sums of int8 fit 32 bits, and rows of inputs the memory of a thread."""
 MANY_INPUTS = 4
 """Rows of inputs from which on the unit is faster than vectors."""
 
@@ -65,10 +67,6 @@ class TileCode(Code):
         place = self.builder.bitcast(held, I8.as_pointer())
         self.call("llvm.x86.ldtilecfg", _VOID, place)
 
-    def release(self) -> None:
-        """Give the tiles back: the system need not keep them any more."""
-        self.call("llvm.x86.tilerelease", _VOID)
-
     def zero_tile(self, tile: int) -> None:
         self.call("llvm.x86.tilezero", _VOID, ir.Constant(I8, tile))
 
@@ -88,20 +86,16 @@ class TileCode(Code):
         place = self.builder.inttoptr(address, I8.as_pointer())
         return ir.Constant(I8, tile), place, stride
 
-    def bias(self, address: Any) -> Any:
-        """Return 16 float32 of a bias in bf16; zeros where its address is 0."""
-        held = cgutils.alloca_once_value(self.builder, ir.Constant(wide(F32, TILE), None))
-        has = self.builder.icmp_unsigned("!=", address, long(0))
-        with self.builder.if_then(has):
-            self.builder.store(self.widen(self.load(address, wide(I16, TILE))), held)
-        return self.builder.load(held)
 
-    def write(self, value: Any, adds: Any, address: Any) -> None:
-        """Store 16 float32, or add them to what is there where ``adds`` is not 0."""
-        there = self.load(address, value.type)
-        counts = self.builder.icmp_unsigned("!=", adds, long(0))
-        before = self.builder.select(counts, there, ir.Constant(value.type, None))
-        self.store(self.builder.fadd(value, before), address)
+@intrinsic
+def release_tiles(typing_context: Any) -> Any:
+    """Give the tiles back: the system need not keep them any more."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        Code(builder).call("llvm.x86.tilerelease", _VOID)
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic

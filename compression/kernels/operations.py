@@ -39,8 +39,9 @@ memory of its own)."""
 OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED, QUADS = range(1, 8)
 """Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
 1: as codes of int16; 2: as codes of int8, held in int16; 3: as codes of int16 in planes of their
-two bytes, with the totals of each :data:`PART` of them. ``QUADS`` 1: from :data:`MANY_INPUTS` rows
-on 0, 1 and 2 are written as :mod:`compression.kernels.row_matrix` takes them."""
+two bytes, with the totals of each :data:`PART` of them. Where ``QUADS`` is 1,
+from :data:`MANY_INPUTS` rows on inputs of 0, 1 and 2 are written in the order that
+:mod:`compression.kernels.row_matrix` takes; 3 needs no other."""
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
 it is. ``EPSILON`` counts 10⁻¹²."""
@@ -77,14 +78,15 @@ INPUTS = 64
 """Rows of inputs that a product takes at a time."""
 ROWS_AT_A_TIME = 4
 """Rows of inputs that are written together."""
-_MANY_ROWS = 16
-"""Rows from which on a chunk is the rows of a tile, so that threads write to no line of another."""
+ROW_BYTES = 4 + 4 * ROWS_AT_A_TIME
+"""Of a column, in the memory of a thread: its float32, and up to two bf16 of each of those rows."""
 
 
 @compiled
 def rows_of_chunk(rows: int) -> int:
     """Return how many rows of inputs a chunk has of what goes by rows."""
-    return TILE if rows >= _MANY_ROWS else ROWS_AT_A_TIME
+    # A tile's rows share cache lines, so one thread writes them all.
+    return TILE if rows >= TILE else ROWS_AT_A_TIME
 
 
 @compiled
@@ -301,8 +303,9 @@ def _attend(o, task, row_table, scratch):
             task[TASK_COUNT], per_head, size, known[ROW_POSITION], o[WINDOW],
             task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], head,
             0 if index else task[TASK_HEADS], longs(o[LAYOUT], LAYOUT_FIELDS),
-            o[SCORE_FUNCTIONS:PIECES], o[PARTS] + (slot * heads + head * per_head) * part,
-            known[ROW_SLOTS] * heads * part, scratch,
+            o[SCORE_FUNCTIONS : SCORE_FUNCTIONS + 3],
+            o[PARTS] + (slot * heads + head * per_head) * part, known[ROW_SLOTS] * heads * part,
+            scratch,
         )  # fmt: skip
 
 

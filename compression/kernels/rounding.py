@@ -1,4 +1,4 @@
-"""Inputs of integer weights, rounded to int16 a row."""
+"""Inputs of products: codes for integer weights, rounded a row, or two bf16 a number."""
 
 import numpy as np
 

@@ -19,6 +19,7 @@ from compression.kernels.matrix_unit import (
     TILE,
     TILE_BYTES,
     TileCode,
+    release_tiles,
 )
 
 _BYTES = TILE * TILE_BYTES
@@ -34,20 +35,12 @@ def _configure(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic
-def _release(typing_context: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        TileCode(builder).release()
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 def _sums_tile(tiles: int, planes: int, instruction: str, *, asks: bool) -> Any:
     """Return ``tile(w, stride, x, blocks, sums)``: so many tiles of rows times 16 inputs.
 
     ``sums`` gets 32 bits each, ``[tiles, planes, 16 rows, 16 inputs]``. One that asks does so for
-    as many rows that come next: with the first inputs, they are read at the speed of memory.
+    as many rows after the next ones, which another thread has often taken: with the first inputs,
+    rows are read at the speed of memory.
     """
 
     @intrinsic
@@ -110,7 +103,7 @@ def _result_tile(planes: int, *, integers: bool) -> Any:
                 rows = [builder.fmul(row, step) for row in rows]
             for index, vector in enumerate(code.transpose(rows)):
                 code.store(vector, code.at(sums, long(index * TILE_BYTES)))
-            more = code.bias(bias)
+            more = code.bias(bias, TILE)
             scale = ir.Constant(_FLOATS, [1.0] * TILE)
             if integers:
                 scale = code.widen(code.load(scales, wide(I16, TILE)))
@@ -118,7 +111,8 @@ def _result_tile(planes: int, *, integers: bool) -> Any:
             def finish(each: Any) -> None:
                 totals = code.load(code.at(sums, code.times(each, TILE_BYTES)), _FLOATS)
                 place = code.at(y, builder.mul(y_stride, each))
-                code.write(code.fma(totals, scale, more), adds, place)
+                value = code.rounded(builder.fmul(totals, scale))
+                code.write(builder.fadd(value, more), adds, place)
 
             code.steps(long(0), count, 1, finish)
             return context.get_dummy_value()
@@ -196,7 +190,7 @@ def _on_unit(name: str, planes: int, instruction: str) -> Any:
                         bias + 2 * at if bias else 0, adds, num, y + start * y_stride + 4 * at,
                         y_stride,
                     )  # fmt: skip
-        _release()
+        release_tiles()
 
     return run
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from compression.kernels import operations
 from compression.kernels.int4_tile import PART
 from compression.kernels.matrix_operations import ON_UNIT
-from compression.kernels.matrix_unit import TILE, permission
+from compression.kernels.matrix_unit import MOST_COLUMNS, TILE, permission
 from compression.kernels.team import team
 from compression.packed.linear import PackedLinear
 
@@ -73,6 +73,7 @@ class CompiledLinear(PackedLinear):
         return (
             (held.format, held.peak) in ON_UNIT
             and (held.matrix.shape[0] % TILE == 0 or held.tile == TILE)
+            and held.columns <= MOST_COLUMNS
             and permission()
         )
 

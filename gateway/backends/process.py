@@ -16,7 +16,6 @@ from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
 
-
 GIVEN_UP_GRACE_S = 20.0
 """How long an engine that has told that it does not start may take to end; vLLM takes 4 s and more
 on a busy machine."""

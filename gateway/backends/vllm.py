@@ -180,7 +180,7 @@ def environment(
 
 
 def processors(facts: VllmFacts, settings: VariantSettings, replica: int) -> frozenset[int] | None:
-    """Return the processors that all of a replica's processes are held to; None: to none.
+    """Return the processors that all of a replica's processes are held to; None: it may use all.
 
     Its servers wait by looking and would take the processors of others. One engine alone has all,
     and so has one that computes on a GPU.
@@ -188,9 +188,10 @@ def processors(facts: VllmFacts, settings: VariantSettings, replica: int) -> fro
     if facts.device != "cpu" or settings.replicas == 1:
         return None
     ours = sorted(os.sched_getaffinity(0))
-    share = max(1, len(ours) // settings.replicas)
-    first = replica * share % len(ours)
-    return frozenset(ours[first : first + share])
+    if len(ours) < settings.replicas:
+        return frozenset({ours[replica % len(ours)]})
+    first, stop = (len(ours) * each // settings.replicas for each in (replica, replica + 1))
+    return frozenset(ours[first:stop])
 
 
 def _gpus(facts: VllmFacts, settings: VariantSettings, replica: int) -> dict[str, str]:

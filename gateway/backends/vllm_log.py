@@ -95,7 +95,7 @@ class VllmLog:
         """Add the compiler's first error to the head that promises it."""
         if text.startswith(("Output:", "Traceback")):
             self._is_in_output = text.startswith("Output:")
-        elif self._is_in_output and "error" in text:
+        elif self._is_in_output and "error:" in text:
             self._cause = (head[0], f"{head[1]}: {text.strip()}")
             self._is_in_output = False
 

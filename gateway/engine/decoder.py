@@ -89,10 +89,10 @@ class Decoder:
 
     def _ways(self, rows: int, sequences: int) -> tuple[bool, bool]:
         """Return whether rows are few for the layers' products, and whether one program is best."""
-        first = self.layers[0].qkv
-        few = rows < first.dense_from
+        linears = self.layers[0].linears
+        few = rows < min(linear.dense_from for linear in linears)
         # Where many rows are read in float32 that is for its precision, not for its speed.
-        for_speed = first.dense_dtype is not torch.float32
+        for_speed = linears[0].dense_dtype is not torch.float32
         return few, few or (for_speed and rows < _ROWS_A_SEQUENCE * sequences)
 
     def _step(self, codecs: tuple[LayerCodecs, ...]) -> CompiledStep | None:

@@ -30,8 +30,8 @@ def choose(replicas: Sequence[ReplicaLoad], demand: Demand) -> int:
     """Return the index of the replica that should take a request; there must be one.
 
     The preferred one follows from the prefix by rendezvous hashing (Thaler and Ravishankar 1998),
-    so that a replica that comes or goes moves only the prefixes that are its own. It may have no
-    more to do than the prompt has tokens: knowing its beginning spares no more than these.
+    so that a replica that comes or goes moves only the prefixes that are its own. It may have
+    more to do than the idlest one by the prompt's tokens: its beginning spares no more.
     """
     idlest = min(replicas, key=lambda each: (each.outstanding_tokens, each.index))
     if not demand.prefix:

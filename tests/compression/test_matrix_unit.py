@@ -66,13 +66,34 @@ MAKE = pytest.mark.parametrize("make", [bf16, int8, int8_dynamic, int4])
 @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (48, 1536), (272, 96), (16, 32)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_sums_are_those_of_vectors(make: Make, rows: int, columns: int, has_bias: bool) -> None:
-    """Whole tiles and parts of them, of weights and of inputs; columns that need padding."""
+    """Whole tiles and parts of them, of weights and of inputs; columns that need padding.
+
+    Of integers they are the same bit for bit.
+    """
     torch.manual_seed(rows)
     layer = make(rows, columns, torch.randn(rows).to(torch.bfloat16) if has_bias else None)
     assert layer.on_unit
     for count in (MANY_INPUTS, 15, 16, 17, 40):
         x = torch.randn(count, columns)
-        assert far(layer.product(x).run(), in_vectors(layer, x)) < (2e-5 if make is bf16 else 1e-6)
+        result, expected = layer.product(x).run(), in_vectors(layer, x)
+        if make is bf16:
+            assert far(result, expected) < 2e-5
+        else:
+            assert torch.equal(result, expected)
+
+
+@needs_unit
+@pytest.mark.parametrize("columns", [8272, 28672])
+def test_the_largest_sums_fit(columns: int) -> None:
+    """All codes and inputs as large as they can be, whose low bytes are the least ones, too."""
+    codes = torch.full((16, columns), 127, dtype=torch.int8)
+    layer = Int8Linear(Codes(codes=codes, scales=torch.ones(16, 1).bfloat16(), zeros=None), None)
+    for code in (32639, 32384 - 128):
+        x = torch.full((16, columns), float(code))
+        x[:, 0] = 32639.0
+        expected = 127.0 * x.double().sum(1, keepdim=True).expand(16, 16)
+        assert layer.on_unit
+        assert far(layer.product(x).run().double(), expected) < 1e-6
 
 
 @needs_unit

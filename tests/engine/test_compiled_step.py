@@ -58,7 +58,8 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("weights", "key", "value", "bound"),
     [
-        # A key or value near the edge between two codes may fall to either side.
+        # A key or value near the edge between two bf16 numbers or codes may fall to either side,
+        # more often where a matrix unit takes inputs as sums of two bf16.
         ("none", "none", "none", 5e-3),
         ("int8", "none", "none", 0.01),
         ("int4", "int8", "int8", 0.05),
@@ -82,22 +83,26 @@ def test_it_equals_the_operations_it_stands_for(
     assert float(errors.median()) < bound / 5
 
 
-def test_a_batch_equals_its_parts(tmp_path: Path) -> None:
-    """Whatever else is in a step, a sequence's rows are the same, bit for bit."""
-    runner = artifact(tmp_path, "llama", "int4", "int8", "int8")
+@pytest.mark.parametrize(("weights", "bound"), [("int4", 0.0), ("int8", 0.0), ("none", 1e-4)])
+def test_a_batch_equals_its_parts(tmp_path: Path, weights: str, bound: float) -> None:
+    """Whatever else is in a step, a sequence's rows are the same, of integers bit for bit.
+
+    One alone is multiplied in vectors; so many may be on a matrix unit, where inputs of bf16
+    weights are within 2⁻¹⁷ of what they are in vectors.
+    """
+    runner = artifact(tmp_path, "llama", weights, "int8", "int8")
     take(runner, compiled=True)
+    starts = range(0, 18)
     with torch.inference_mode():
-        alone = []
-        for first in (0, 5, 11):
-            cache = runner.new_cache(80)
-            runner.decoder.hidden([(cache, IDS[first : first + 60])])
-            alone.append(runner.decoder.hidden([(cache, [7 + first])]))
-        caches = [runner.new_cache(80) for _ in range(3)]
-        for cache, first in zip(caches, (0, 5, 11), strict=True):
-            runner.decoder.hidden([(cache, IDS[first : first + 60])])
-        batch = [(cache, [7 + first]) for cache, first in zip(caches, (0, 5, 11), strict=True)]
+        alone, batch = [], []
+        for first in starts:
+            caches = runner.new_cache(80), runner.new_cache(80)
+            for cache in caches:
+                runner.decoder.hidden([(cache, IDS[first : first + 60])])
+            alone.append(runner.decoder.hidden([(caches[0], [7 + first])]))
+            batch.append((caches[1], [7 + first]))
         together = runner.decoder.hidden(batch)
-    assert torch.equal(together, torch.cat(alone))
+    assert relative(together, torch.cat(alone)) <= bound
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,7 @@ def test_a_long_step_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     whole, _ = read(runner, [100])
     monkeypatch.setattr("gateway.engine.compiled.step._MOST_ROWS", 33)
     pieces, _ = read(runner, [100])
+    # The last piece is one row, which vectors multiply, and a key may fall to the other side.
     assert relative(pieces, whole) < 1e-4
 
 

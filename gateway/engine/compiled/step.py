@@ -11,7 +11,7 @@ from compression.architecture import Architecture
 from compression.kernels import operations as op
 from compression.kernels.attention import MIX, POSITIONS, SCORES, SUMS
 from compression.kernels.team import SCRATCH_BYTES, team
-from compression.packed.compiled import CompiledLinear, Inputs, Outputs, matrix, whole_tiles
+from compression.packed.compiled import CompiledLinear, Inputs, Outputs, apart, matrix, whole_tiles
 from gateway.engine.cache import LayerCodecs
 from gateway.engine.compiled.layout import Held, held, layer_layout
 from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_table
@@ -72,7 +72,8 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     """Return the memory of its own that a thread needs for any operation of a step."""
     size, heads = shape.head_dim, queries * (shape.num_heads // shape.num_kv_heads)
     attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
-    row = 24 * max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
+    columns = max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
+    row = op.ROW_BYTES * apart(columns)
     return max(attention, row)
 
 
