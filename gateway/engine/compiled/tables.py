@@ -12,7 +12,11 @@ from compression.kernels.operations import (
     ROW_SLOT,
     ROW_SLOTS,
     ROW_TURNS,
+    TASK_COUNT,
     TASK_FIELDS,
+    TASK_HEADS,
+    TASK_START,
+    TASK_STOP,
 )
 
 _FEW_SEQUENCES = 4
@@ -91,7 +95,13 @@ def task_table(spans: Sequence[Span], kv_heads: int) -> np.ndarray:
                     for head in range(0, kv_heads, heads)
                 ]
         first += span.count
+    tasks.sort(key=_work, reverse=True)
     return np.array(tasks, np.int64).reshape(-1, TASK_FIELDS)
+
+
+def _work(task: tuple[int, ...]) -> int:
+    """Return what a task costs: the largest come first, so that threads end together."""
+    return task[TASK_COUNT] * task[TASK_HEADS] * (task[TASK_STOP] - task[TASK_START])
 
 
 def _parts(span: Span, num_spans: int) -> list[tuple[int, int]]:
