@@ -74,7 +74,7 @@ def test_int8_answers_and_says_what_runs(int8: Served, facts: VllmFacts) -> None
 def test_its_series_come_through_the_gateway(int8: Served) -> None:
     """What vLLM counts is on the gateway's page in our words, and in its own on the view."""
     name = "narrowgate_engine_generated_tokens_total"
-    before = int8.series(name)
+    before = _settled(int8, name)
     tokens = int8.chat(QUESTION).json()["usage"]["completion_tokens"]
     eventually(lambda: int8.series(name) >= before + tokens, 20)
     assert int8.series(name) <= before + tokens + 4  # their pulses ask for a token now and then
@@ -82,6 +82,17 @@ def test_its_series_come_through_the_gateway(int8: Served) -> None:
     assert int8.series("narrowgate_engine_step_tokens_count") > 0
     view = httpx.get(f"{int8.url}/metrics/vllm").text
     assert 'vllm:generation_tokens_total{engine="0",model_name="m@int8-fast"}' in view
+
+
+def _settled(served: Served, name: str) -> float:
+    """Return a counter once it has stood still for a while: the replies before are in it."""
+    value = served.series(name)
+    for _ in range(10):
+        time.sleep(3)
+        before, value = value, served.series(name)
+        if value == before:
+            break
+    return value
 
 
 def test_its_replies_are_scored(int8: Served) -> None:
