@@ -179,7 +179,7 @@ def attend(
             _transpose(decoded, size, scratch)
             _decode(layout, 6, values, value_scales, count, size, decoded)
             _clear(weights, num * POSITIONS)
-            # Scores are sums of channels of keys, weighted by a query's: sixteen keys in a vector.
+            # Scores are sums of channels of keys, weighted by a query's: a vector is keys.
             call(functions[2],
                  (own, size, num, POSITIONS, scratch, size, weights, 4 * POSITIONS))  # fmt: skip
         else:
