@@ -109,7 +109,7 @@ def test_others_are_served_meanwhile(default: Gateway, name: str) -> None:
     """Whatever 8 MB hold, they are read or refused, and nobody else waits for long."""
     path, raw, status = LONG[name]
     waits: list[float] = []
-    is_over = threading.Event()
+    has_begun, is_over = threading.Event(), threading.Event()
 
     def others() -> None:
         with httpx.Client(base_url=default.url) as client:
@@ -117,10 +117,12 @@ def test_others_are_served_meanwhile(default: Gateway, name: str) -> None:
                 began = time.perf_counter()
                 client.get("/health")
                 waits.append(time.perf_counter() - began)
+                has_begun.set()
 
     watcher = threading.Thread(target=others)
     watcher.start()
     try:
+        assert has_begun.wait(30)
         sent = {"content-type": "application/json"}
         reply = default.http.post(path, content=raw, headers=sent)
     finally:
