@@ -28,7 +28,7 @@ def seen(gateway: Gateway, before: dict[str, float]) -> dict[str, Any]:
     home = javascript_client()
     command = ["node", "client.mjs", f"{gateway.url}/v1"]
     done = subprocess.run(
-        command, cwd=home, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=home, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -52,8 +52,8 @@ def test_abort_reaches_the_engine(
     """A stream that the client aborts stops at the client, and decoding stops in the engine."""
     assert seen["aborted"]["chunks"] == 3
     eventually(lambda: counts(gateway)["cancelled"] == before["cancelled"] + 1)
+    eventually(lambda: counts(gateway)["running"] == 0)
     state = counts(gateway)
-    assert state["running"] == 0
     assert state["decoded"] - before["decoded"] < 1000
     eventually(lambda: counts(gateway)["left"] == before["left"] + 1)
 

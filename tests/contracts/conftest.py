@@ -25,10 +25,10 @@ def fake_engine() -> Iterator[str]:
     command += ["--served-model-name", "tiny@int4", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
-        eventually(lambda: _answers(url), 60)
+        eventually(lambda: _answers(url), 240)
         yield url
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def embedded_engine() -> Iterator[str]:
         with started(checkpoint) as engine:
             yield engine.url
             engine.process.terminate()
-            assert engine.process.wait(10) == 0
+            assert engine.process.wait(60) == 0
 
 
 @contextmanager

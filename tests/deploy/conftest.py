@@ -29,7 +29,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     command = [sys.executable, "-m", "tests.gateway.fake_engine"]
     with subprocess.Popen([*command, "--served-model-name", "far", "--port", str(port)]) as engine:
         try:
-            eventually(lambda: answers(f"{url}/health") == 200, 20)
+            eventually(lambda: answers(f"{url}/health") == 200)
             file = tmp_path_factory.mktemp("settings") / "settings.yaml"
             file.write_text(yaml.safe_dump({"models": {"far": {"model": "far", "urls": [url]}}}))
             yield file

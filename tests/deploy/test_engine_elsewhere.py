@@ -109,7 +109,7 @@ def gateway(engines: Engines) -> Iterator[httpx.Client]:
     words = write(home, found)
     url = f"http://127.0.0.1:{found['port']}"
     with running(words, home, home / "gateway.log") as process:
-        eventually(lambda: answers(f"{url}/ready") == 200 or process.poll() is not None, 30)
+        eventually(lambda: answers(f"{url}/ready") == 200 or process.poll() is not None)
         assert process.poll() is None, (home / "gateway.log").read_text()
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             yield client
@@ -183,7 +183,7 @@ def test_its_requests_are_scored(gateway: httpx.Client) -> None:
     """The shadow takes captures from the one engine and scores from the other."""
     before = total(gateway, "narrowgate_shadow_scored_total")
     ask(gateway)
-    eventually(lambda: total(gateway, "narrowgate_shadow_scored_total") > before, 30)
+    eventually(lambda: total(gateway, "narrowgate_shadow_scored_total") > before)
     verdicts = gateway.get("/admin/fidelity").json()
     assert RECIPE in json.dumps(verdicts)
 
@@ -194,7 +194,7 @@ def test_another_recipe_than_said_is_refused(engines: Engines) -> None:
     del found["models"]["small"]["recipe"]
     words, log = write(engines.directory, found), engines.directory / "refusing.log"
     with running(words, engines.directory, log):
-        eventually(lambda: "another URL" in log.read_text(), 30)
+        eventually(lambda: "another URL" in log.read_text())
         assert answers(f"http://127.0.0.1:{found['port']}/ready") == 503
     assert "runs recipe 'int8', and the settings call it 'full': say 'recipe': int8" in (
         log.read_text()

@@ -133,11 +133,11 @@ def test_command_serves_and_ends(settings_file: Path, tmp_path: Path) -> None:
     environment = os.environ | image.environment | moved | here
     with subprocess.Popen([program, *words], env=environment, cwd=ROOT) as process:
         try:
-            eventually(lambda: answers(f"http://127.0.0.1:{port}/ready") == 200, 20)
+            eventually(lambda: answers(f"http://127.0.0.1:{port}/ready") == 200)
             healthy = check_health(port)
             assert (healthy.returncode, healthy.stderr) == (0, "")
             process.terminate()
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
         finally:
             process.kill()
     dead = check_health(port)

@@ -25,7 +25,7 @@ from gateway.errors import ChildFailed, SettingsError
 from tests.deploy.image import ROOT
 from tests.gateway.harness import eventually
 
-END_LIMIT_S = 40
+END_LIMIT_S = 90
 DEAF = """
 import signal
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -77,7 +77,7 @@ def stack(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         )
     family: list[psutil.Process] = []
     try:
-        eventually(lambda: "Ctrl-C ends all" in printed.read_text() or process.poll(), 60)
+        eventually(lambda: "Ctrl-C ends all" in printed.read_text() or process.poll(), 120)
         assert process.poll() is None, printed.read_text()
         family = psutil.Process(process.pid).children(recursive=True)
         chat = {"model": "far", "messages": [{"role": "user", "content": "one"}]}
@@ -110,7 +110,7 @@ def test_prometheus_scrapes_all(stack: Stack) -> None:
             ["narrowgate", "prometheus", "alertmanager"], "1"
         )
 
-    eventually(is_up, 20)
+    eventually(is_up)
 
 
 def test_prometheus_has_the_rules(stack: Stack) -> None:
@@ -125,14 +125,14 @@ def test_prometheus_has_the_rules(stack: Stack) -> None:
 
 def test_prometheus_knows_its_alertmanager(stack: Stack) -> None:
     """Alerts go to the Alertmanager of the stack."""
-    (found,) = eventually(lambda: stack.ask_prometheus("alertmanagers")["activeAlertmanagers"], 15)
+    (found,) = eventually(lambda: stack.ask_prometheus("alertmanagers")["activeAlertmanagers"])
     assert f"//127.0.0.1:{stack.ports.alertmanager}/" in found["url"]
 
 
 def test_requests_are_counted_and_kept(stack: Stack) -> None:
     """The one chat through the gateway is in Prometheus after the next scrape."""
     query = 'query?query=sum(narrowgate_requests_total{model="far",outcome="ok"})'
-    (found,) = eventually(lambda: stack.ask_prometheus(query)["result"], 20)
+    (found,) = eventually(lambda: stack.ask_prometheus(query)["result"])
     assert float(found["value"][1]) == 1
 
 
@@ -192,7 +192,7 @@ def test_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         os.kill(os.getpid(), signal.SIGINT)
 
     before = psutil.Process().children()
-    assert asyncio.run(asyncio.wait_for(run_stack([deaf], press_twice), 20)) == 0
+    assert asyncio.run(asyncio.wait_for(run_stack([deaf], press_twice), 60)) == 0
     assert psutil.Process().children() == before
 
 

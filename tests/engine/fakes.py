@@ -80,7 +80,7 @@ class FakeRunner:
         if self.delay_s:
             time.sleep(self.delay_s)
         if self.fault == "hang":
-            self.healed.wait(10)
+            self.healed.wait(60)
         rows = []
         for cache, ids, wanted in batch:
             cache.ids.extend(ids)
@@ -183,7 +183,7 @@ def running_engine(
         listener.close()
 
 
-def wait_until(condition: Any, *, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Any, *, timeout_s: float = 60.0) -> None:
     """Wait for a condition to hold, or fail."""
     end = time.monotonic() + timeout_s
     while not condition():

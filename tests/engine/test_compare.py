@@ -479,7 +479,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
         assert child.stdout is not None
         assert child.stdout.readline() == "working\n"
         os.kill(child.pid, number)
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + number
     assert errors == ""
     assert list(tmp_path.iterdir()) == []

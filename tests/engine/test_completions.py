@@ -8,7 +8,7 @@ import openai
 import pytest
 import torch
 
-from tests.engine.fakes import ANSWER, MODEL, PEAK, RunningEngine, post
+from tests.engine.fakes import ANSWER, MODEL, PEAK, RunningEngine, post, wait_until
 
 PROMPT = "Say it.<|im_start|>assistant\n"
 
@@ -267,9 +267,5 @@ def test_a_client_that_leaves_stops_every_choice(engine: RunningEngine) -> None:
         lines = reply.iter_lines()
         next(lines)
         assert engine.service.loop.num_unfinished == 4
-    for _ in range(500):
-        if engine.service.is_idle:
-            break
-        httpx.get(f"{engine.url}/health")
-    assert engine.service.is_idle
+    wait_until(lambda: engine.service.is_idle)
     assert len(engine.runner.batches) < 100

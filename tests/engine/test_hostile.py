@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.engine.fakes import MESSAGES, MODEL, RunningEngine
 from tests.hostile import MUTATIONS, changed, encoded
 
-LIMIT_S = 10
+LIMIT_S = 60
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": MESSAGES, "max_tokens": 2},
     "/v1/completions": {"model": MODEL, "prompt": "a", "max_tokens": 2},

@@ -211,7 +211,7 @@ def test_a_failing_step_is_a_500(
 
 def test_a_step_that_fails_later_ends_the_stream_with_an_error(engine: RunningEngine) -> None:
     """Tokens sent stay valid; then comes an error event, and [DONE]."""
-    engine.runner.delay_s = 0.01
+    engine.runner.delay_s = 0.05
 
     def break_it() -> None:
         wait_until(lambda: len(engine.runner.batches) > 4)
@@ -234,7 +234,7 @@ def test_a_client_that_leaves_stops_the_decoding(
     engine: RunningEngine, stream: bool, num_steps: int
 ) -> None:
     """Closing the connection ends the work within a step, even before the first byte."""
-    engine.runner.delay_s = 0.02
+    engine.runner.delay_s = 0.1
     address = urlsplit(engine.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
     connection.request("POST", "/v1/chat/completions", json.dumps(body(stream=stream)))

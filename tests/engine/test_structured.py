@@ -136,7 +136,7 @@ def test_log_probabilities_stay_those_of_the_model(client: openai.OpenAI) -> Non
 def test_a_form_in_a_batch_touches_nobody_else(tmp_path: Path) -> None:
     """Beside a constrained answer a free one is what it is alone, and both are decoded together."""
     tokenizer = make_toy_tokenizer(tmp_path)
-    runner = make_runner(tokenizer, ANSWER, delay_s=0.002)
+    runner = make_runner(tokenizer, ANSWER, delay_s=0.01)
     with running_engine(runner, tokenizer) as engine:
         url = f"{engine.url}/v1"
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:

@@ -53,7 +53,7 @@ class RawEngine:
     def start(self) -> None:
         """Listen on a free port."""
         self._thread.start()
-        self._started.wait(10)
+        self._started.wait(30)
 
     def stop(self) -> None:
         """Hang up on everybody."""

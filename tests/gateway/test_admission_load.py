@@ -100,7 +100,7 @@ def test_who_leaves_the_queue_is_gone_at_once(busy: Gateway, held: ExitStack) ->
     eventually(lambda: waiting(busy) == 3)
     for client in leaving:
         client.close()
-    eventually(lambda: waiting(busy) == 0, 1)
+    eventually(lambda: waiting(busy) == 0)
     assert running(busy) == 2
 
 
@@ -179,7 +179,7 @@ def test_deadline_before_the_first_byte(
     content = body(stream=stream, fake=fake)
     reply = gateway.http.post(CHAT, json=content, headers=headers)
     assert code_of(reply) == (504, "deadline_exceeded")
-    assert 0.2 < time.monotonic() - started < 3
+    assert 0.2 < time.monotonic() - started < 20  # of itself it would last 40
     assert gateway.metric("requests_total", outcome="timeout") == before + 1
     eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1)
 
@@ -188,7 +188,8 @@ def test_deadline_in_a_stream(gateway: Gateway) -> None:
     """A stream whose time is over ends in an error event and [DONE], and the engine stops."""
     content = body(stream=True, fake=NEVER)
     cancelled = gateway.engine_state()["cancelled"]
-    with gateway.http.stream("POST", CHAT, json=content, headers=MS) as reply:
+    limit = {"x-request-timeout-ms": "1500"}
+    with gateway.http.stream("POST", CHAT, json=content, headers=limit) as reply:
         assert reply.status_code == 200
         events = reply.read().decode().split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -216,12 +217,12 @@ def test_a_wrong_deadline_is_named(gateway: Gateway, value: str) -> None:
 
 def test_the_sdk_bounds_only_the_beginning(gateway: Gateway) -> None:
     """A stream that has begun goes on beyond the SDK's own timeout, as the SDK would read it."""
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="x", timeout=0.4) as client:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="x", timeout=1.5) as client:
         stream = client.chat.completions.create(
             model="tiny",
             messages=[{"role": "user", "content": QUESTION[0]["content"]}],
             stream=True,
-            extra_body={"fake": {"tokens": 10, "pace_s": 0.08}},
+            extra_body={"fake": {"tokens": 10, "pace_s": 0.2}},
         )
         assert sum(1 for chunk in stream if chunk.choices[0].delta.content) == 10
 
@@ -233,7 +234,9 @@ def test_the_earliest_deadline_counts() -> None:
         now = asyncio.get_running_loop().time()
         found = deadline_of(headers, limit_s, age_s=1.0)
         moments = (found.end, found.first)
-        return tuple(None if moment is None else round(moment - now, 2) for moment in moments)
+        return tuple(
+            moment if moment is None else round(2 * (moment - now)) / 2 for moment in moments
+        )
 
     sdk = {"x-stainless-timeout": "20", "x-stainless-read-timeout": "8.5"}
     assert asyncio.run(left(None, {})) == (None, None)

@@ -13,7 +13,7 @@ import pytest
 from gateway.admission.connection import MAX_HEAD_BYTES
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 
-LIMIT_S = 0.6
+LIMIT_S = 1.0
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 
 
@@ -35,7 +35,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 def connect(gateway: Gateway, *, window: int = 65536) -> socket.socket:
     """Return a connection that takes about ``window`` bytes unread."""
     client = socket.socket()
-    client.settimeout(10)
+    client.settimeout(30)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
     client.connect(("127.0.0.1", gateway.port))
     return client
@@ -75,7 +75,7 @@ def test_idle_connections_are_closed(strict: Gateway) -> None:
         assert strict.http.post(CHAT, json=body()).status_code == 200
         for client in clients:
             assert client.recv(1) == b""
-        assert time.monotonic() - started < LIMIT_S + 3
+        assert time.monotonic() - started < LIMIT_S + 8
         eventually(lambda: num_files(strict) <= before + 1)
 
 
@@ -91,7 +91,7 @@ def test_slow_heads_are_refused(strict: Gateway) -> None:
             reply = read_all(client)
             assert reply.startswith(b"HTTP/1.1 408 ")
             assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
-        assert time.monotonic() - started < LIMIT_S + 3
+        assert time.monotonic() - started < LIMIT_S + 8
 
 
 def test_endless_heads_are_refused(strict: Gateway) -> None:
@@ -149,14 +149,14 @@ def test_slow_bodies_are_refused(strict: Gateway) -> None:
     """A body that is not complete in time is 408 and counted as a timeout."""
     before = strict.metric("requests_total", outcome="timeout")
     with connect(strict) as client:
-        client.sendall(HEAD + b"content-length: 100\r\n\r\n{")
         started = time.monotonic()
+        client.sendall(HEAD + b"content-length: 100\r\n\r\n{")
         reply = read_all(client)
-        assert LIMIT_S * 0.8 < time.monotonic() - started < LIMIT_S + 3
+        assert LIMIT_S * 0.8 < time.monotonic() - started < LIMIT_S + 8
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in reply
     assert b'"code": "request_timeout"' in reply
-    assert strict.metric("requests_total", outcome="timeout") == before + 1
+    eventually(lambda: strict.metric("requests_total", outcome="timeout") == before + 1)
 
 
 def test_a_refused_body_may_still_arrive(strict: Gateway) -> None:
@@ -198,7 +198,7 @@ def test_who_does_not_read_is_dropped(strict: Gateway) -> None:
     with connect(strict, window=4096) as client:
         started = time.monotonic()
         send_endless(strict, client)
-        eventually(lambda: strict.engine_state()["running"] == 0, 15)
+        eventually(lambda: strict.engine_state()["running"] == 0)
         assert time.monotonic() - started > LIMIT_S
         eventually(lambda: strict.metric("requests_total", outcome="client_abort") == aborts + 1)
         eventually(lambda: strict.metric("requests_running") == 0)

@@ -18,6 +18,7 @@ from gateway.prepared import Prepared
 from gateway.settings import load_settings
 from gateway.specs import VariantSpec, first_loaded, make_specs
 from gateway.upstream import EngineClient
+from tests.gateway.harness import until
 
 PATIENT = [sys.executable, "-c", "import sys; sys.exit('told ' + sys.stdin.readline())"]
 """An engine that waits for the name of its directory."""
@@ -39,16 +40,15 @@ def specs(model: dict[str, Any] | None = None) -> tuple[VariantSpec, VariantSpec
 
 def children() -> list[psutil.Process]:
     """Return the processes that this one has started and that still run."""
-    return [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in psutil.Process().children() if not is_gone(each)]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, 5 s at most."""
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended; another thread may bury it at any moment."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def run(work: Callable[[Begun], Awaitable[None]]) -> None:
@@ -99,9 +99,10 @@ def test_one_that_has_ended_is_not_taken() -> None:
 
     async def work(begun: Begun) -> None:
         (child,) = (each for each in children() if each.pid not in others)
+        assert begun._held is not None
+        _, engine = begun._held
         child.kill()
-        await until(lambda: not psutil.pid_exists(child.pid))
-        await asyncio.sleep(0.05)  # its end is told to the loop by another thread
+        await until(lambda: engine.has_ended)  # another thread tells the loop so
         assert begun.take(specs()[0]) is None
 
     run(work)

@@ -170,7 +170,7 @@ def test_a_new_replica_begins_with_a_clean_slate() -> None:
 
 @asynccontextmanager
 async def two_replicas() -> AsyncIterator[tuple[Pool, Variant]]:
-    """Yield a loaded pool whose first replica has just been left alone, for a moment."""
+    """Yield a loaded pool whose first replica has just been left alone."""
     models = {"tiny": {"model": "fake", "recipe": "int4", "replicas": 2}}
     pool = Pool(
         make_specs(load_settings(None, {"models": models}, {})),
@@ -182,7 +182,7 @@ async def two_replicas() -> AsyncIterator[tuple[Pool, Variant]]:
     try:
         await pool.ensure_ready()
         variant = pool.targets("tiny")[0]
-        variant.replicas[0].breaker = opened(at=time.monotonic(), pause_s=0.3)
+        variant.replicas[0].breaker = opened(at=time.monotonic(), pause_s=600)
         yield pool, variant
     finally:
         await pool.close(0)
@@ -199,9 +199,9 @@ def test_requests_go_elsewhere_then_one_tries() -> None:
 
     async def run() -> None:
         async with two_replicas() as (pool, variant):
-            breaker = variant.replicas[0].breaker
             assert [await asked(pool, variant) for _ in range(3)] == [1, 1, 1]
-            await until(lambda: breaker.state(time.monotonic()) is BreakerState.HALF_OPEN)
+            breaker = variant.replicas[0].breaker = opened(at=time.monotonic() - 1, pause_s=1)
+            assert breaker.state(time.monotonic()) is BreakerState.HALF_OPEN
             async with pool.use(variant) as trial:
                 assert trial.replica.index == 0
                 assert [await asked(pool, variant) for _ in range(3)] == [1, 1, 1]
@@ -220,12 +220,12 @@ def test_who_is_no_trial_ends_none() -> None:
 
     async def run() -> None:
         async with two_replicas() as (pool, variant):
-            breaker = variant.replicas[0].breaker
+            breaker = variant.replicas[0].breaker = opened(pause_s=1)
             breaker.reset()
             old = pool.use(variant)
             assert (await old.__aenter__()).replica.index == 0
-            breaker.fail(time.monotonic())
-            await until(lambda: breaker.state(time.monotonic()) is BreakerState.HALF_OPEN)
+            breaker.fail(time.monotonic() - 1)
+            assert breaker.state(time.monotonic()) is BreakerState.HALF_OPEN
             async with pool.use(variant, excluding=[variant.replicas[1]]) as trial:
                 assert trial.replica.index == 0
                 await old.__aexit__(None, None, None)

@@ -44,18 +44,18 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
     begun = gateway.http.post(CANARY, json=ORDER | {"requests": 100_000})
     assert (begun.status_code, begun.headers["location"]) == (202, CANARY)
     assert begun.json()["canary"]["state"] == "loading"
-    running = eventually(lambda: _running(gateway), 20)
+    running = eventually(lambda: _running(gateway))
     assert (running["variant"], running["by"], running["share"]) == ("int8", "operator", 0.3)
-    # Of 200 draws at 0.3, fewer than 1 in 10,000 series lie further off than 4 deviations.
+    # Of 200 draws at 0.3, fewer than 1 in 10 million series lie further off than 6 deviations.
     count = variants_of(gateway, 200).count("int8")
-    assert abs(count - 60) < 4 * math.sqrt(200 * 0.3 * 0.7)
+    assert abs(count - 60) < 6 * math.sqrt(200 * 0.3 * 0.7)
     assert set(variants_of(gateway, 20, model="tiny@int4")) == {"int4"}
     assert gateway.metric("canary_traffic_ratio", variant="int8") == 0.3
     shares = {each["variant"]: each["canary_share"] for each in _variants(gateway)}
     assert shares == {"int4": None, "int8": 0.3}
     again = gateway.http.post(CANARY, json=ORDER)
     assert (again.status_code, again.json()["error"]["code"]) == (409, "canary_running")
-    eventually(lambda: _running(gateway)["scored"] > 0, 20)
+    eventually(lambda: _running(gateway)["scored"] > 0)
     eventually(lambda: gateway.http.get("/admin/fidelity").json()["ladders"]["tiny"]["canary"])
     ended = gateway.http.delete(CANARY)
     assert (ended.status_code, ended.json()["canary"]) == (200, None)
@@ -63,7 +63,7 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
     assert set(variants_of(gateway, 20)) == {"int4"}
     assert gateway.http.delete(CANARY).json()["error"]["code"] == "no_canary"
     gateway.http.post(CANARY, json=ORDER | {"share": 0.5})
-    eventually(lambda: _running(gateway), 20)
+    eventually(lambda: _running(gateway))
     gateway.process.kill()
     gateway = start_gateway(**fields)
     with Traffic(gateway, clients=4) as traffic:
@@ -82,14 +82,14 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
 
 def test_its_end_while_it_loads(start_gateway: StartGateway) -> None:
     """The answer comes at once, long before the build has ended; then nothing of it is left."""
-    gateway = start_gateway(**settings("off"), launch={"prepare_s": 1.5, "tidy_s": 2.0})
+    gateway = start_gateway(**settings("off"), launch={"prepare_s": 10, "tidy_s": 2.0})
     assert gateway.http.post(CANARY, json=ORDER).status_code == 202
     loading = {"model": "tiny", "variant": "int8", "state": "loading"}
     eventually(lambda: gateway.metric("model_state", **loading) == 1)
     reply = gateway.http.delete(CANARY)
     assert (reply.status_code, reply.json()["canary"]) == (200, None)
     assert reply.json()["last"]["ending"] == "withdrawn"
-    assert reply.elapsed.total_seconds() < 1.5
+    assert reply.elapsed.total_seconds() < 10
     assert gateway.metric("model_state", **loading) == 1
     eventually(lambda: gateway.metric("model_state", **loading) == 0)
     (left,) = (each for each in _variants(gateway) if each["variant"] == "int8")

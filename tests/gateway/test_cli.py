@@ -89,7 +89,7 @@ def test_a_preparation_that_hangs_is_ended(
         lasted_s = time.monotonic() - began
     *_, last = capsys.readouterr().err.splitlines()
     assert "made no progress for 2.5 s and was ended" in last
-    assert 2.5 <= lasted_s < 20
+    assert 2.5 <= lasted_s < 60  # it would wait for ever
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_interrupted_build_is_quiet(tmp_path: Path, number: signal.Signals, code
         assert "waiting" in first
         process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait(5) == code
+        assert process.wait(30) == code
     assert rest == ""
 
 

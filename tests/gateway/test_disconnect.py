@@ -59,8 +59,8 @@ def test_leaving_stops_the_engine(
     left = gateway.metric("client_disconnects_total", model="tiny", phase=phase)
     aborts = gateway.metric("requests_total", outcome="client_abort", finish_reason="abort")
     leave_early(gateway, body(stream=stream, fake=NEVER | fake), after=after)
-    eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1, 2)
-    eventually(lambda: gateway.metric("requests_running") == 0, 2)
+    eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1)
+    eventually(lambda: gateway.metric("requests_running") == 0)
     assert gateway.metric("client_disconnects_total", model="tiny", phase=phase) == left + 1
     now = gateway.metric("requests_total", outcome="client_abort", finish_reason="abort")
     assert now == aborts + 1
@@ -75,11 +75,11 @@ def test_half_closing_is_leaving(
     left = gateway.metric("client_disconnects_total", model="tiny", phase=phase)
     with open_request(gateway, body(stream=stream, fake=NEVER | fake), after=after) as client:
         client.shutdown(socket.SHUT_WR)
-        client.settimeout(5)
+        client.settimeout(30)
         while client.recv(65536):
             pass  # what was on its way; then the gateway closes its side, too
-    eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1, 2)
-    eventually(lambda: gateway.metric("requests_running") == 0, 2)
+    eventually(lambda: gateway.engine_state()["cancelled"] == cancelled + 1)
+    eventually(lambda: gateway.metric("requests_running") == 0)
     assert gateway.metric("client_disconnects_total", model="tiny", phase=phase) == left + 1
 
 
@@ -96,10 +96,11 @@ def test_leaving_in_the_middle_of_the_body(gateway: Gateway) -> None:
 
 def test_tokens_of_a_left_stream_are_counted(gateway: Gateway) -> None:
     """Without a usage report the text that went out is what counts as generated."""
-    before = gateway.metric("generated_tokens_total")
+    before, decoded = gateway.metric("generated_tokens_total"), gateway.engine_state()["decoded"]
     leave_early(gateway, body(stream=True, fake=NEVER), after=b"aae")
-    counted = eventually(lambda: max(0, gateway.metric("generated_tokens_total") - before - 4))
-    assert counted < 46
+    counted = eventually(lambda: gateway.metric("generated_tokens_total") - before)
+    eventually(lambda: gateway.engine_state()["running"] == 0)
+    assert 5 <= counted <= gateway.engine_state()["decoded"] - decoded < NEVER["tokens"]
 
 
 def test_leaving_after_the_end_is_success(gateway: Gateway) -> None:
@@ -119,9 +120,9 @@ def test_slow_reader_does_not_harm_others(gateway: Gateway) -> None:
         slow.sendall(head.encode() + raw)
         slow.recv(100)
         assert gateway.http.post(CHAT, json=body()).status_code == 200
-        decoded = eventually(lambda: _settled(gateway), timeout_s=30)
+        decoded = eventually(lambda: _settled(gateway))
         assert decoded < 200000
-    eventually(lambda: gateway.engine_state()["running"] == 0, timeout_s=30)
+    eventually(lambda: gateway.engine_state()["running"] == 0)
 
 
 def _settled(gateway: Gateway) -> int:

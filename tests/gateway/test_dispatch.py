@@ -124,9 +124,11 @@ def test_keep_alive_comments(start_gateway: StartGateway) -> None:
     """While the engine thinks, the client hears comments that its library skips."""
     gateway = start_gateway(sse_keep_alive_s=0.1)
     script = {"tokens": 2, "pace_s": 0.35}
+    started = time.monotonic()
     with gateway.stream(script) as response:
         text = response.read().decode()
-    assert 2 <= text.count(": keep-alive\n\n") <= 8
+    lasted_s = time.monotonic() - started
+    assert 2 <= text.count(": keep-alive\n\n") <= lasted_s / 0.1 + 1
     assert text.endswith("data: [DONE]\n\n")
     stream = gateway.openai.chat.completions.create(
         model="tiny",
@@ -163,7 +165,7 @@ def start_elsewhere(name: str, port: int) -> tuple[str, subprocess.Popen[bytes]]
         except httpx.TransportError:
             return False
 
-    eventually(answers, 20)
+    eventually(answers)
     return url, process
 
 
@@ -173,7 +175,7 @@ def test_engines_elsewhere(tmp_path: Path) -> None:
     with engines_elsewhere(["remote-model", "remote-model"]) as running:
         settings = {
             "port": port,
-            "stall_timeout_s": 0.5,
+            "stall_timeout_s": 2,
             "models": {"tiny": {"model": "remote-model", "urls": [url for url, _ in running]}},
         }
         file = tmp_path / "settings.yaml"
@@ -181,11 +183,11 @@ def test_engines_elsewhere(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                     check_engines_elsewhere(http, running)
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=20)
+                process.communicate(timeout=60)
         assert process.returncode == 0
         assert all(each.poll() is None for _, each in running)
 
@@ -209,7 +211,7 @@ def check_engines_elsewhere(
         data = http.get("/admin/models").json()["data"]
         return sum(each["state"] == "ready" for each in data[0]["replicas"])
 
-    eventually(lambda: status("/ready") == 200, 20)
+    eventually(lambda: status("/ready") == 200)
     card = http.get("/v1/models/tiny").json()
     assert (card["variant"], card["weight_bits"]) == ("full", 4.5)
     assert [ask() for _ in range(20)] == [200] * 20
@@ -221,7 +223,7 @@ def check_engines_elsewhere(
     assert [ask() for _ in range(10)] == [200] * 10
     eventually(lambda: ready() == 1)
     running[0] = start_elsewhere("remote-model", int(url.rpartition(":")[2]))
-    eventually(lambda: ready() == 2, 10)
+    eventually(lambda: ready() == 2)
 
 
 def test_admin_verbs(start_gateway: StartGateway) -> None:
@@ -261,7 +263,7 @@ def test_events_over_http(start_gateway: StartGateway) -> None:
     async def follow() -> list[dict[str, str]]:
         found: list[dict[str, str]] = []
         async with (
-            httpx.AsyncClient(base_url=gateway.url, timeout=20) as http,
+            httpx.AsyncClient(base_url=gateway.url, timeout=60) as http,
             http.stream("GET", "/admin/events") as response,
         ):
             lines = response.aiter_lines()
@@ -292,7 +294,7 @@ def test_a_fallback_is_bound_by_the_key(start_gateway: StartGateway) -> None:
     keys = [{"name": "one", "key": "k-one", "models": ["tiny"]}, {"name": "all", "key": "k-all"}]
     gateway = start_gateway(models=models, api_keys=keys)
     failing = body(fake={"status": 500, "body": "{}"})
-    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1)
     found = {}
     for key in ("k-one", "k-all"):
         headers = {"authorization": f"Bearer {key}"}
@@ -308,7 +310,7 @@ def test_a_fallback_needs_a_place_at_the_other_model(start_gateway: StartGateway
         "other": {"model": "fake", "recipe": "int8", "max_running": 1},
     }
     gateway = start_gateway(models=models)
-    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1)
     failing = body(fake={"status": 500, "body": "{}"})
     with gateway.stream({"tokens": 400, "pace_s": 0.02}, model="other") as stream:
         events = stream.iter_raw()  # kept: without it the stream is closed
@@ -329,7 +331,7 @@ def test_fallbacks_follow_however_many_replicas_fail(start_gateway: StartGateway
         "other": {"model": "fake", "recipe": "int8"},
     }
     gateway = start_gateway(models=models)
-    eventually(lambda: gateway.metric("engine_up", model="other") == 1, 20)
+    eventually(lambda: gateway.metric("engine_up", model="other") == 1)
     gateway.http.post(CHAT, json=body(fake={"status": 500, "body": "{}"}))
     assert gateway.metric("request_retries_total", model="tiny") == 2
     assert gateway.metric("requests_total", model="other") == 1

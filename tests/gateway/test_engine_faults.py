@@ -15,8 +15,8 @@ from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually, is_alive
 
 CLIENTS = 12
-TOLD_WITHIN_S = 2.0
-STALL_S = 1.0
+TOLD_WITHIN_S = 8.0
+STALL_S = 2.0
 
 
 class Client(threading.Thread):
@@ -27,7 +27,7 @@ class Client(threading.Thread):
         choose = random.Random(number)
         self._url = gateway.url
         phase: dict[str, Any] = choose.choice(
-            [{"head_s": 30}, {"first_s": 30}, {"tokens": 3000, "pace_s": 0.01}]
+            [{"head_s": 60}, {"first_s": 60}, {"tokens": 6000, "pace_s": 0.01}]
         )
         self._body = body(stream=number % 2 == 0, fake=phase)
         self.ended = 0.0
@@ -36,7 +36,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """Ask."""
-        reply = httpx.post(f"{self._url}{CHAT}", json=self._body, timeout=30)
+        reply = httpx.post(f"{self._url}{CHAT}", json=self._body, timeout=60)
         self.ended = time.monotonic()
         self.status, self.text = reply.status_code, reply.text
 
@@ -64,19 +64,19 @@ def test_an_engine_is_lost_under_load(
     clients = [Client(gateway, index) for index in range(CLIENTS)]
     for client in clients:
         client.start()
-    eventually(lambda: gateway.engine_state()["running"] == CLIENTS, 15)
+    eventually(lambda: gateway.engine_state()["running"] == CLIENTS)
     os.kill(lost, number)
     fell = time.monotonic()
     eventually(lambda: gateway.status("/ready") == 503 or gateway.engine_pid != lost, limit_s + 3)
     assert gateway.status("/health") == 200
     for client in clients:
-        client.join(15)
+        client.join(30)
         assert not client.is_alive()
         assert '"engine_unavailable"' in client.text
         assert client.status in (200, 503)
     slowest_s = max(client.ended for client in clients) - fell
     assert slowest_s < limit_s
-    eventually(lambda: gateway.engine_pid != lost, 15)
+    eventually(lambda: gateway.engine_pid != lost)
     gateway.wait_ready()
     assert gateway.http.post(CHAT, json=body()).status_code == 200
     eventually(lambda: gateway.metric("requests_running") == 0)
@@ -94,6 +94,6 @@ def test_an_engine_that_ends_in_order(start_gateway: StartGateway) -> None:
         next(lines)
         os.kill(lost, signal.SIGTERM)
         assert "data: [DONE]" in list(lines)
-    eventually(lambda: gateway.engine_pid != lost, 15)
+    eventually(lambda: gateway.engine_pid != lost)
     gateway.wait_ready()
     assert gateway.http.post(CHAT, json=body()).status_code == 200

@@ -27,7 +27,7 @@ def error_code(gateway: Gateway) -> tuple[int, str, str | None]:
 
 def test_first_load_answers_503(start_gateway: StartGateway) -> None:
     """While the first load runs the gateway is alive, not ready, and says when to retry."""
-    gateway = start_gateway(ready=False, launch={"prepare_s": 1.0}, load_wait_s=0)
+    gateway = start_gateway(ready=False, launch={"prepare_s": 2.0}, load_wait_s=0)
     assert gateway.status("/ready") == 503
     assert error_code(gateway) == (503, "model_loading", "5")
     assert gateway.http.get("/v1/models").json()["data"][0]["state"] == "loading"
@@ -47,7 +47,7 @@ def test_load_time_is_the_real_one(start_gateway: StartGateway) -> None:
     measured = gateway.metric("model_load_seconds_sum", model="tiny", recipe="int4")
     assert 0.5 <= measured <= at_most
     gateway.process.terminate()
-    out, _ = gateway.process.communicate(timeout=10)
+    out, _ = gateway.process.communicate(timeout=30)
     told = re.search(r"tiny@int4 is ready after (\d+\.\d) s", out)
     assert told is not None
     assert float(told[1]) == pytest.approx(measured, abs=0.06)
@@ -67,7 +67,7 @@ def test_engine_killed_in_a_stream(start_gateway: StartGateway) -> None:
     event = json.loads(rest[-2].removeprefix("data: "))
     assert event["error"]["code"] == "engine_unavailable"
     assert rest[-1] == "data: [DONE]"
-    eventually(lambda: gateway.engine_pid != old_pid, 20)
+    eventually(lambda: gateway.engine_pid != old_pid)
     gateway.wait_ready()
     assert error_code(gateway)[0] == 200
     assert gateway.metric("engine_restarts_total", model="tiny", reason="exit") == 1
@@ -106,38 +106,46 @@ def test_silent_engine(start_gateway: StartGateway) -> None:
 
 def test_slow_but_living_stream_is_no_timeout(start_gateway: StartGateway) -> None:
     """The read timeout bounds silence, not the length of a reply."""
-    gateway = start_gateway(launch={"read_timeout_s": 0.5})
-    with gateway.stream({"tokens": 6, "pace_s": 0.2}) as response:
+    gateway = start_gateway(launch={"read_timeout_s": 1.5})
+    with gateway.stream({"tokens": 10, "pace_s": 0.2}) as response:
         assert "[DONE]" in response.read().decode()
     eventually(lambda: gateway.metric("requests_total", outcome="ok") == 1)
 
 
 def test_stalled_engine_is_replaced(start_gateway: StartGateway) -> None:
     """An engine that is alive but answers no probe is killed and restarted."""
-    gateway = start_gateway(stall_timeout_s=0.5)
+    gateway = start_gateway(stall_timeout_s=1.5)
     old_pid = gateway.engine_pid
     os.kill(old_pid, signal.SIGSTOP)
-    eventually(lambda: gateway.metric("engine_restarts_total", reason="stall") == 1, 10)
+    eventually(lambda: gateway.metric("engine_restarts_total", reason="stall") == 1)
     gateway.wait_ready()
     assert gateway.engine_pid != old_pid
     assert not is_alive(old_pid)
 
 
+def refuses(gateway: Gateway) -> bool:
+    """Return whether a gateway takes no more connections."""
+    try:
+        socket.create_connection(("127.0.0.1", gateway.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_sigterm_drains(start_gateway: StartGateway) -> None:
     """Running streams finish in full, new requests are refused, exit code 0, no child left."""
     gateway = start_gateway()
-    with gateway.stream({"tokens": 100, "pace_s": 0.01}) as response:
+    with gateway.stream({"tokens": 100, "pace_s": 0.03}) as response:
         lines = response.iter_lines()
         next(lines)
         gateway.process.terminate()
-        time.sleep(0.2)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", gateway.port)).close()
+        eventually(lambda: refuses(gateway))
+        assert gateway.process.poll() is None
         text = "\n".join(lines)
     assert text.count('"delta":{"content"') >= 99
     assert text.rstrip().endswith("[DONE]")
     assert '"error"' not in text
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(30) == 0
     assert not is_alive(gateway.engine_pid)
 
 
@@ -151,7 +159,7 @@ def test_drain_has_a_limit(start_gateway: StartGateway) -> None:
         rest = [line for line in lines if line]
     assert '"error"' in rest[-2]
     assert rest[-1] == "data: [DONE]"
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(30) == 0
 
 
 def test_second_signal_hurries(start_gateway: StartGateway) -> None:
@@ -161,10 +169,10 @@ def test_second_signal_hurries(start_gateway: StartGateway) -> None:
         lines = response.iter_lines()
         next(lines)
         gateway.process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        eventually(lambda: refuses(gateway))
         assert gateway.process.poll() is None
         gateway.process.send_signal(signal.SIGINT)
-        assert gateway.process.wait(3) == 0
+        assert gateway.process.wait(20) == 0  # the drain would last for 30 s
     assert not is_alive(gateway.engine_pid)
     assert "Traceback" not in gateway.log
 
@@ -173,7 +181,7 @@ def test_interrupt_while_loading(start_gateway: StartGateway) -> None:
     """Ctrl-C before anything was served is quiet and gives 130."""
     gateway = start_gateway(ready=False, launch={"prepare_s": 60})
     gateway.process.send_signal(signal.SIGINT)
-    assert gateway.process.wait(5) == 130
+    assert gateway.process.wait(30) == 130
     assert "Traceback" not in gateway.log
 
 
@@ -183,7 +191,7 @@ def test_no_orphan_after_sigkill(start_gateway: StartGateway) -> None:
     pid = gateway.engine_pid
     assert is_alive(pid)
     gateway.process.kill()
-    eventually(lambda: not is_alive(pid), 2)
+    eventually(lambda: not is_alive(pid))
 
 
 def test_port_in_use_is_told_before_loading(start_gateway: StartGateway) -> None:
@@ -208,7 +216,7 @@ def test_refused_model_ends_the_process(start_gateway: StartGateway) -> None:
     gateway = start_gateway(
         ready=False, models={"tiny": {"model": "refuse"}}, launch={"prepare_s": 0}
     )
-    assert gateway.process.wait(10) == 2
+    assert gateway.process.wait(30) == 2
     assert gateway.log.splitlines()[-1] == (
         "narrowgate: error: no model 'refuse': name one that exists"
     )
@@ -218,7 +226,7 @@ def test_announcement(start_gateway: StartGateway) -> None:
     """When ready, stdout shows sizes, a curl line that works as pasted, and the URLs."""
     gateway = start_gateway()
     gateway.process.terminate()
-    out, _ = gateway.process.communicate(timeout=10)
+    out, _ = gateway.process.communicate(timeout=30)
     assert "tiny@int4 is ready after" in out
     assert "weights 0.0 MB -> 0.0 MB, 4.50 bits per weight" in out
     assert f"{gateway.url}/metrics" in out
@@ -233,7 +241,7 @@ def test_two_models(start_gateway: StartGateway) -> None:
         "b": {"model": "x", "recipe": "full"},
     }
     gateway = start_gateway(models=models)
-    eventually(lambda: gateway.http.get("/v1/models/b").json()["state"] == "ready", 20)
+    eventually(lambda: gateway.http.get("/v1/models/b").json()["state"] == "ready")
     for name, served in (("a", "a@int4"), ("b", "b@full"), ("b@full", "b@full")):
         reply = gateway.http.post(CHAT, json=body() | {"model": name}).json()
         assert reply["model"] == served

@@ -62,7 +62,7 @@ def test_times_of_a_stream(gateway: Gateway) -> None:
     """A stream of n tokens gives one time to first token and n - 1 intervals of the right size."""
     names = ("time_to_first_token_seconds", "inter_token_latency_seconds")
     before = {name: _histogram(gateway, name) for name in names}
-    gateway.http.post(
+    reply = gateway.http.post(
         CHAT, json=body(stream=True, fake={"tokens": 10, "pace_s": 0.02, "first_s": 0.3})
     )
     after = {name: _histogram(gateway, name) for name in names}
@@ -70,10 +70,10 @@ def test_times_of_a_stream(gateway: Gateway) -> None:
         tuple(now - old for now, old in zip(after[name], before[name], strict=True))
         for name in names
     )
-    assert first[0] == 1
-    assert 0.3 <= first[1] < 0.6
-    assert inter[0] == 9
-    assert 0.17 <= inter[1] < 0.5
+    assert (first[0], inter[0]) == (1, 9)
+    # Whoever is kept from running sees the first token late, and the next ones at once.
+    assert first[1] >= 0.29
+    assert 0.29 + 9 * 0.019 <= first[1] + inter[1] <= reply.elapsed.total_seconds()
 
 
 def test_unknown_names_never_become_labels(gateway: Gateway) -> None:

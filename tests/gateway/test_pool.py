@@ -134,7 +134,7 @@ def test_leases_follow_the_state() -> None:
                 assert not idle.done()
                 with pytest.raises(Draining):
                     await pool.lease("tiny").__aenter__()
-            await asyncio.wait_for(idle, 1)
+            await asyncio.wait_for(idle, 30)
 
     asyncio.run(run())
 
@@ -164,7 +164,7 @@ def test_defect_in_a_load(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async with running(Broken()) as pool:
             with pytest.raises(StartupError) as caught:
-                await asyncio.wait_for(pool.ensure_ready(), 5)
+                await asyncio.wait_for(pool.ensure_ready(), 30)
             assert str(caught.value) == (
                 "tiny@int4 cannot be served: ValueError: embedded null byte in 'a\\0b'"
             )

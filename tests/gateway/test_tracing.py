@@ -103,7 +103,7 @@ def test_last_spans_are_sent_at_the_end(
     gateway = start_gateway(otlp_endpoint=collector.url)
     gateway.http.post(CHAT, json=body())
     gateway.process.terminate()
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(30) == 0
     assert [span.name for span in collector.spans] == ["chat tiny@int4", "chat tiny"]
 
 
@@ -116,7 +116,7 @@ def test_no_collector_delays_no_end() -> None:
     tracing.open("POST", {}).end(record)
     started = time.monotonic()
     tracing.close()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8  # of itself it would try for ten seconds
 
 
 @pytest.mark.parametrize("is_traced", [True, False])

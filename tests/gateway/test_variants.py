@@ -3,13 +3,17 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 from compression.events import ignore
+from gateway.backends.process import EngineProcess
 from gateway.demand import Demand
 from gateway.errors import (
     EngineDown,
@@ -73,6 +77,12 @@ def states(pool: Pool) -> dict[str, str]:
     return {shot.spec.served_name: shot.state.value for shot in pool.snapshots()}
 
 
+def num_running(engine: EngineProcess) -> int:
+    """Return how many requests a fake engine works on."""
+    found: int = httpx.get(f"{engine.client.base_url}/fake/state").json()["running"]
+    return found
+
+
 async def answer(lease: Lease, tokens: int = 2) -> dict[str, Any]:
     """Ask the engine of a lease for a few tokens."""
     fields = {"prompt": "one two", "fake": {"tokens": tokens}}
@@ -121,7 +131,7 @@ def test_a_request_does_not_wait_for_ever() -> None:
     asyncio.run(run())
 
 
-def test_a_failed_load_is_tried_again_after_a_pause() -> None:
+def test_a_failed_load_is_tried_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests within the pause are refused at once; one after it starts a new load."""
 
     class Mending(FakeLaunch):
@@ -133,11 +143,13 @@ def test_a_failed_load_is_tried_again_after_a_pause() -> None:
 
     async def run() -> int:
         launch = Mending()
-        async with pool_of({"a": {}}, launch) as pool:
+        patience = replace(PATIENCE, retry_load_after_s=60)
+        async with pool_of({"a": {}}, launch, patience=patience) as pool:
             for _ in range(3):
                 with pytest.raises(EngineDown, match="could not be loaded"):
                     await pool.lease("a").__aenter__()
-            await asyncio.sleep(PATIENCE.retry_load_after_s)
+            now = time.monotonic
+            monkeypatch.setattr(time, "monotonic", lambda: now() + 60)
             async with pool.lease("a") as lease:
                 await answer(lease)
         return launch.num_prepared
@@ -167,7 +179,7 @@ def test_what_is_in_use_is_never_evicted() -> None:
 
     async def run() -> None:
         models = {name: {"preload": False, "memory": "100MB"} for name in "ab"}
-        patience = Patience(load_wait_s=0.4, retry_load_after_s=0)
+        patience = Patience(load_wait_s=1.2, retry_load_after_s=0)
         async with pool_of(models, FakeLaunch(), budget=150 * MB, patience=patience) as pool:
             await pool.load("a")
             async with pool.lease("a") as lease:
@@ -442,7 +454,7 @@ def test_who_begins_to_use_a_victim_keeps_it() -> None:
             # An engine that has work of its own takes its whole grace to stop.
             fields = {"prompt": "one two", "fake": {"head_s": 30}}
             busy = asyncio.create_task(launch.engines[0].client.complete(fields, "test"))
-            await asyncio.sleep(0.2)
+            await until(lambda: num_running(launch.engines[0]) == 1)
             loading = asyncio.create_task(pool.load("c"))
             await until(lambda: pool.find("a").state is State.STOPPING)
             async with pool.lease("b") as lease:

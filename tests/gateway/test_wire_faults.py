@@ -21,7 +21,7 @@ from tests.gateway.raw_engine import (
     reset,
 )
 
-STALL_S = 0.6
+STALL_S = 1.5
 
 
 def writes(*parts: bytes, pause_s: float = 0.0, close: bool = False) -> Behave:
@@ -141,7 +141,7 @@ def test_a_broken_stream_says_so(gateway: Gateway, text: str, code: str) -> None
     """After the first byte the stream ends in an error event and the end mark, within the limit."""
     started = time.monotonic()
     reply = ask(gateway, text)
-    assert time.monotonic() - started < STALL_S + 2
+    assert time.monotonic() - started < STALL_S + 8
     assert reply.status_code == 200
     assert f'"code": "{code}"' in reply.text
     assert reply.text.endswith("data: [DONE]\n\n")

@@ -93,7 +93,7 @@ def prometheus(
     command += ["--enable-feature=exemplar-storage,expand-external-labels"]
     with (
         _running(command, directory / "prometheus.log", f"http://127.0.0.1:{port}") as url,
-        httpx.Client(base_url=url, timeout=20) as http,
+        httpx.Client(base_url=url, timeout=60) as http,
     ):
         yield Prometheus(http)
 
@@ -116,12 +116,12 @@ def _running(command: Sequence[str], log: Path, url: str) -> Iterator[str]:
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: process.poll() is not None or _is_ready(url), 20)
+        eventually(lambda: process.poll() is not None or _is_ready(url))
         assert process.poll() is None, log.read_text()
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 def _is_ready(url: str) -> bool:

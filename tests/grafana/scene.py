@@ -122,14 +122,14 @@ def scene(directory: Path) -> Iterator[Scene]:
     gateway.http.headers.update(KEY)
     try:
         gateway.wait_ready()
-        eventually(lambda: counts(gateway)["reference"]["state"] == "ready", 20)
+        eventually(lambda: counts(gateway)["reference"]["state"] == "ready")
         # A counter begins to exist with its first event, which no rate can see: one of each now.
         asyncio.run(round_of(gateway, Truth()))
-        eventually(lambda: _is_scored(gateway), 20)
+        eventually(lambda: _is_scored(gateway))
         with prometheus(directory, gateway.port) as found:
             began_at = next_scrape(found, next_scrape(found, 0))
             truth, held_at = asyncio.run(traffic(gateway))
-            eventually(lambda: _is_scored(gateway), 20)
+            eventually(lambda: _is_scored(gateway))
             ended_at = next_scrape(found, time.time())
             next_scrape(found, ended_at + 1)  # the rules have seen that one, too
             yield Scene(found, truth, began_at, ended_at, held_at)
@@ -145,7 +145,7 @@ def next_scrape(found: Prometheus, after: float) -> float:
         at = float(samples[0]["value"][1]) if samples else 0.0
         return at if at > after else 0.0
 
-    return eventually(look, 10)
+    return eventually(look)
 
 
 def _is_scored(gateway: Gateway) -> bool:

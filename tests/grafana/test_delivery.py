@@ -23,7 +23,7 @@ from tests.gateway.harness import eventually
 from tests.grafana.monitoring import RULES, alertmanager, prometheus
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "alertmanager" / "alertmanager.yml"
-WAIT_S = 20
+WAIT_S = 60
 QUICK = "1s"
 
 Message = tuple[str, dict[str, Any]]

@@ -79,6 +79,6 @@ def test_the_service_is_told(gateway: Gateway) -> None:
 
 def test_the_series_goes_on(gateway: Gateway) -> None:
     """After one step every column has a value for each time."""
-    found = eventually(lambda: (said := live(gateway))["times"] and said, 10)
+    found = eventually(lambda: (said := live(gateway))["times"] and said)
     for column in found["all"]["series"].values():
         assert len(column) == len(found["times"])

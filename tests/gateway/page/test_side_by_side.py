@@ -107,7 +107,7 @@ def test_each_token_has_its_text_and_score(gateway: Gateway) -> None:
 def test_the_score_is_the_shadows(gateway: Gateway) -> None:
     """The same answer has the same mean divergence in the shadow's own metric."""
     gateway.http.post(CHAT, json=body(fake={"tokens": 4})).raise_for_status()
-    eventually(settled(gateway, 1), 20)
+    eventually(settled(gateway, 1))
     sums = {"model": "tiny", "variant": "int4", "slice": "all", "estimator": "topk"}
     from_traffic = gateway.metric("fidelity_kl_nats_total", **sums)
     reply = ask(gateway, "tiny").json()
@@ -149,7 +149,7 @@ def test_the_full_model_leaves_with_the_keep_alive(start_gateway: StartGateway) 
         found = gateway.http.get("/admin/models").json()["data"]
         return {each["id"]: each["state"] for each in found}
 
-    eventually(lambda: states() == {"tiny@int4": "ready", "tiny@full": "stopped"}, 20)
+    eventually(lambda: states() == {"tiny@int4": "ready", "tiny@full": "stopped"})
 
 
 def test_settings_without_a_full_model_say_what_to_add(start_gateway: StartGateway) -> None:

@@ -48,7 +48,7 @@ def test_exact_scores_are_marked_and_known_beside_top_k(start_gateway: StartGate
     gateway = start_gateway(shadow=SHADOW, launch={"nll": {"reference": 0.75}})
     for _ in range(4):
         gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
-    found = eventually(settled(gateway, 4), 20)
+    found = eventually(settled(gateway, 4))
     assert (found["scored"], found["dropped"]) == (4, {})
     sums = NAMES | {"slice": "all"}
     assert gateway.metric("fidelity_kl_nats_total", **sums, estimator="exact") == 4 * KL
@@ -103,7 +103,7 @@ def test_what_cannot_be_exact_is_dropped(start_gateway: StartGateway) -> None:
         next(stream.iter_raw())
     post(CHAT, json=body(), headers={"x-narrowgate-shadow": "off"})
     post(CHAT, json=body(fake={"tokens": 4}))
-    found = eventually(settled(gateway, 8), 20)
+    found = eventually(settled(gateway, 8))
     assert found["scored"] == 1
     assert found["dropped"] == {
         "rows": 1,
@@ -121,7 +121,7 @@ def test_rows_that_are_gone_cost_that_score_alone(start_gateway: StartGateway) -
     gateway = start_gateway(shadow=SHADOW, launch={"score_faults": {"tiny": "no_rows"}})
     for _ in range(4):
         gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
-    found = eventually(settled(gateway, 4), 20)
+    found = eventually(settled(gateway, 4))
     assert found["dropped"] == {"rows": 4}
     assert found["reference"]["state"] == "ready"
     assert gateway.metric("shadow_reference_failures_total", model="tiny") == 0
@@ -134,7 +134,7 @@ def test_a_lost_reference_leaves_nothing_behind(start_gateway: StartGateway, fau
     shadow = SHADOW | {"score_timeout_s": 0.3}
     gateway = start_gateway(shadow=shadow, launch={"score_faults": {"tiny": fault}})
     gateway.http.post(CHAT, json=body(fake={"tokens": 4}))
-    found = eventually(settled(gateway, 1), 20)
+    found = eventually(settled(gateway, 1))
     assert found["scored"] == 0
     eventually(lambda: kept(gateway) == (1, 0))
 

@@ -69,7 +69,7 @@ def test_both_sides_of_the_same_requests(compared: Gateway) -> None:
     ask(gateway, fake={"text": "{} {", "reference": {"text": '{ "a": 1 }'}}, **as_json)
     ask(gateway, fake={"text": "one two", "reference": {"text": "one two three four five"}})
     ask(gateway, fake={"text": "one two"}, stream=True)
-    told = eventually(lambda: (found(gateway).get("pairs") == 4 and found(gateway)) or {}, 20)
+    told = eventually(lambda: (found(gateway).get("pairs") == 4 and found(gateway)) or {})
     assert told["results"] == {"compared": 4}
     assert counts(gateway)["scored"] == 4
 
@@ -118,7 +118,7 @@ def test_every_end_has_its_name(compared: Gateway) -> None:
     for result, reference, fields in ends:
         ask(gateway, model, fake={"reference": reference}, **fields)
         expected[result] += 1
-        eventually(lambda: found(gateway, model).get("results") == expected, 20)
+        eventually(lambda: found(gateway, model).get("results") == expected)
     ended = counts(gateway, model)
     assert (ended["scored"], ended["dropped"]) == (len(ends), {"private": 1})
     for result, count in expected.items():
@@ -132,19 +132,19 @@ def test_free_runs_yield(start_gateway: StartGateway) -> None:
     gateway = start_gateway(
         shadow=SHADOW | {"queue_s": 0.5, "reference": {"idle_s": 0.1, "mode": "on-demand"}}
     )
-    slow = {"tokens": 20, "reference": {"pace_s": 0.03}}
+    slow = {"tokens": 20, "reference": {"pace_s": 0.06}}
     ask(gateway, fake=slow)
-    eventually(lambda: counts(gateway)["scored"] == 1, 20)
+    eventually(lambda: counts(gateway)["scored"] == 1)
     ask(gateway, fake={"tokens": 5, "pace_s": 0.04}, store=False)
-    eventually(lambda: found(gateway).get("results") == {"compared": 1}, 20)
+    eventually(lambda: found(gateway).get("results") == {"compared": 1})
     assert gateway.metric("shadow_yields_total", model="tiny") >= 1
 
     ask(gateway, fake=slow)
-    eventually(lambda: counts(gateway)["scored"] == 2, 20)
+    eventually(lambda: counts(gateway)["scored"] == 2)
     with gateway.stream({"tokens": 1000, "pace_s": 0.02}, store=False) as stream:
         events = stream.iter_raw()  # kept: without it the stream is closed
         next(events)
-        eventually(lambda: sum(found(gateway)["results"].values()) == 2, 20)
+        eventually(lambda: sum(found(gateway)["results"].values()) == 2)
         assert found(gateway)["results"] == {"compared": 1, "busy": 1}
 
 
@@ -153,7 +153,7 @@ def test_a_reference_elsewhere_answers_too(start_gateway: StartGateway) -> None:
     url = start_gateway(models={"tiny": {"model": "fake", "recipe": "full"}}).engine_url
     gateway = start_gateway(shadow=SHADOW | {"reference": {"urls": {"tiny": url}}})
     ask(gateway, fake={"tokens": 6})
-    told = eventually(lambda: found(gateway) if "pairs" in found(gateway) else {}, 20)
+    told = eventually(lambda: found(gateway) if "pairs" in found(gateway) else {})
     assert told["length"]["ratio"] == 1
     assert not any(each["difference"] for each in told["checks"].values())
 

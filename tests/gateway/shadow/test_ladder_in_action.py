@@ -76,7 +76,7 @@ class Traffic:
             thread.join()
 
     def _run(self) -> None:
-        with httpx.Client(base_url=self._gateway.url, timeout=20) as client:
+        with httpx.Client(base_url=self._gateway.url, timeout=60) as client:
             while not self._is_over.wait(0.01):
                 question = next(self._questions)
                 messages = [{"role": "user", "content": question}]
@@ -131,13 +131,13 @@ def test_a_rung_that_fails_its_tolerance_is_replaced(start_gateway: StartGateway
     """int8 serves within one cool-down of the drift, no request fails, event and metric say why."""
     gateway = start_gateway(**settings(), launch=BROKEN)
     with Traffic(gateway) as traffic:
-        eventually(lambda: gateway.metric("drift_state", variant="int4", slice="all") == 2, 30)
+        eventually(lambda: gateway.metric("drift_state", variant="int4", slice="all") == 2)
         drifted = time.monotonic()
         eventually(lambda: active(gateway) == "int8", COOL_DOWN_S)
         assert time.monotonic() - drifted < COOL_DOWN_S
         steps = {"model": "tiny", "from": "int4", "to": "int8", "reason": "drift"}
         eventually(lambda: gateway.metric("ladder_steps_total", **steps) == 1)
-        served = len(traffic.variants)
+        served = len(traffic.variants) + 1  # one may just be noting its answer
         eventually(lambda: len(traffic.variants) > served + 5)
     assert set(traffic.statuses) == {200}
     assert set(traffic.variants[:10]) == {"int4"}
@@ -171,7 +171,7 @@ def test_a_canary_that_drifts_is_rolled_back(start_gateway: StartGateway) -> Non
     }
     gateway = start_gateway(**settings(**rules), launch=BROKEN)
     with Traffic(gateway) as traffic:
-        eventually(lambda: active(gateway) == "int8", 30)
+        eventually(lambda: active(gateway) == "int8")
         left = len(traffic.variants) + 1
         rolled = {"reason": "not_proven", "to": "int4"}
         eventually(lambda: gateway.metric("ladder_steps_total", **rolled) == 1, 60)
@@ -198,9 +198,9 @@ def test_a_drifting_slice_goes_alone_and_comes_back(
     here = Traffic(gateway, ASKED, clients=4, stream=True)
     with here as traffic, Traffic(gateway, [code], model="tiny@int8") as pinned:
         routed = {"from": "int4", "to": "int8", "reason": "slice_drift"}
-        eventually(lambda: gateway.metric("ladder_steps_total", **routed) == 1, 30)
+        eventually(lambda: gateway.metric("ladder_steps_total", **routed) == 1)
         served = len(traffic.answered)
-        eventually(lambda: len(traffic.answered) > served + 60, 20)
+        eventually(lambda: len(traffic.answered) > served + 60)
     assert set(traffic.statuses) == set(pinned.statuses) == {200}
     assert traffic.num_cut == 0
     assert set(pinned.variants) == {"int8"}
@@ -217,9 +217,9 @@ def test_a_drifting_slice_goes_alone_and_comes_back(
     # The slice is pinned no longer, so after the cool-down it goes where all others go.
     gateway = start_gateway(**with_routes(tmp_path / "ledger"), launch=BROKEN)
     with Traffic(gateway, [code], clients=4, stream=True) as traffic:
-        eventually(lambda: gateway.metric("ladder_steps_total", reason="restored") == 1, 20)
+        eventually(lambda: gateway.metric("ladder_steps_total", reason="restored") == 1)
         given_back = {"from": "int8", "to": "int4", "reason": "slice_ok"}
-        eventually(lambda: gateway.metric("ladder_steps_total", **given_back) == 1, 20)
+        eventually(lambda: gateway.metric("ladder_steps_total", **given_back) == 1)
         states = {"model": "tiny", "variant": "int8", "state": "stopped"}
         eventually(lambda: gateway.metric("model_state", **states) == 1)
         served = len(traffic.variants) + 4
@@ -235,7 +235,7 @@ def test_a_killed_gateway_goes_on_where_it_was(start_gateway: StartGateway, tmp_
     fields["shadow"]["ledger"] = {"path": str(tmp_path / "ledger")}
     gateway = start_gateway(**fields, launch=BROKEN)
     with Traffic(gateway):
-        eventually(lambda: active(gateway) == "int8", 30)
+        eventually(lambda: active(gateway) == "int8")
     gateway.process.kill()
     gateway = start_gateway(**fields, launch=BROKEN)
     with Traffic(gateway) as traffic:
@@ -259,7 +259,7 @@ def test_what_is_known_is_told(start_gateway: StartGateway) -> None:
     gateway = start_gateway(**fields)
     for _ in range(4):
         gateway.http.post(CHAT, json=body(fake={"tokens": 2}))
-    found = eventually(lambda: _with_floor(gateway), 20)
+    found = eventually(lambda: _with_floor(gateway))
     assert "at most one false alarm per 100,000 scored requests" in found["promise"]
     of = {each["variant"]: each for each in found["data"]}
     assert (of["int4"]["active"], of["int4"]["verdict"]) == (True, "learning")
