@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 RECIPE ?= int4
-TWO_AT_A_TIME := $(addprefix tests/,benchmarks compression conformance contracts deploy engine project)
+COMPUTING := $(addprefix tests/,benchmarks compression conformance contracts deploy engine project)
+TWO_AT_A_TIME = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 MODEL ?= smollm2
 PROMETHEUS_PORT ?= 9090
 ALERTMANAGER_PORT ?= 9093
@@ -49,14 +50,16 @@ $(VLLM_ENV)/.installed: deploy/vllm/requirements-cpu.txt
 vllm-demo: install vllm-env
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --engine vllm --vllm-options enforce-eager --port $(PORT)
 
-# First what cares for no clock, two files at a time; then what serves, measures and scrapes; then vLLM.
+# Two files at a time: first what computes, then what serves, measures and scrapes, then what starts vLLM;
+# last, one after the other, what holds only where nothing else keeps the machine busy.
 # A part that fails does not keep the next ones from being seen.
 test: install vllm-env
 	$(BIN)/python -m compression.kernels
 	@failed=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder $(TWO_AT_A_TIME) || failed=1; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" $(addprefix --ignore=,$(TWO_AT_A_TIME)) || failed=1; \
-	$(BIN)/python -m pytest -m alone || failed=1; \
+	OMP_NUM_THREADS=1 $(TWO_AT_A_TIME) -m "not alone and not vllm" $(COMPUTING) || failed=1; \
+	OMP_NUM_THREADS=1 $(TWO_AT_A_TIME) -m "not alone and not vllm" $(addprefix --ignore=,$(COMPUTING)) || failed=1; \
+	$(TWO_AT_A_TIME) -m vllm tests/vllm tests/contracts || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone tests/gateway tests/grafana || failed=1; \
 	exit $$failed
 
 # Without these servers the tests of dashboards-check would be skipped, and it would pass.

@@ -1,4 +1,4 @@
-"""Checkpoints that many tests share, and which tests want the machine for themselves.
+"""Checkpoints that many tests share, and which files come first.
 
 What loads torch is imported where it is used: most tests of the gateway never need it.
 """
@@ -14,15 +14,29 @@ from compression.paths import kernels_dir
 os.environ["NUMBA_CACHE_DIR"] = str(kernels_dir())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is about vLLM, which takes every core, as ``alone``; put the longest file first.
+LONGEST = ("project/test_readme.py", "vllm/test_replicas.py", "vllm/test_ladder.py")
 
-    Were it last, one worker would be left with it and the others would have nothing to do.
+
+PLACES = {
+    "alone": ("tests/gateway/", "tests/grafana/"),
+    "vllm": ("tests/vllm/", "tests/contracts/"),
+}
+"""Where `make test` looks for tests with a mark of their own part."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, and let no mark keep a test from being run at all.
+
+    Were they last, one worker would be left with them and the others would have nothing to do.
     """
-    items.sort(key=lambda item: "test_readme" not in item.nodeid)
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
     for item in items:
-        if "vllm" in item.nodeid:
-            item.add_marker("alone")
+        for mark, places in PLACES.items():
+            if item.get_closest_marker(mark) and not item.nodeid.startswith(places):
+                raise pytest.UsageError(
+                    f"{item.nodeid} is marked {mark!r}, and `make test` looks for such tests in "
+                    f"{' and '.join(places)} alone: move it, or add its place to the Makefile"
+                )
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from gateway.backends.embedded import free_port
 from tests.conformance.cached import python_client_tests
+from tests.ports import free_port
 
 FILES = ("chat/test_completions.py", "test_completions.py", "test_models.py")
 MODELS = ("gpt-6-astra", "gpt-3.5-turbo-instruct")

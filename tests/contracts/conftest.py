@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 
-from gateway.backends.embedded import free_port
 from tests.checkpoints import make_tiny_checkpoint
 from tests.engine.processes import started
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 from tests.vllm.served import demo
 
 
@@ -58,7 +58,10 @@ ENGINES: dict[str, Callable[[], AbstractContextManager[str]]] = {
 }
 
 
-@pytest.fixture(scope="session", params=list(ENGINES))
+VLLM = pytest.param("vllm", marks=pytest.mark.vllm)
+
+
+@pytest.fixture(scope="session", params=["fake", "embedded", VLLM])
 def engine_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the base URL of a ready engine."""
     with ENGINES[request.param]() as url:

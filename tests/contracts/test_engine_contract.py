@@ -5,9 +5,11 @@ import time
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from gateway.protocol import EngineInfo, Usage
+from tests.contracts.conftest import VLLM
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
@@ -264,3 +266,15 @@ def test_tokenize_a_conversation(engine: Client) -> None:
     assert len(found["token_strs"]) == found["count"]
     refused = httpx.post(f"{engine.url}/detokenize", json={"model": engine.name, "tokens": [-1]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens.0")
+
+
+@pytest.mark.parametrize("engine_url", [VLLM], indirect=True)
+def test_the_demo_answers(engine_url: str) -> None:
+    """What `make vllm-demo` promises: the official client asks a question and is answered."""
+    client = openai.OpenAI(base_url=f"{engine_url}/v1", api_key="unused")
+    reply = client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+    )
+    assert "Paris" in (reply.choices[0].message.content or "")

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import yaml
 
-from gateway.backends.embedded import free_port
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 
 def answers(url: str) -> int:

@@ -16,13 +16,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.backends.embedded import free_port
 from gateway.errors import SettingsError
 from gateway.settings import load_settings
 from tests.deploy.conftest import answers
 from tests.deploy.image import ROOT
 from tests.deploy.slim import ABSENT
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 RECIPE = "int8"
 START_LIMIT_S = 120

@@ -18,10 +18,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gateway.backends.embedded import free_port
 from tests.deploy.conftest import answers
 from tests.deploy.image import DOCKERFILES, ROOT, read_image
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 HEALTHCHECK = ROOT / "deploy/docker/healthcheck.py"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -20,10 +20,10 @@ import yaml
 from deploy.stack.layout import Layout
 from deploy.stack.running import run_stack
 from deploy.stack.servers import Ports, Server, check_ports, make_servers
-from gateway.backends.embedded import free_port
 from gateway.errors import ChildFailed, SettingsError
 from tests.deploy.image import ROOT
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 END_LIMIT_S = 90
 DEAF = """

@@ -1,6 +1,5 @@
 """Embedded engines as processes of their own."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import openai
+
+from tests.ports import free_port
 
 MODEL = "tiny@full"
 START_LIMIT_S = 120.0
@@ -26,13 +27,6 @@ class EngineProcess:
     def client(self) -> openai.OpenAI:
         """Return the official client, without retries."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def command(directory: Path, port: int, *flags: str) -> list[str]:

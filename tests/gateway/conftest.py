@@ -6,18 +6,29 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.harness import Gateway
+from tests.gateway.harness import Gateway, eventually
 
 StartGateway = Callable[..., Gateway]
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Return a ready gateway that tests share; they must leave its engine alive."""
+def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Run a gateway that tests share; they must leave its engine alive."""
     shared = Gateway(tmp_path_factory.mktemp("gateway"), {"max_body_bytes": 65536}, {})
     shared.wait_ready()
     yield shared
     shared.close()
+
+
+@pytest.fixture
+def gateway(shared_gateway: Gateway) -> Gateway:
+    """Return the shared gateway once all that it was asked is in its counts.
+
+    A stream ends for its client before it is counted.
+    """
+    eventually(lambda: shared_gateway.metric("requests_running") == 0)
+    eventually(lambda: shared_gateway.engine_state()["running"] == 0)
+    return shared_gateway
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from compression.events import OnProgress, Progress
 from compression.recipe import FULL
-from gateway.backends import embedded
 from gateway.backends.base import Engine
 from gateway.backends.process import EngineProcess
 from gateway.backends.url import RemoteEngine
@@ -15,6 +14,7 @@ from gateway.errors import LoadRefused
 from gateway.prepared import Prepared
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
+from tests.ports import free_port
 
 
 class FakeLaunch:
@@ -74,7 +74,7 @@ class FakeLaunch:
             url, name = spec.settings.urls[replica], spec.settings.model
             there = EngineClient(url, served_name=name, read_timeout_s=self.read_timeout_s)
             return await RemoteEngine.connect(there, timeout_s=20)
-        port = embedded.free_port()
+        port = free_port()
         client = EngineClient(
             f"http://127.0.0.1:{port}",
             served_name=spec.served_name,

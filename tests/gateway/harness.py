@@ -16,7 +16,7 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.backends.embedded import free_port
+from tests.ports import free_port
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from gateway.admission.rate_store import RateStore
 from gateway.admission.rates import Rates, Reservation
 from gateway.admission.window import Window
 from gateway.api_key import ApiKey
-from gateway.backends.embedded import free_port
 from gateway.errors import RequestRateExceeded, SettingsError, TokenRateExceeded, render
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
+from tests.ports import free_port
 
 KEY = ApiKey(name="t", key="k", requests_per_minute=3, tokens_per_minute=100)
 

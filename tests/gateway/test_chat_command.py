@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.embedded import free_port
 from gateway.cli import main
 from tests.gateway.harness import Gateway
+from tests.ports import free_port
 
 WORDS = ["Sea\u2028", "\x1b[31m and", " sky"]
 

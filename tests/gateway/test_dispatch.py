@@ -16,9 +16,9 @@ import httpx
 import pytest
 import yaml
 
-from gateway.backends.embedded import free_port
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
+from tests.ports import free_port
 
 TWO = {"tiny": {"model": "fake", "recipe": "int4", "replicas": 2}}
 

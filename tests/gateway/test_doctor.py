@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from compression.demo_model import DEMO_MODEL as REAL_DEMO_MODEL
-from gateway.backends.embedded import free_port
 from gateway.cli import main
 from gateway.doctor import machine, service
 from gateway.doctor.examination import Examination
@@ -20,6 +19,7 @@ from gateway.doctor.software import NoReport, ask_child, check_software, judge
 from gateway.doctor.storage import check_storage
 from gateway.doctor.vllm import check_vllm
 from tests.gateway.harness import Gateway
+from tests.ports import free_port
 
 GOOD = {
     "versions": {"torch": "2.13.0+cpu", "transformers": "5.23.0"},

@@ -139,7 +139,7 @@ def test_engines_speak_on_the_gateways_page(gateway: Gateway) -> None:
     before = gateway.metric("engine_generated_tokens_total", **names)
     gateway.http.post(CHAT, json=body(stream=True, fake={"tokens": 9}))
     eventually(lambda: gateway.metric("engine_generated_tokens_total", **names) == before + 9)
-    assert gateway.metric("engine_sequences_running", **names) == 0
+    eventually(lambda: gateway.metric("engine_sequences_running", **names) == 0)
     page = gateway.http.get("/metrics/vllm").text
     assert 'vllm:generation_tokens_total{engine="0",model_name="tiny@int4"}' in page
     assert "narrowgate_" not in page

@@ -8,6 +8,8 @@ import pytest
 from tests.gateway.bare_client import Reply, ask
 from tests.gateway.harness import Gateway, body, eventually
 
+pytestmark = pytest.mark.alone
+
 NUM_CLIENTS = 8
 ROUNDS = 3
 NUM_TOKENS = 20

@@ -22,6 +22,7 @@ from gateway.settings import load_settings
 from gateway.specs import make_specs
 from gateway.upstream import EngineClient
 from tests.gateway.harness import eventually, is_alive, until
+from tests.ports import free_port
 
 
 def job(code: str) -> tuple[dict[str, Any], list[Progress]]:
@@ -262,7 +263,7 @@ def test_engine_that_does_not_start(code: str, message: str) -> None:
 def test_an_engine_that_speaks_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line in its log ends the pause between two questions whether it is well."""
     monkeypatch.setattr("gateway.upstream._POLL_FIRST_S", 60)
-    port = embedded.free_port()
+    port = free_port()
     code = (
         "import http.server, sys, time\n"
         "class Handler(http.server.BaseHTTPRequestHandler):\n"

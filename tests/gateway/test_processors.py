@@ -12,7 +12,7 @@ import pytest
 
 from compression.events import ignore
 from gateway.backends.child import ChildProcess
-from gateway.backends.embedded import HOST, free_port
+from gateway.backends.embedded import HOST
 from gateway.backends.vllm import VllmStart
 from gateway.backends.vllm_capabilities import VllmPlan
 from gateway.backends.vllm_facts import VllmFacts
@@ -20,6 +20,7 @@ from gateway.model_settings import VariantSettings
 from gateway.upstream import EngineClient
 from gateway.vllm_launch import start_vllm
 from tests.gateway.test_vllm_plan import facts, gpu
+from tests.ports import free_port
 
 # It stands where vLLM's interpreter does, notes where it and a child of its own may run, serves.
 FAKE_VLLM = """\

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.backends.embedded import free_port
 from gateway.errors import EngineDown, SettingsError
 from gateway.record import RECORD, RequestRecord
 from gateway.telemetry import open_tracing
@@ -16,6 +15,7 @@ from gateway.upstream import EngineClient
 from tests.collector import Collector, attributes
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
+from tests.ports import free_port
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"

@@ -7,10 +7,10 @@ from threading import Thread
 
 import pytest
 
-from gateway.backends.embedded import free_port
 from gateway.backends.url import RemoteEngine
 from gateway.errors import ChildFailed
 from gateway.upstream import EngineClient
+from tests.ports import free_port
 
 
 class _Site(BaseHTTPRequestHandler):

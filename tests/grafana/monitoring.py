@@ -11,8 +11,8 @@ import httpx
 import pytest
 import yaml
 
-from gateway.backends.embedded import free_port
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 RULES = Path(__file__).parents[2] / "grafana" / "rules"
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from prometheus_client import start_http_server
 
-from gateway.backends.embedded import free_port
 from gateway.registry import Metrics
 from grafana.alerting.files import alerts
 from grafana.alerting.rule import PREFIX
 from tests.gateway.harness import eventually
 from tests.grafana.monitoring import RULES, alertmanager, prometheus
+from tests.ports import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "alertmanager" / "alertmanager.yml"
 WAIT_S = 60

@@ -15,6 +15,8 @@ from grafana.queries import PanelQuery, all_queries, substituted
 from tests.grafana.runbook import runbooks
 from tests.grafana.scene import NUM_HELD, Scene, scene
 
+pytestmark = pytest.mark.alone  # its clients and the gateway compare their clocks
+
 QUERIES = list(all_queries())
 SHARE = 0.05
 """By how much a panel may differ from what clients saw."""

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from compression.presets import parse_recipe
 from gateway.api_key import KeyList
 from gateway.settings import Settings
 from gateway.specs import make_specs
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -54,9 +54,7 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run `make demo` on a free port, and end it by Ctrl-C as a person would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     printed = tmp_path_factory.mktemp("demo") / "printed"
     with printed.open("w") as output:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""One real vLLM on a tiny random checkpoint, for all tests here; skipped where vLLM is not."""
+"""What vLLM can do, and one on a tiny random checkpoint; skipped where vLLM is not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.backends.vllm_facts import find_python
+from gateway.backends.vllm_facts import VllmFacts, find_python
 from gateway.engine.vllm_runner import VllmReader, serve_reader
 from tests.checkpoints import make_tiny_checkpoint
-from tests.vllm.served import why_not
+from tests.vllm.served import facts_here, why_not
 
 MAX_TOKENS = 255
 TOP = 64
@@ -37,3 +37,9 @@ def served(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     directory = make_tiny_checkpoint(tmp_path_factory.mktemp("served") / "llama", head_dim=32)
     with serve_reader(directory, MAX_TOKENS, python=vllm_python, top=TOP, threads=2) as reader:
         yield Served(reader, directory)
+
+
+@pytest.fixture(scope="session")
+def facts() -> VllmFacts:
+    """Return what the installed vLLM can do here."""
+    return facts_here()

@@ -16,10 +16,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.backends.embedded import free_port
 from gateway.backends.vllm_facts import VllmFacts, default_python, find_python, probe
 from gateway.errors import LoadRefused
 from tests.gateway.harness import eventually
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 240.0
@@ -27,6 +27,7 @@ EAGER = {"enforce-eager": True}
 """Compilation takes vLLM minutes on a small machine."""
 SMALL = {"kv_cache_memory_bytes": "512MiB", "max_model_len": 1024}
 """Several engines run at once."""
+QUESTION = "What is the capital of France?"
 
 
 @cache
@@ -38,6 +39,12 @@ def why_not() -> str | None:
         reason = default_python().parent.parent.with_suffix(".reason")
         return reason.read_text().splitlines()[-1] if reason.exists() else str(error)
     return None
+
+
+def model(recipe: str, **fields: Any) -> dict[str, Any]:
+    """Return the settings of the demo model on vLLM."""
+    common = {"model": "smollm2", "engine": "vllm", "vllm_options": EAGER, **SMALL}
+    return {**common, "recipe": recipe, **fields}
 
 
 class Served:

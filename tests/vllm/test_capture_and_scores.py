@@ -25,6 +25,8 @@ from gateway.streaming import FrameSplitter
 from gateway.upstream import EngineClient
 from tests.vllm.conftest import MAX_TOKENS, TOP, Served
 
+pytestmark = pytest.mark.vllm
+
 _T = TypeVar("_T")
 
 CHAT: tuple[str, dict[str, Any]] = (

@@ -1,4 +1,4 @@
-"""The demo model on the real vLLM behind the gateway: what is applied, and what it survives."""
+"""The demo model on two real vLLM behind the gateway: what is applied, and what it survives."""
 
 import asyncio
 import os
@@ -7,37 +7,22 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
-import yaml
 
 from benchmarks.gateway.load import Outcome, ask
 from gateway.backends.vllm_facts import VllmFacts
-from tests.gateway.harness import eventually
-from tests.vllm.served import EAGER, SMALL, Served, facts_here, is_gone, served
+from tests.gateway.harness import eventually, until
+from tests.vllm.served import QUESTION, Served, is_gone, model, served
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.vllm]
 
-QUESTION = "What is the capital of France?"
 WHOLE = {"ignore_eos": True, "temperature": 0}
 """Every answer has its full length."""
-
-
-def model(recipe: str, **fields: Any) -> dict[str, Any]:
-    """Return the settings of the demo model on vLLM."""
-    common = {"model": "smollm2", "engine": "vllm", "vllm_options": EAGER, **SMALL}
-    return {**common, "recipe": recipe, **fields}
-
-
-@pytest.fixture(scope="module")
-def facts() -> VllmFacts:
-    """Return what the installed vLLM can do here."""
-    return facts_here()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +32,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     verdict = {"tolerance": {"all": 0.05}}
     shadow = {"rate": 1, "free_run": 1, "verdict": verdict, "ledger": {"path": False}}
     twice = model("int8-fast", replicas=2, extra_parameters=["ignore_eos"])
-    settings = {"models": {"m": twice}, "stall_timeout_s": 8, "shadow": shadow}
+    settings = {"models": {"m": twice}, "stall_timeout_s": 12, "shadow": shadow}
     with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
         yield gateway
 
@@ -77,7 +62,8 @@ def test_its_series_come_through_the_gateway(int8: Served) -> None:
     before = _settled(int8, name)
     tokens = int8.chat(QUESTION).json()["usage"]["completion_tokens"]
     eventually(lambda: int8.series(name) >= before + tokens)
-    assert int8.series(name) <= before + tokens + 4  # their pulses ask for a token now and then
+    # Their pulses ask for a token now and then; nothing is counted twice.
+    assert int8.series(name) < before + 2 * tokens
     assert int8.series("narrowgate_engine_kv_cache_usage_ratio") >= 0
     assert int8.series("narrowgate_engine_step_tokens_count") > 0
     view = httpx.get(f"{int8.url}/metrics/vllm").text
@@ -137,8 +123,7 @@ def test_a_killed_replica_loses_no_request_that_has_not_begun(int8: Served) -> N
 
         started = time.monotonic()
         clients = asyncio.gather(*(client() for _ in range(8)))
-        while not outcomes:  # noqa: ASYNC110 (a test looks from outside, nobody tells it)
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(outcomes) or clients.done())
         # All answers are as long, so the next ones are half written now.
         await asyncio.sleep((time.monotonic() - started) / 2)
         family[0].kill()
@@ -197,66 +182,3 @@ def _require_held(gateway: Served) -> None:
 
 def _words(process: psutil.Process) -> str:
     return " ".join(process.cmdline())
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a recipe that takes one query head of every group and some neurons out."""
-    recipe = {
-        "weights": {"scheme": "int8"},
-        "prune": {
-            "query_heads": 1,
-            "neurons": 0.1,
-            "score": "magnitude",
-            "compensate": False,
-        },
-    }
-    file = tmp_path_factory.mktemp("recipe") / "w8-pruned.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    return str(file)
-
-
-def test_ladder_of_full_and_pruned(tmp_path: Path, pruned: str) -> None:
-    """A pruned artifact and the full model are served side by side, each with its shapes."""
-    rungs = [{"recipe": pruned, "name": "pruned"}, {"recipe": "full"}]
-    ladder = {key: value for key, value in model("full").items() if key != "recipe"}
-    settings = {"models": {"m": {**ladder, "ladder": rungs, "preload": True}}}
-    with served(tmp_path, settings) as gateway:
-        assert gateway.ask(QUESTION, model="m@pruned")
-        assert gateway.card("m@pruned")["schemes"] == {"int8-rows": 210}
-        activated = httpx.post(f"{gateway.url}/admin/models/m@full/activate", timeout=240)
-        assert activated.status_code == 200, activated.text
-        # The chat's first token is a tie in bf16 logits (The, L), so this is no chat.
-        assert "Paris" in gateway.complete("The capital of France is")
-        card = gateway.card("m@full")
-        assert (card["schemes"], card["numerics"]) == ({"none": 210}, {"none": "W16A16"})
-        assert 2.6e8 < card["weights_bytes"] < 2.8e8
-        assert re.fullmatch(r"dense \(\w+\)(, dense \(\w+\))*", card["kernels"]["none"])
-        below = gateway.processes()
-    assert gateway.process.returncode == 0
-    eventually(lambda: all(map(is_gone, below)))
-
-
-def test_cache_in_fp8(tmp_path: Path, facts: VllmFacts) -> None:
-    """Keys and values are kept in fp8 where the processor can, and refused where it cannot."""
-    recipe = tmp_path / "w8-kv-fp8.yaml"
-    recipe.write_text("weights: {scheme: int8}\nkv_cache: fp8\n")
-    settings = {"models": {"m": model(str(recipe))}}
-    if facts.cpu_features & {"amx", "avx512"}:
-        with served(tmp_path, settings) as gateway:
-            assert gateway.card("m")["kv_dtype"] == "fp8"
-            assert "Paris" in gateway.ask(QUESTION)
-        return
-    words = "needs a processor with AVX-512 or AMX"
-    with pytest.raises(AssertionError, match=words), served(tmp_path, settings):
-        pass
-
-
-def test_what_ends_a_start_is_told_in_vllms_own_words(tmp_path: Path) -> None:
-    """vLLM refuses what it cannot do while it starts; its reason is the gateway's."""
-    settings = {"models": {"m": model("full", max_model_len=999_999)}}
-    with pytest.raises(AssertionError) as ended, served(tmp_path, settings):
-        pass
-    (line,) = (each for each in str(ended.value).splitlines() if each.startswith("narrowgate:"))
-    assert "the engine of m@full ended with code 1 while it started" in line
-    assert "max_model_len" in line
