@@ -73,7 +73,7 @@ class FakeLaunch:
         if spec.settings.urls:
             url, name = spec.settings.urls[replica], spec.settings.model
             there = EngineClient(url, served_name=name, read_timeout_s=self.read_timeout_s)
-            return await RemoteEngine.connect(there, timeout_s=20)
+            return await RemoteEngine.connect(there, timeout_s=60)
         port = free_port()
         client = EngineClient(
             f"http://127.0.0.1:{port}",
@@ -89,7 +89,7 @@ class FakeLaunch:
             self.num_failures_after_first -= 1
             command = [sys.executable, "-c", "import sys; sys.exit('cannot start')"]
         engine = await EngineProcess.start(
-            command, client, backend="fake", timeout_s=20, niceness=spec.niceness
+            command, client, backend="fake", timeout_s=60, niceness=spec.niceness
         )
         self.engines.append(engine)
         if self.notebook is not None:

@@ -93,7 +93,10 @@ class Gateway:
 
     def wait_ready(self) -> None:
         """Wait until a model is ready."""
-        eventually(lambda: self.status("/ready") == 200)
+        try:
+            eventually(lambda: self.status("/ready") == 200)
+        except AssertionError as error:
+            raise AssertionError(f"not ready, {error}; its log:\n{self.log[-4000:]}") from None
 
     def status(self, path: str) -> int:
         """Return the status of a GET, 0 where nobody listens."""

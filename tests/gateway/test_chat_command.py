@@ -48,7 +48,7 @@ class FakeApi:
                     is_slow = "slow" in body["messages"][-1]["content"]
                     pieces = [{"choices": [{"delta": {"content": word}}]} for word in WORDS]
                     usage = {"choices": [], "usage": {"completion_tokens": 3}}
-                    self._events([*pieces, usage], pause_s=0.5 if is_slow else 0.001)
+                    self._events([*pieces, usage], pause_s=2 if is_slow else 0.001)
 
             def _reply(self, status: int, content: dict[str, Any]) -> None:
                 self.send_response(status)
@@ -188,7 +188,7 @@ class Typist:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, [sys.executable, "-m", "gateway", "chat", *words])  # noqa: S606
 
-    def see(self, text: str, timeout_s: float = 10) -> None:
+    def see(self, text: str, timeout_s: float = 60) -> None:
         """Wait until that is shown, from where the last one ended."""
         until = time.monotonic() + timeout_s
         while text not in self.shown:
@@ -203,7 +203,7 @@ class Typist:
 
     def end(self) -> int:
         """Return the exit code; a chat that does not end is killed."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while (found := os.waitpid(self._pid, os.WNOHANG))[0] == 0:
             time.sleep(0.01)
             if time.monotonic() > until:
@@ -220,7 +220,7 @@ def test_chat_in_a_terminal(api: FakeApi, tmp_path: Path) -> None:
     person.type("hello\n")
     person.see("Sea\u2028[31m and sky\r\n")  # no escape sequences
     person.see("3 tokens, ")
-    person.see(" tokens/s, first after 0.")
+    person.see(" tokens/s, first after ")
     person.type("/model nope\n")
     person.see("error: no model 'nope' there: use one of other")
     person.type("break\n")

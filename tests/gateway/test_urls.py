@@ -37,7 +37,7 @@ def refused(url: str) -> str:
 
     async def connect() -> None:
         client = EngineClient(url, served_name="m", read_timeout_s=5)
-        await RemoteEngine.connect(client, timeout_s=0.3)
+        await RemoteEngine.connect(client, timeout_s=1.5)
 
     with pytest.raises(ChildFailed) as told:
         asyncio.run(connect())
@@ -47,7 +47,7 @@ def refused(url: str) -> str:
 def test_a_server_that_is_no_engine(site: str) -> None:
     """What it answers is told, and what to do."""
     assert refused(site) == (
-        f"m: no engine was ready at {site} within 0.3 s: it answers /health with 404: "
+        f"m: no engine was ready at {site} within 1.5 s: it answers /health with 404: "
         "start it, or correct 'urls'"
     )
 

@@ -37,7 +37,7 @@ class View:
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
         self.page: Page = self._context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)
         self.begins_locked = not key
         self.complaints: list[str] = []
         self.strangers: list[str] = []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.gateway.harness import CHAT, Gateway, body
 from tests.gateway.page.browser import ABSENT, EXECUTABLE, View, chromium
@@ -27,6 +27,14 @@ LAUNCH: dict[str, Any] = {
 }
 
 OpenView = Callable[..., View]
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """Let expectations wait as long as a busy machine needs."""
+    expect.set_options(timeout=60_000)
+    yield
+    expect.set_options(timeout=5_000)
 
 
 @pytest.fixture(scope="module")

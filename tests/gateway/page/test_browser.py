@@ -1,7 +1,6 @@
 """The page in a browser: what an operator does, with mouse and keys, by day and by night."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -9,14 +8,6 @@ from playwright.sync_api import Page, expect
 
 from tests.gateway.harness import Gateway
 from tests.gateway.page.conftest import KEY, OpenView, chat
-
-
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """Let expectations wait as long as a busy machine needs."""
-    expect.set_options(timeout=10_000)
-    yield
-    expect.set_options(timeout=5_000)
 
 
 def act(page: Page, name: str) -> None:

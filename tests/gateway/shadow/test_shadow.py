@@ -36,7 +36,11 @@ def test_replies_are_scored(shadowed: Gateway) -> None:
         ("/v1/completions", texts),
         ("/v1/completions", texts | {"stream": True}),
     ]
-    replies = [gateway.http.post(path, json=fields) for path, fields in requests]
+    replies = []
+    for number, (path, fields) in enumerate(requests, 1):
+        replies.append(gateway.http.post(path, json=fields))
+        # One is noted after its reply; every second one is scored again for the floor.
+        eventually(lambda: counts(gateway)["candidates"] == number)  # noqa: B023 (at once)
     found = eventually(settled(gateway, 4))
     assert (found["scored"], found["dropped"]) == (4, {})
 
