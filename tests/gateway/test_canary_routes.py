@@ -67,7 +67,7 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
     gateway.process.kill()
     gateway = start_gateway(**fields)
     with Traffic(gateway, clients=4) as traffic:
-        eventually(lambda: active(gateway) == "int8", 60)
+        eventually(lambda: active(gateway) == "int8", 240)
         served = len(traffic.variants) + 2
         eventually(lambda: len(traffic.variants) > served + 10)
     assert set(traffic.statuses) == {200}

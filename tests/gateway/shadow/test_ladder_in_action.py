@@ -174,7 +174,7 @@ def test_a_canary_that_drifts_is_rolled_back(start_gateway: StartGateway) -> Non
         eventually(lambda: active(gateway) == "int8")
         left = len(traffic.variants) + 1
         rolled = {"reason": "not_proven", "to": "int4"}
-        eventually(lambda: gateway.metric("ladder_steps_total", **rolled) == 1, 60)
+        eventually(lambda: gateway.metric("ladder_steps_total", **rolled) == 1, 240)
         states = {"model": "tiny", "variant": "int4", "state": "stopped"}
         eventually(lambda: gateway.metric("model_state", **states) == 1)
         served = len(traffic.variants) + 1
