@@ -82,14 +82,14 @@ def test_its_whole_life(start_gateway: StartGateway, tmp_path: Path) -> None:
 
 def test_its_end_while_it_loads(start_gateway: StartGateway) -> None:
     """The answer comes at once, long before the build has ended; then nothing of it is left."""
-    gateway = start_gateway(**settings("off"), launch={"prepare_s": 10, "tidy_s": 2.0})
+    gateway = start_gateway(**settings("off"), launch={"prepare_s": 3, "tidy_s": 2.0})
     assert gateway.http.post(CANARY, json=ORDER).status_code == 202
     loading = {"model": "tiny", "variant": "int8", "state": "loading"}
     eventually(lambda: gateway.metric("model_state", **loading) == 1)
     reply = gateway.http.delete(CANARY)
     assert (reply.status_code, reply.json()["canary"]) == (200, None)
     assert reply.json()["last"]["ending"] == "withdrawn"
-    assert reply.elapsed.total_seconds() < 10
+    assert reply.elapsed.total_seconds() < 3
     assert gateway.metric("model_state", **loading) == 1
     eventually(lambda: gateway.metric("model_state", **loading) == 0)
     (left,) = (each for each in _variants(gateway) if each["variant"] == "int8")
