@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 RECIPE ?= int4
 COMPUTING := $(addprefix tests/,benchmarks compression conformance contracts deploy engine project)
-TWO_AT_A_TIME = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+FILES_AT_A_TIME = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n
 MODEL ?= smollm2
 PROMETHEUS_PORT ?= 9090
 ALERTMANAGER_PORT ?= 9093
@@ -50,15 +50,15 @@ $(VLLM_ENV)/.installed: deploy/vllm/requirements-cpu.txt
 vllm-demo: install vllm-env
 	@$(BIN)/narrowgate serve --model $(MODEL) --recipe $(RECIPE) --engine vllm --vllm-options enforce-eager --port $(PORT)
 
-# Two files at a time: first what computes, then what serves, measures and scrapes, then what starts vLLM;
-# last, one after the other, what holds only where nothing else keeps the machine busy.
+# Some files at a time: first what computes, then what serves and scrapes and mostly waits, then what
+# starts vLLM; last, one after the other, what holds only where nothing else keeps the machine busy.
 # A part that fails does not keep the next ones from being seen.
 test: install vllm-env
 	$(BIN)/python -m compression.kernels
 	@failed=0; \
-	OMP_NUM_THREADS=1 $(TWO_AT_A_TIME) -m "not alone and not vllm" $(COMPUTING) || failed=1; \
-	OMP_NUM_THREADS=1 $(TWO_AT_A_TIME) -m "not alone and not vllm" $(addprefix --ignore=,$(COMPUTING)) || failed=1; \
-	$(TWO_AT_A_TIME) -m vllm tests/vllm tests/contracts || failed=1; \
+	OMP_NUM_THREADS=1 $(FILES_AT_A_TIME) 2 -m "not alone and not vllm" $(COMPUTING) || failed=1; \
+	OMP_NUM_THREADS=1 $(FILES_AT_A_TIME) 3 -m "not alone and not vllm" $(addprefix --ignore=,$(COMPUTING)) || failed=1; \
+	$(FILES_AT_A_TIME) 2 -m vllm tests/vllm tests/contracts || failed=1; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone tests/gateway tests/grafana || failed=1; \
 	exit $$failed
 

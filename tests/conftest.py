@@ -14,9 +14,14 @@ from compression.paths import kernels_dir
 os.environ["NUMBA_CACHE_DIR"] = str(kernels_dir())
 
 
-LONGEST = ("project/test_readme.py", "vllm/test_replicas.py", "vllm/test_ladder.py")
-
-
+FIRST = (
+    "tests/project/test_readme.py",
+    "tests/vllm/test_replicas.py",
+    "tests/vllm/test_ladder.py",
+    "tests/vllm/test_limits.py",
+    "tests/contracts/test_engine_contract.py",
+)
+"""The files that take longest, in the order in which workers that share them end together."""
 PLACES = {
     "alone": ("tests/gateway/", "tests/grafana/"),
     "vllm": ("tests/vllm/", "tests/contracts/"),
@@ -29,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Were they last, one worker would be left with them and the others would have nothing to do.
     """
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
     for item in items:
         for mark, places in PLACES.items():
             if item.get_closest_marker(mark) and not item.nodeid.startswith(places):
