@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Were they last, one worker would be left with them and the others would have nothing to do.
     """
-    places = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(FIRST)))
     for item in items:
         for mark, places in PLACES.items():
             if item.get_closest_marker(mark) and not item.nodeid.startswith(places):

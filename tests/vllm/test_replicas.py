@@ -31,6 +31,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # A tolerance by hand, or the artifact's fidelity would be measured first.
     verdict = {"tolerance": {"all": 0.05}}
     shadow = {"rate": 1, "free_run": 1, "verdict": verdict, "ledger": {"path": False}}
+    shadow |= {"score_timeout_s": 240}  # a reference yields to all that starts beside it
     twice = model("int8-fast", replicas=2, extra_parameters=["ignore_eos"])
     settings = {"models": {"m": twice}, "stall_timeout_s": 12, "shadow": shadow}
     with served(tmp_path_factory.mktemp("int8"), settings) as gateway:
@@ -97,7 +98,7 @@ def test_its_replies_are_scored(int8: Served) -> None:
         fidelity = httpx.get(f"{int8.url}/admin/fidelity").json()
         return bool(status["scored"] >= 1 and _compared(fidelity) >= 1)
 
-    eventually(is_compared, 90)
+    eventually(is_compared, 240)
     metrics = httpx.get(f"{int8.url}/metrics").text
     (mean,) = re.findall(r"^narrowgate_fidelity_kl_nats_total\{.*\} (\S+)$", metrics, re.M)[:1]
     assert 0 <= float(mean) < 0.5
@@ -139,7 +140,7 @@ def test_a_killed_replica_loses_no_request_that_has_not_begun(int8: Served) -> N
     (there,) = (each for each in int8.replicas() if each["index"] == other["index"])
     assert (there["state"], there["restarts"]) == ("ready", 0)
     assert "Paris" in int8.ask(QUESTION)
-    eventually(lambda: [each["state"] for each in int8.replicas()] == ["ready"] * 2, 180)
+    eventually(lambda: [each["state"] for each in int8.replicas()] == ["ready"] * 2, 240)
     assert sorted(each["restarts"] for each in int8.replicas()) == [0, 1]
     _require_held(int8)
 
