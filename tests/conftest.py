@@ -4,6 +4,8 @@ What loads torch is imported where it is used: most tests of the gateway never n
 """
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     f"{item.nodeid} is marked {mark!r}, and `make test` looks for such tests in "
                     f"{' and '.join(places)} alone: move it, or add its place to the Makefile"
                 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_tls_context() -> Iterator[None]:
+    """Let all clients of httpx share a TLS context: reading the certificates takes each 20 ms."""
+    import httpx
+
+    with pytest.MonkeyPatch.context() as patch:
+        shared = cache(httpx.create_ssl_context)
+        patch.setattr("httpx._transports.default.create_ssl_context", shared, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
