@@ -120,7 +120,6 @@ class EngineClient:
             ApiError: the engine refused the request, failed or is gone.
         """
         with engine_call(self.served_name, self.base_url) as trace_headers:
-            # Past httpx's client, whose redirects, cookies and hooks cost as much as all the rest.
             request = httpx.Request(
                 "POST",
                 self._url(path),
@@ -128,20 +127,12 @@ class EngineClient:
                 headers={**self._headers, "x-request-id": request_id, **trace_headers, **headers},
                 extensions=self._limits,
             )
-            try:
-                response = await self._transport.handle_async_request(request)
-            except httpx.TransportError as error:
-                raise translate(error) from error
-            try:
-                content_type = response.headers.get("content-type", "")
-                reply = EngineReply(content_type, response.extensions[READ])
+            async with self._exchange(request) as (response, reply):
                 if response.status_code != 200:
                     if path not in _GENERATING and response.status_code in _NO_SUCH_PATH:
                         raise self._lacks(path)
                     raise refusal(response.status_code, response.headers, await reply.body())
                 yield reply
-            finally:
-                await response.aclose()
 
     async def complete(self, fields: Mapping[str, Any], request_id: str) -> Any:
         """Return the parsed reply to a plain completion request.
@@ -178,15 +169,15 @@ class EngineClient:
             ApiError: the engine does not answer, or with an error.
         """
         self._require_open()
-        try:
-            reply = await self._client.get(f"/engine/capture/{capture_id}")
-        except httpx.TransportError as error:
-            raise translate(error) from error
-        if reply.status_code == 404:
-            return None
-        if reply.status_code != 200:
-            raise refusal(reply.status_code, reply.headers, reply.content)
-        return reply.content
+        url = f"{self.base_url}/engine/capture/{capture_id}"
+        request = httpx.Request("GET", url, headers=self._headers, extensions=self._limits)
+        async with self._exchange(request) as (response, reply):
+            if response.status_code == 404:
+                return None
+            body = await reply.body()
+            if response.status_code != 200:
+                raise refusal(response.status_code, response.headers, body)
+            return body
 
     async def read_rows(
         self, capture_id: str, start: int, stop: int, *, num_bytes: int
@@ -323,6 +314,21 @@ class EngineClient:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+    @asynccontextmanager
+    async def _exchange(
+        self, request: httpx.Request
+    ) -> AsyncIterator[tuple[httpx.Response, EngineReply]]:
+        """Send a request past httpx's client: its redirects and hooks cost as much as the rest."""
+        try:
+            response = await self._transport.handle_async_request(request)
+        except httpx.TransportError as error:
+            raise translate(error) from error
+        try:
+            content_type = response.headers.get("content-type", "")
+            yield response, EngineReply(content_type, response.extensions[READ])
+        finally:
+            await response.aclose()
 
     def _require_open(self) -> None:
         """Refuse what comes after :meth:`aclose`: the engine may be gone with its client."""

@@ -4,7 +4,9 @@
 time behind a fresh gateway: without a shadow, with a sound reference, and with references that are
 absent, crash, talk nonsense, refuse, hang, are slow, or are stopped by a signal. These take turns
 in rounds. Of each one's 99th percentiles of the time to the first token and of the time between
-tokens the medians over the rounds are compared with those without a shadow.
+tokens the medians over the rounds are compared with those without a shadow; how far two turns
+without one are apart is the noise. With ``--kept FILE`` each turn is appended to a file, a run goes
+on behind those that are there, and ``--turns`` ends it early.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,17 @@ class Times:
         return _p99_ms(self.first), _p99_ms(self.gaps)
 
 
-Seen = dict[str, list[Times]]
-Books = dict[str, dict[str, Any]]
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One reference in one round."""
+
+    shadow: str
+    ttft_p99_ms: float
+    itl_p99_ms: float
+    num_requests: int
+    failed: int
+    scored: int
+    dropped: dict[str, int]
 
 
 def _p99_ms(values: list[float]) -> float:
@@ -97,26 +108,37 @@ async def _round(port: int, *, requests: int, clients: int) -> Times:
     return times
 
 
-def measure(rounds: int, requests: int, clients: int) -> tuple[Seen, Books]:
-    """Let the references take turns; return what clients saw, and what became of the scores."""
-    found: Seen = {name: [] for name in REFERENCES}
-    books: Books = {name: {"scored": 0, "dropped": {}} for name in REFERENCES}
+def turn(name: str, *, requests: int, clients: int) -> Turn:
+    """Serve behind a fresh gateway; return what clients saw, and what became of the scores."""
+    with _serving(name) as gateway:
+        asyncio.run(_round(gateway.port, requests=WARM_UP, clients=clients))
+        if name == "stopped":
+            _stop_reference(gateway)
+        seen = asyncio.run(_round(gateway.port, requests=requests, clients=clients))
+        status = gateway.http.get("/admin/shadow").json()["models"]["tiny"]
+    ttft, itl = seen.p99_ms()
+    return Turn(
+        shadow=name,
+        ttft_p99_ms=round(ttft, 3),
+        itl_p99_ms=round(itl, 3),
+        num_requests=len(seen.first) + seen.failed,
+        failed=seen.failed,
+        scored=status["scored"],
+        dropped=status["dropped"],
+    )
+
+
+def order(rounds: int, references: Sequence[str]) -> Iterator[str]:
+    """Yield who takes turns: in each round another one begins."""
     for number in range(rounds):
-        start = number % len(REFERENCES)
-        for name in (*REFERENCES[start:], *REFERENCES[:start]):
-            with _serving(name) as gateway:
-                asyncio.run(_round(gateway.port, requests=WARM_UP, clients=clients))
-                if name == "stopped":
-                    _stop_reference(gateway)
-                seen = asyncio.run(_round(gateway.port, requests=requests, clients=clients))
-                found[name].append(seen)
-                status = gateway.http.get("/admin/shadow").json()["models"]["tiny"]
-            books[name]["scored"] += status["scored"]
-            for reason, count in status["dropped"].items():
-                dropped = books[name]["dropped"]
-                dropped[reason] = dropped.get(reason, 0) + count
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return found, books
+        start = number % len(references)
+        yield from (*references[start:], *references[:start])
+
+
+def read_turns(path: Path) -> list[Turn]:
+    """Return the turns of a file; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Turn(**json.loads(line)) for line in lines]
 
 
 @contextmanager
@@ -142,48 +164,72 @@ def _stop_reference(gateway: Gateway) -> None:
         os.kill(pid, signal.SIGSTOP)
 
 
-def table(found: Seen, books: Books) -> list[dict[str, Any]]:
-    """Return a row of figures for each model."""
-    medians = {
-        model: tuple(
-            statistics.median(values) for values in zip(*(x.p99_ms() for x in seen), strict=True)
+def table(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Return a row of figures for each reference."""
+    rows = []
+    base = _medians(turns, "off")
+    for name in dict.fromkeys(each.shadow for each in turns):
+        own = [each for each in turns if each.shadow == name]
+        ttft, itl = _medians(turns, name)
+        dropped: dict[str, int] = {}
+        for each in own:
+            for reason, count in each.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        rows.append(
+            {
+                "shadow": name,
+                "ttft_p99_ms": round(ttft, 2),
+                "ttft_ratio": round(ttft / base[0], 3),
+                "ttft_p99_ms_of_rounds": [round(each.ttft_p99_ms, 2) for each in own],
+                "itl_p99_ms": round(itl, 2),
+                "itl_ratio": round(itl / base[1], 3),
+                "itl_p99_ms_of_rounds": [round(each.itl_p99_ms, 2) for each in own],
+                "requests": sum(each.num_requests for each in own),
+                "failed": sum(each.failed for each in own),
+                "scored": sum(each.scored for each in own),
+                "dropped": dropped,
+            }
         )
-        for model, seen in found.items()
-    }
-    base = medians["off"]
-    return [
-        {
-            "shadow": model,
-            "ttft_p99_ms": round(medians[model][0], 2),
-            "ttft_ratio": round(medians[model][0] / base[0], 3),
-            "itl_p99_ms": round(medians[model][1], 2),
-            "itl_ratio": round(medians[model][1] / base[1], 3),
-            "requests": sum(len(each.first) + each.failed for each in found[model]),
-            "failed": sum(each.failed for each in found[model]),
-            "scored": books[model]["scored"],
-            "dropped": books[model]["dropped"],
-        }
-        for model in found
-    ]
+    return rows
+
+
+def _medians(turns: Sequence[Turn], name: str) -> tuple[float, float]:
+    own = [each for each in turns if each.shadow == name]
+    return (
+        statistics.median(each.ttft_p99_ms for each in own),
+        statistics.median(each.itl_p99_ms for each in own),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and keep the figures; return 0 if all are within the goal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=200, help="of one in a round")
+    parser.add_argument("--requests", type=int, default=400, help="of one in a round")
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--references", nargs="+", choices=REFERENCES, default=REFERENCES)
+    parser.add_argument("--kept", type=Path, help="append each turn, and go on behind them")
+    parser.add_argument("--turns", type=int, default=sys.maxsize, help="at most, in this run")
     parser.add_argument("--out", type=Path, default=RESULTS / "shadow_isolation.json")
     options = parser.parse_args(arguments)
-    found, books = measure(options.rounds, options.requests, options.clients)
-    rows = table(found, books)
+    turns = [] if options.kept is None else read_turns(options.kept)
+    coming = list(order(options.rounds, options.references))[len(turns) :]
+    for name in coming[: options.turns]:
+        turns.append(turn(name, requests=options.requests, clients=options.clients))
+        print(json.dumps(asdict(turns[-1])), file=sys.stderr, flush=True)
+        if options.kept is not None:
+            with options.kept.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(asdict(turns[-1]))}\n")
+    if len(coming) > options.turns:
+        print(f"{len(coming) - options.turns} turns are left", file=sys.stderr)
+        return 1
+    rows = table(turns)
     for row in rows:
         print(json.dumps(row))
     record = {
-        "command": "python -m benchmarks.shadow.isolation",
+        "command": f"python -m benchmarks.shadow.isolation --rounds {options.rounds} "
+        f"--requests {options.requests} --clients {options.clients}",
         "machine": describe(),
-        "rounds": options.rounds,
-        "clients": options.clients,
         "goal": GOAL,
         "rows": rows,
     }

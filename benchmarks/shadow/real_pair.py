@@ -4,6 +4,8 @@
 (questions, and beginnings of the built-in texts; every second one greedy, the rest sampled),
 decoded from the cache as it serves, has the full model score each answer as the shadow does, and
 feeds the monitor with the tolerances of the artifact's manifest. No verdict may become ``drift``.
+With ``--scores FILE`` each request's scores are appended to a file, and a run that was ended goes
+on behind them.
 """
 
 import argparse
@@ -12,7 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,25 +114,58 @@ def read(full: Runner, each: Asked, ids: list[int], text: str) -> Read:
     return Read(found, hidden[len(each.prompt_ids) - 1 :].clone())
 
 
-def keep(
-    means: Sequence[float],
-    changes: Sequence[tuple[int, str, str]],
-    tolerances: Tolerances,
-    seconds: float,
-) -> dict[str, Any]:
-    """Write what was seen so far, and return it."""
-    alarms = [each for each in changes if each[2] == State.DRIFT.value]
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of one scored request."""
+
+    mean: float
+    """Nats a token."""
+    seconds: float
+    """Spent on it: the share of its batch."""
+    slices: dict[str, float]
+
+
+class Scores:
+    """All requests so far, in memory and, where a path is given, in a file of JSON lines."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.kept: list[Kept] = []
+        self._path = path
+        if path is None or not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        whole = len(lines) // BATCH * BATCH  # a batch that was cut off is answered again
+        self.kept = [Kept(**json.loads(line)) for line in lines[:whole]]
+        path.write_text("".join(f"{line}\n" for line in lines[:whole]), encoding="utf-8")
+
+    def add(self, batch: Sequence[Kept]) -> None:
+        """Take in the requests of a batch."""
+        self.kept += batch
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(asdict(each))}\n" for each in batch)
+
+
+def report(kept: Sequence[Kept], tolerances: Tolerances) -> dict[str, Any]:
+    """Let a monitor see all requests in their order, write what it said, and return it."""
+    monitor = Monitor("benchmark", all_slices(), tolerances)
+    changes = [
+        (number, change.slice, change.after.value)
+        for number, each in enumerate(kept, 1)
+        for change in monitor.observe(each.slices, float(number))
+    ]
     tolerance = tolerances.of(ALL)
+    means = [each.mean for each in kept]
     record = {
         "command": "python -m benchmarks.shadow.real_pair",
         "machine": describe(),
-        "scored": len(means),
-        "seconds": round(seconds),
+        "scored": len(kept),
+        "seconds": round(sum(each.seconds for each in kept)),
         "mean_nats": statistics.fmean(means),
         "median_nats": statistics.median(means),
         "largest_nats": max(means),
         "tolerance_nats": tolerance.nats if tolerance else None,
-        "alarms": alarms,
+        "alarms": [each for each in changes if each[2] == State.DRIFT.value],
         "verdicts": changes,
     }
     path = RESULTS / "shadow_real_pair.json"
@@ -141,33 +178,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scores", type=Path, help="keep each request's scores, and go on behind")
     options = parser.parse_args()
     artifact = prepare("smollm2", "int8", None, ignore, is_measured=True)
     source = prepare("smollm2", FULL, None, ignore).directory
     served = load_runner(artifact.directory, threads=options.threads, max_model_len=MAX_MODEL_LEN)
     full = load_runner(source, threads=options.threads, max_model_len=MAX_MODEL_LEN)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    fidelity = artifact.manifest.fidelity if artifact.manifest else ()
-    tolerances = Tolerances(ToleranceRules(), fidelity)
-    monitor = Monitor("benchmark", all_slices(), tolerances)
-    random = torch.Generator().manual_seed(0)
-    source_of_requests = asked(tokenizer)
-    means: list[float] = []
-    changes: list[tuple[int, str, str]] = []
-    started = time.monotonic()
-    while len(means) < options.requests:
-        batch = [next(source_of_requests) for _ in range(BATCH)]
+    scores = Scores(options.scores)
+    rest = islice(asked(tokenizer), len(scores.kept), None)
+    while len(scores.kept) < options.requests:
+        started = time.monotonic()
+        batch = list(islice(rest, BATCH))
+        random = torch.Generator().manual_seed(len(scores.kept))
         replies = answer(served, batch, tokenizer.eos_token_id, random)
+        found = []
         for each, (ids, logits) in zip(batch, replies, strict=True):
             expected = read(full, each, ids, tokenizer.decode(ids))
-            found = score_rows(expected, full, logits)
-            means.append(found.mean_kl)
-            changed = monitor.observe(divergences(expected.text, found), float(len(means)))
-            changes += [(len(means), change.slice, change.after.value) for change in changed]
-        if len(means) % (10 * BATCH) == 0:
-            print(f"{len(means)}: {statistics.fmean(means):.4f} nats", file=sys.stderr, flush=True)
-            keep(means, changes, tolerances, time.monotonic() - started)
-    record = keep(means, changes, tolerances, time.monotonic() - started)
+            found.append((expected.text, score_rows(expected, full, logits)))
+        seconds = (time.monotonic() - started) / BATCH
+        scores.add(
+            [Kept(score.mean_kl, seconds, divergences(text, score)) for text, score in found]
+        )
+        if len(scores.kept) % (10 * BATCH) == 0:
+            mean = statistics.fmean(each.mean for each in scores.kept)
+            print(f"{len(scores.kept)}: {mean:.4f} nats", file=sys.stderr, flush=True)
+    fidelity = artifact.manifest.fidelity if artifact.manifest else ()
+    record = report(scores.kept, Tolerances(ToleranceRules(), fidelity))
     print(json.dumps({name: value for name, value in record.items() if name != "machine"}))
     return 1 if record["alarms"] else 0
 

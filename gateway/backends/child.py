@@ -10,6 +10,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 
 from gateway.errors import ChildFailed
 
@@ -22,6 +23,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line is cut here; reports travel as one JSON line, so the bound is generous."""
 
 _PR_SET_PDEATHSIG = 1
+_WEIGH_ATTEMPTS, _WEIGH_AGAIN_S = 5, 0.11
 
 
 class ChildProcess:
@@ -81,6 +83,8 @@ class ChildProcess:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
         if processors is not None:
             _warn_if_not_held(process.pid, processors)
+        if niceness:
+            await _stand_back(process.pid, niceness)
         return cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
 
     @property
@@ -178,6 +182,39 @@ def _warn_if_not_held(pid: int, processors: Set[int]) -> None:
                 sorted(found),
                 sorted(processors),
             )
+
+
+async def _stand_back(pid: int, niceness: int) -> None:
+    """Give the session that a child leads the weight of its niceness.
+
+    Where the kernel shares the processors out among sessions (``sched_autogroup_enabled``), a
+    child's niceness counts inside its own session alone.
+    """
+    with contextlib.suppress(OSError):  # another kernel, or the child is gone
+        for _ in range(_WEIGH_ATTEMPTS):
+            if _weigh(pid, niceness):
+                return
+            await asyncio.sleep(_WEIGH_AGAIN_S)
+
+
+def _weigh(pid: int, niceness: int) -> bool:
+    """Set the weight of a child's session; return False if it is to be tried again.
+
+    Raises:
+        OSError: the kernel has no such weights, or the child is gone.
+    """
+    theirs = Path(f"/proc/{pid}/autogroup")
+    name, _, _ = theirs.read_text().partition(" ")
+    if name == Path("/proc/self/autogroup").read_text().partition(" ")[0]:
+        return True  # it leads no session: the weight would be ours, too
+    file = os.open(theirs, os.O_WRONLY)
+    try:
+        os.write(file, f"{niceness}\n".encode())
+    except BlockingIOError:  # the kernel lets all users together do so ten times a second
+        return False
+    finally:
+        os.close(file)
+    return True
 
 
 def _in_child(

@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gateway.capture import Wish
 from gateway.engine.rows import RowBudget, Rows
-from gateway.engine.sequence import TokenLogprob
 
 MAX_KEPT = 64
 MAX_BYTES = 64 * 1024 * 1024
@@ -50,14 +52,20 @@ class Recording:
         a_token = 2 * _NUMBER_BYTES * (1 + num_top)
         self.max_bytes = _NUMBER_BYTES * len(self._prompt_ids) + a_token * max_tokens
 
-    def take(self, entry: TokenLogprob) -> None:
-        """Note one token and the likeliest ones at its position."""
+    def take(
+        self,
+        token_id: int,
+        logprob: float,
+        top: NDArray[np.float32],
+        top_ids: NDArray[np.int32],
+    ) -> None:
+        """Note one token and the likeliest ones at its position, both ``[num_top]``."""
         if self.is_dropped:
             return
-        self._token_ids.append(entry.token_id)
-        self._logprobs.append(entry.logprob)
-        self._top_ids.extend(token_id for token_id, _ in entry.top)
-        self._top_logprobs.extend(logprob for _, logprob in entry.top)
+        self._token_ids.append(token_id)
+        self._logprobs.append(logprob)
+        self._top_ids.frombytes(top_ids.tobytes())
+        self._top_logprobs.frombytes(top.tobytes())
         self.keep_until = self._clock() + MAX_AGE_S
 
     def columns(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from gateway.engine.captures import Recording
 from gateway.engine.generation import Generation
-from gateway.engine.logprobs import prompt_logprobs, token_logprobs
+from gateway.engine.logprobs import note, prompt_logprobs, token_logprobs
 from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
 from gateway.engine.sampler import Sampler, sample
@@ -345,8 +345,10 @@ def _record(jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None])
     rows = [row for row, _, _ in wanted]
     num_top = [recording.num_top for _, _, recording in wanted]
     some = logits if len(rows) == len(jobs) else logits[rows]
-    entries = token_logprobs(some, [token_id for _, token_id, _ in wanted], num_top)
-    for entry, (row, _, recording) in zip(entries, wanted, strict=True):
-        recording.take(entry)
+    noted = note(some, [token_id for _, token_id, _ in wanted], max(num_top))
+    chosen, top, top_ids = noted.chosen.tolist(), noted.top.numpy(), noted.top_ids.numpy()
+    for place, (row, token_id, recording) in enumerate(wanted):
+        count = recording.num_top
+        recording.take(token_id, chosen[place], top[place, :count], top_ids[place, :count])
         if recording.rows is not None:
             recording.rows.take(logits[row])

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gateway.capture import Wish, headers_of
 from gateway.errors import EngineFault
 from gateway.score import RowsAt
+from gateway.shadow.leisure import leisure
 from gateway.shadow.records import Captured, Position
 from gateway.shadow.releases import Releases
 from gateway.upstream import EngineClient
@@ -72,6 +73,7 @@ class EmbeddedCapture:
         if raw is None:
             return None
         rows = self._rows(client)
+        await leisure()
         if len(raw) <= _LONG_BYTES:
             return parse_capture(raw, rows)
         # Requests share this thread.

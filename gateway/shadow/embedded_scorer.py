@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.errors import EngineFault, EngineRefused
 from gateway.score import MAX_CANDIDATES, ROWS_GONE, RowsAt
+from gateway.shadow.leisure import leisure
 from gateway.shadow.records import ScoredPosition
 from gateway.upstream import EngineClient
 
@@ -94,6 +95,7 @@ class EmbeddedScorer:
             if rows is not None:
                 fields["rows"] = {**rows.model_dump(), "first": rows.first + first}
             reply = await self._client.score(fields, _REQUEST_ID)
+            await leisure()
             found += _positions(reply, asked, is_exact=rows is not None)
         return found
 

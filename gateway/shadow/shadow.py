@@ -9,8 +9,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
-from functools import partial
 from typing import Any
 
 from gateway.errors import ApiError
@@ -20,8 +18,10 @@ from gateway.shadow import output_checks
 from gateway.shadow.aside import Aside
 from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.capturing import Capturing
+from gateway.shadow.collecting import Collecting
 from gateway.shadow.fidelity_metrics import FidelityMetrics
 from gateway.shadow.free_runs import FreeRuns
+from gateway.shadow.leisure import leisure
 from gateway.shadow.probe import Probe
 from gateway.shadow.records import Captured, TooLong
 from gateway.shadow.reference import Reference
@@ -37,8 +37,6 @@ from gateway.shadow_settings import ShadowSettings
 
 logger = logging.getLogger(__name__)
 
-MAX_COLLECTING = 64
-"""Replies that are being fetched at once."""
 _COLLECT_S = 5.0
 _MEET_EVERY_S = 1.0
 
@@ -83,7 +81,7 @@ class Shadow:
             free_runs=self.free_runs,
             sinks=(self._fidelity, *sinks),
         )
-        self._collecting: set[asyncio.Task[None]] = set()
+        self._collecting = Collecting(self._collect)
         self._is_closed = False
         for model, rate in rates.items():
             self.set_rate(model, rate)
@@ -159,14 +157,12 @@ class Shadow:
 
     async def settle(self) -> None:
         """Wait until the replies that have ended are queued or dropped."""
-        await asyncio.gather(*self._collecting, return_exceptions=True)
+        await self._collecting.settle()
 
     async def close(self) -> None:
         """Give up what is under way and end the references; safe to repeat."""
         self._is_closed = True
-        for task in self._collecting:
-            task.cancel()
-        await self.settle()
+        await self._collecting.close()
         self._scoring.close()
         await self.capturing.releases.close()
         await self._references.stop()
@@ -176,25 +172,16 @@ class Shadow:
     def _on_reply(self, candidate: Candidate) -> None:
         if self._is_closed:
             candidate.drop("stopped")
-            return
-        if len(self._collecting) >= MAX_COLLECTING:
-            candidate.drop("queue_full")
-            return
-        # In a context of its own: nothing of it belongs to the request's span or log lines.
-        task = asyncio.get_running_loop().create_task(self._collect(candidate), context=Context())
-        self._collecting.add(task)
-        task.add_done_callback(partial(self._collected, candidate))
-
-    def _collected(self, candidate: Candidate, task: asyncio.Task[None]) -> None:
-        self._collecting.discard(task)
-        if task.cancelled():
-            candidate.drop("stopped")
+        else:
+            self._collecting.begin(candidate)
 
     async def _collect(self, candidate: Candidate) -> None:
         """Fetch what the engine noted, and queue it."""
         try:
             async with asyncio.timeout(_COLLECT_S):
+                await leisure()
                 captured = await self._captured(candidate)
+            await leisure()
             self._take(candidate, captured)
         except TimeoutError:
             candidate.drop("timeout")

@@ -26,6 +26,7 @@ from gateway.shadow.divergence import (
 from gateway.shadow.embedded_scorer import RowsLost
 from gateway.shadow.exact import reading
 from gateway.shadow.free_runner import FreeRunner
+from gateway.shadow.leisure import leisure
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, ScoredPosition, Scorer
 from gateway.shadow.reference import Reference
@@ -176,7 +177,7 @@ class Worker:
         reference.succeed()
         lag = self._metrics.histograms["shadow_lag_seconds"].labels(candidate.model)
         lag.observe(time.monotonic() - since)
-        self._hand_on(item, divergence, item.variant)
+        await self._hand_on(item, divergence, item.variant)
         candidate.score()
         self._num_scored += 1
         every = self._settings.floor_every
@@ -186,6 +187,7 @@ class Worker:
 
     async def _ask(self, scorer: Scorer, item: Waiting) -> list[ScoredPosition]:
         # What is broken off has cost something, too.
+        await leisure()
         self._count_tokens(item.num_tokens)
         if item.num_broken_off:
             self._charge(item.num_tokens)
@@ -220,7 +222,7 @@ class Worker:
             second += await self._unless_busy(item, rest)
             pairs = list(zip(first, second, strict=True))
             floor = await piecewise(ids, pairs, _floor)
-            self._hand_on(item, floor, FULL)
+            await self._hand_on(item, floor, FULL)
         except (Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
 
@@ -228,7 +230,7 @@ class Worker:
         counter = self._metrics.counters["shadow_reference_tokens_total"]
         counter.labels(self._reference.spec.alias).inc(count)
 
-    def _hand_on(self, item: Waiting, divergence: Divergence, variant: str) -> None:
+    async def _hand_on(self, item: Waiting, divergence: Divergence, variant: str) -> None:
         candidate = item.candidate
         if not math.isfinite(divergence.mean_kl):
             raise NotANumber("the divergence is no number")
@@ -246,6 +248,7 @@ class Worker:
             trace_id=candidate.trace_id,
         )
         for sink in self._sinks:
+            await leisure()
             sink.take(record)
 
 

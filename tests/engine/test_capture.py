@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,11 @@ from gateway.capture import HEADER, ID_HEADER, Wish, headers_of
 from gateway.engine import captures
 from gateway.engine.captures import Captures
 from gateway.engine.runner import load_runner
-from gateway.engine.sequence import TokenLogprob
 from gateway.engine.tokenizer import load_tokenizer
 from tests.engine.fakes import RunningEngine, body, running_engine
 
 CHAT = "/v1/chat/completions"
+TOP, TOP_IDS = np.array([-1, -2], np.float32), np.array([5, 6], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_the_store_is_bounded() -> None:
     for number in range(1, captures.MAX_KEPT + 1):
         store.open(Wish(str(number), 2), [1], max_tokens=3)
     assert store.pop("0") is None
-    first.take(TokenLogprob(5, -1.0, ((5, -1.0), (6, -2.0))))
+    first.take(5, -1.0, TOP, TOP_IDS)
     assert first.columns()["token_ids"] == []
 
     huge = captures.MAX_BYTES // 24
@@ -146,7 +147,7 @@ def test_the_store_is_bounded() -> None:
     assert store.num_bytes <= captures.MAX_BYTES
 
     last = store.open(Wish("c", 2), [1], max_tokens=3)
-    last.take(TokenLogprob(5, -1.0, ((5, -1.0), (6, -2.0))))
+    last.take(5, -1.0, TOP, TOP_IDS)
     now[0] += captures.MAX_AGE_S + 1
     assert store.pop("c") is None
 
@@ -156,7 +157,7 @@ def test_recordings_grow_old_on_a_quiet_engine_too() -> None:
     now = [0.0]
     store = Captures(clock=lambda: now[0])
     begun = store.open(Wish("begun", 2), [1, 2], max_tokens=3)
-    begun.take(TokenLogprob(5, -1.0, ((5, -1.0), (6, -2.0))))
+    begun.take(5, -1.0, TOP, TOP_IDS)
     unbegun = store.open(Wish("unbegun", 2), [1, 2], max_tokens=3)
 
     async def wait() -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from compression.events import OnProgress, Progress, ignore
 from compression.prepare import prepare
@@ -221,6 +223,37 @@ def test_stop_kills_the_whole_group(tmp_path: Path) -> None:
 
     pids = asyncio.run(run())
     eventually(lambda: not any(map(is_alive, pids)))
+
+
+def session_weight(pid: int) -> str:
+    """Return how a process's session is weighed, as ``nice 0``."""
+    return Path(f"/proc/{pid}/autogroup").read_text().split(" ", 1)[1].strip()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no groups by session")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_child_that_stands_back_does_so_among_all_sessions(run: Callable[..., None]) -> None:
+    """Its niceness is its session's weight, too; ours and that of other children stay."""
+
+    async def standing(niceness: int) -> tuple[str, int]:
+        child = await ChildProcess.start(
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            on_stdout=lambda line: None,
+            on_stderr=lambda line: None,
+            niceness=niceness,
+        )
+        try:
+            return session_weight(child.pid), os.getpriority(os.PRIO_PROCESS, child.pid)
+        finally:
+            await child.stop(0)
+
+    async def check() -> None:
+        before = session_weight(os.getpid())
+        assert await standing(7) == ("nice 7", os.nice(0) + 7)
+        assert await standing(0) == ("nice 0", os.nice(0))
+        assert session_weight(os.getpid()) == before
+
+    run(check())
 
 
 def test_command_that_does_not_exist() -> None:
