@@ -87,13 +87,21 @@ class Calibrator:
             found |= {f"model.layers.{index}.{module}": statistics for module in modules}
         yield found
 
+    def skip(self, index: int) -> None:
+        """Move the text through layer ``index`` without a look at its inputs."""
+        layer = self._stream.layer(index)
+        with all_processors():
+            # In the batches of :meth:`_observe`, so that what follows is the same to the bit.
+            self._move(layer, slice(0, self._seen))
+            self._move(layer, slice(self._seen, None))
+        self._stream.release(index)
+
     def serve(self, weights: Mapping[str, Tensor]) -> None:
         """Do nothing: the full model is observed, whatever is served."""
 
     def _observe(self, layer: nn.Module, windows: slice) -> dict[str, MomentSum]:
         """Move some windows through a layer; return the sums over the inputs of each stage."""
-        hidden = self._hidden[windows]
-        if not len(hidden):
+        if not len(self._hidden[windows]):
             return {}
         sums: dict[str, MomentSum] = {}
         hooks = []
@@ -102,15 +110,21 @@ class Calibrator:
             columns = linear.in_features
             sums[name] = MomentSum(columns, whole=self._whole)  # type: ignore[arg-type]
             hooks.append(linear.register_forward_pre_hook(_adder(sums[name])))
-        start = 0
         try:
-            for batch in self._stream.run(layer, hidden):
-                hidden[start : start + len(batch)] = batch
-                start += len(batch)
+            self._move(layer, windows)
         finally:
             for hook in hooks:
                 hook.remove()
         return sums
+
+    def _move(self, layer: nn.Module, windows: slice) -> None:
+        """Put what a layer makes of some windows' states in their place."""
+        hidden, start = self._hidden[windows], 0
+        if not len(hidden):
+            return
+        for batch in self._stream.run(layer, hidden):
+            hidden[start : start + len(batch)] = batch
+            start += len(batch)
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]

@@ -14,7 +14,7 @@ from compression.child import report_progress, run_child
 from compression.errors import SearchError
 from compression.presets import SUFFIXES, parse_recipe, recipe_yaml
 from compression.recipe import BUILT_IN, Calibration, Recipe
-from compression.report.files import require_writable, write_text
+from compression.report.files import require_writable, write_json, write_text
 from compression.search.budget import mean_kld, parse_budget, worst_kld
 from compression.search.search import Found, Trial
 
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     budget = None if options.budget is None else parse_budget(options.budget)
     if options.out.suffix not in SUFFIXES:
         raise SearchError(f"--out {str(options.out)!r} must end in .yaml: --recipe reads no other")
-    for option, path in (("--out", options.out), ("--png", options.png)):
+    for option, path in (("--out", options.out), ("--png", options.png), ("--json", options.json)):
         if path is not None:
             require_writable(path, option=option)
     name = options.out.stem.lower()
@@ -54,7 +54,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     write_recipe(found.best.recipe, options.out)
     if options.png is not None:
         plot(found, options.png)
-    return report(found, options)
+    outcome = report(found, options)
+    if options.json is not None:
+        write_json(outcome, options.json)
+    return outcome
 
 
 def _calibration(options: argparse.Namespace) -> Calibration:
@@ -77,14 +80,18 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
     """Return the outcome as plain data."""
+    beside = found.best.bytes_in_memory - found.best.matrix_bytes
     return {
         "model": options.model,
         "recipe": str(options.out),
         "budget": options.budget,
         "max_bytes": options.max_bytes,
+        "calibration": found.best.recipe.calibration.model_dump(mode="json"),
         "best": _row(found.best),
         "trials": [_row(trial) for trial in found.trials],
-        "frontier": [{"matrix_bytes": size, "expected_kld": cost} for size, cost in found.expected],
+        "frontier": [
+            {"bytes": size + beside, "sum_of_unit_costs": cost} for size, cost in found.expected
+        ],
     }
 
 
@@ -94,6 +101,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "bytes": trial.bytes_in_memory,
         "bytes_stored": trial.bytes_stored,
         "linear_bits_stored": trial.linear_bits_stored,
+        "sum_of_unit_costs": trial.expected_kld,
         "kld": mean_kld(trial.slices),
         "worst_slice_kld": worst_kld(trial.slices),
         "slices": [each.model_dump(mode="json") for each in trial.slices],
@@ -110,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=Calibration().tokens)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--png", type=Path)
+    parser.add_argument("--json", type=Path)
     return parser
 
 

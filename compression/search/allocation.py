@@ -42,8 +42,41 @@ def frontier(table: Mapping[str, Sequence[Option]]) -> list[Allocation]:
     Raises:
         ValueError: a unit has no option.
     """
-    hulls = {unit: _hull(options) for unit, options in table.items()}
+    hulls = _hulls(table)
     current = {unit: hull[0] for unit, hull in hulls.items()}
+    points = [Allocation(dict(current))]
+    for unit, index in _steps(hulls):
+        current[unit] = hulls[unit][index + 1]
+        points.append(Allocation(dict(current)))
+    return points
+
+
+def most_faithful(table: Mapping[str, Sequence[Option]], num_bytes: int) -> Allocation:
+    """Return an allocation of at most ``num_bytes``, or the smallest where that takes more.
+
+    It is the hull's last point that fits, and in the bytes that are left what saves most a byte.
+
+    Raises:
+        ValueError: a unit has no option.
+    """
+    hulls = _hulls(table)
+    current = {unit: hull[0] for unit, hull in hulls.items()}
+    left = num_bytes - Allocation(current).num_bytes
+    for unit, index in _steps(hulls):
+        small, large = hulls[unit][index : index + 2]
+        # A unit whose last step did not fit stays where it is.
+        if current[unit] is small and large.num_bytes - small.num_bytes <= left:
+            current[unit] = large
+            left -= large.num_bytes - small.num_bytes
+    return Allocation(current)
+
+
+def _hulls(table: Mapping[str, Sequence[Option]]) -> dict[str, list[Option]]:
+    return {unit: _hull(options) for unit, options in table.items()}
+
+
+def _steps(hulls: Mapping[str, Sequence[Option]]) -> list[tuple[str, int]]:
+    """Return every step ``(unit, index)`` up a unit's hull, that which saves most a byte first."""
     steps = sorted(
         (
             (_slope(hull[index], hull[index + 1]), index, unit)
@@ -52,11 +85,7 @@ def frontier(table: Mapping[str, Sequence[Option]]) -> list[Allocation]:
         ),
         key=lambda step: (step[0], step[1]),
     )
-    points = [Allocation(dict(current))]
-    for _, index, unit in steps:
-        current[unit] = hulls[unit][index + 1]
-        points.append(Allocation(dict(current)))
-    return points
+    return [(unit, index) for _, index, unit in steps]
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:

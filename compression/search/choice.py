@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from compression.recipe import Calibration, Recipe, Rule
-from compression.schemes import Int4, Int8, Unquantized
+from compression.schemes import Int8, Unquantized
 from compression.search.allocation import Allocation
+from compression.search.menu import Scheme
 from compression.search.units import Unit
 
 TABLES = "embeddings"
@@ -15,7 +16,7 @@ TABLES = "embeddings"
 def recipe_of(
     allocation: Allocation,
     units: Sequence[Unit],
-    menu: Mapping[str, Int4 | Int8 | Unquantized],
+    menu: Mapping[str, Scheme | Unquantized],
     *,
     name: str,
     calibration: Calibration,

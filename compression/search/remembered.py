@@ -1,4 +1,4 @@
-"""What units cost, remembered: another budget for the same model and text need not measure."""
+"""What units cost, remembered: neither another budget nor a search begun anew measures it again."""
 
 import hashlib
 import os
@@ -6,31 +6,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from compression.digest import source_digest
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts
 from compression.paths import cache_home
-from compression.schemes import Int4, Int8
+from compression.search.costs import Costs
+from compression.search.menu import Scheme
 
-_LAYOUT = 1
+_LAYOUT = 2
 """To be raised where quantizers or the table change, so that older figures are not taken."""
-
-
-class Costs(BaseModel):
-    """What was measured of every unit, by its name."""
-
-    output_errors: dict[str, dict[str, float]]
-    """Errors of a unit's own output, by the scheme's label."""
-    divergences: dict[str, float]
-    """The model's mean KL divergence (nats) with that unit alone rounded."""
 
 
 def costs_path(
     facts: CheckpointFacts,
-    menu: Mapping[str, Int4 | Int8],
+    menu: Mapping[str, Scheme],
     texts: Sequence[Tensor],
     on_progress: OnProgress,
 ) -> Path:
@@ -43,18 +35,21 @@ def costs_path(
     return cache_home() / "search" / f"{key.hexdigest()[:32]}.json"
 
 
-def recall(path: Path) -> Costs | None:
-    """Return what was remembered; None where nothing is, or nothing that can be read."""
+def recall(path: Path) -> Costs:
+    """Return what was remembered, of some units or all; nothing where it cannot be read."""
     try:
         return Costs.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        return None
+        return Costs()
 
 
 def remember(path: Path, costs: Costs) -> None:
-    """Write the costs; where that fails, the next search measures them again."""
+    """Write the costs, whole or not at all; where that fails, they will be measured again."""
+    aside = path.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(costs.model_dump_json(), encoding="utf-8")
-        aside.replace(path)
+        try:
+            aside.write_text(costs.model_dump_json(), encoding="utf-8")
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)

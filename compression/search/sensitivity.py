@@ -1,40 +1,25 @@
-"""What each unit costs under each scheme: the table that a search solves.
+"""What a model loses where one unit alone is rounded: exact, on a short text."""
 
-One scheme is measured exactly: the KL divergence of the model in which only that unit is rounded,
-for every unit; embedding and output head are one more. Other schemes are set in proportion to their
-error on the unit's output, which the same calibration text gives without another forward pass.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from compression.calibration import Calibrator
-from compression.errors import SearchError
-from compression.events import OnProgress, Progress
 from compression.facts import CheckpointFacts
 from compression.layerwise import CheckpointWeights, LayerStream
-from compression.schemes import Int4, Int8
-from compression.search.units import Unit, units
-from compression.weights.quantizer import quantize, quantize_measured
-from compression.weights.statistics import InputStatistics
+from compression.plan import head_of
+from compression.schemes import Int8
+from compression.weights.quantizer import quantize
 
-
-@dataclass(frozen=True, slots=True)
-class UnitErrors:
-    """What rounding one unit does to its own output, and the weights of the probed scheme."""
-
-    unit: Unit
-    output_errors: dict[str, float]
-    """Mean over modules of E‖(W' - W) x‖² / E‖W x‖², by the scheme's label."""
-    probe: dict[str, Tensor]
-    """bf16 weights under the first scheme of the menu, by module path."""
+_ROWS = 64
+"""Positions whose logits are held at once: few enough for the processor's cache."""
 
 
 class Sensitivity:
-    """Holds the full model in float32 and the probe text's states before every layer."""
+    """Holds the full model in float32 and the probe text's states before every layer.
+
+    A context manager. ``probe`` is token ids ``[windows, tokens]``.
+    """
 
     def __init__(self, facts: CheckpointFacts, probe: Tensor) -> None:
         self._layers: list[nn.Module] = []
@@ -42,16 +27,23 @@ class Sensitivity:
         self._stream = LayerStream(facts)
         self._facts = facts
         self._probe = probe
-        self._expected = torch.empty(0)
+        self._head = self._final = self._log_sums = self._centres = torch.empty(0)
 
     def __enter__(self) -> "Sensitivity":
         self._stream.__enter__()
+        self._head = self._stream.tensor(head_of(self._facts)).to(torch.float32)
         hidden = self._stream.embed(self._probe)
         for index in range(self._facts.architecture.num_layers):
             self._states.append(hidden)
             self._layers.append(self._stream.layer(index))
             hidden = self._run(index, hidden)
-        self._expected = self._log_probabilities(hidden)
+        self._final = self._normed(hidden)
+        self._log_sums = torch.empty(len(self._final))
+        self._centres = torch.empty_like(self._final)
+        for rows in self._rows():
+            logits = self._final[rows] @ self._head.T
+            self._log_sums[rows] = logits.logsumexp(-1)
+            self._centres[rows] = logits.softmax(-1) @ self._head
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -59,6 +51,9 @@ class Sensitivity:
 
     def divergence(self, layer: int, weights: dict[str, Tensor]) -> float:
         """Return the mean KL divergence (nats) with other weights in one layer.
+
+        Of logits ``l`` and ``l'`` under one head it is ``log Σ exp l' - log Σ exp l - p (l' - l)``,
+        and ``p (l' - l)`` needs no more than the rows of the head in the mean of ``p``.
 
         Args:
             layer: its index.
@@ -69,20 +64,28 @@ class Sensitivity:
             hidden = self._states[layer]
             for index in range(layer, len(self._layers)):
                 hidden = self._run(index, hidden)
-            given = self._log_probabilities(hidden)
         finally:
             self._swap(layer, before)
-        return float((self._expected.exp() * (self._expected - given)).sum(-1).mean())
+        given = self._normed(hidden)
+        shifts = ((given - self._final) * self._centres).sum(-1)
+        for rows in self._rows():
+            shifts[rows] -= (given[rows] @ self._head.T).logsumexp(-1) - self._log_sums[rows]
+        return -float(shifts.mean())
 
     def tables_divergence(self) -> float:
         """Return the mean KL divergence (nats) with embedding and output head in int8."""
         with LayerStream(self._facts, _RoundedTables(self._facts)) as rounded:
             hidden = rounded.embed(self._probe)
-            for index in range(len(self._layers)):
-                hidden = self._run(index, hidden)
-            normed = self._stream.final_norm(hidden).flatten(0, 1)
-            given = torch.log_softmax(rounded.logits(normed), dim=-1)
-        return float((self._expected.exp() * (self._expected - given)).sum(-1).mean())
+        head = quantize(self._head, Int8()).dequantize()
+        for index in range(len(self._layers)):
+            hidden = self._run(index, hidden)
+        given = self._normed(hidden)
+        found = torch.empty(len(given))
+        for rows in self._rows():
+            wanted = torch.log_softmax(self._final[rows] @ self._head.T, -1)
+            actual = torch.log_softmax(given[rows] @ head.T, -1)
+            found[rows] = (wanted.exp() * (wanted - actual)).sum(-1)
+        return float(found.mean())
 
     def _swap(self, layer: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         before = {}
@@ -97,66 +100,17 @@ class Sensitivity:
     def _run(self, index: int, hidden: Tensor) -> Tensor:
         return torch.cat(list(self._stream.run(self._layers[index], hidden)))
 
-    def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        normed = self._stream.final_norm(hidden).flatten(0, 1)
-        return torch.log_softmax(self._stream.logits(normed), dim=-1)
+    def _normed(self, hidden: Tensor) -> Tensor:
+        return self._stream.final_norm(hidden).flatten(0, 1)
+
+    def _rows(self) -> Iterator[slice]:
+        for start in range(0, len(self._final), _ROWS):
+            yield slice(start, start + _ROWS)
 
 
 class _RoundedTables(CheckpointWeights):
-    """A checkpoint whose embedding and output head are rounded to int8, row by row."""
+    """A checkpoint whose embedding is rounded to int8, row by row."""
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Return rows of a table as an engine serves them."""
         return quantize(super().rows(name, rows), Int8()).dequantize()
-
-
-def unit_errors(
-    facts: CheckpointFacts,
-    windows: Tensor,
-    menu: Sequence[Int4 | Int8],
-    workers: int,
-    on_progress: OnProgress,
-) -> list[UnitErrors]:
-    """Quantize every unit under every scheme of the menu, each on its own.
-
-    Raises:
-        SearchError: a scheme of the menu does not fit a module's shape.
-    """
-    found: list[UnitErrors] = []
-    plan = list(units(facts.architecture))
-    with Calibrator(facts, windows, whole=True) as calibrator, LayerStream(facts) as stream:
-        for layer in range(facts.architecture.num_layers):
-            [statistics] = calibrator.stages(layer)
-            found.extend(
-                _errors(unit, stream, statistics, menu, workers)
-                for unit in plan
-                if unit.layer == layer
-            )
-            on_progress(Progress("search", layer + 1, facts.architecture.num_layers, "layers"))
-    return found
-
-
-def _errors(
-    unit: Unit,
-    stream: LayerStream,
-    statistics: dict[str, InputStatistics],
-    menu: Sequence[Int4 | Int8],
-    workers: int,
-) -> UnitErrors:
-    errors: dict[str, float] = {}
-    probe: dict[str, Tensor] = {}
-    for scheme in menu:
-        found = []
-        for module, (_, columns) in unit.shapes:
-            if isinstance(scheme, Int4) and columns % scheme.group_size:
-                raise SearchError(
-                    f"{module!r} has {columns} columns, no multiple of {scheme.group_size}: "
-                    "search with a smaller --group-size"
-                )
-            weight = stream.tensor(f"{module}.weight").to(torch.float32)
-            made = quantize_measured(weight, scheme, statistics=statistics[module], workers=workers)
-            found.append(made.output_error or 0.0)
-            if scheme is menu[0]:
-                probe[module] = made.codes.dequantize().to(torch.bfloat16)
-        errors[scheme.label] = sum(found) / len(found)
-    return UnitErrors(unit, errors, probe)

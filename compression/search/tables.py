@@ -1,16 +1,41 @@
 """The outcome of a search for a terminal; free of torch."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from compression.report.numbers import megabytes, significant
+from compression.report.numbers import significant
+
+_SHOWN = 8
+"""Sizes of the expected frontier that are shown."""
 
 
 def render_search(report: Mapping[str, Any]) -> list[Table]:
-    """Return the measured points, smallest first, and the slices of the chosen one."""
-    return [_trials(report["trials"], report["best"]), _slices(report["best"])]
+    """Return the expected frontier, the measured points and the slices of the chosen one."""
+    best = report["best"]
+    return [_expected(report["frontier"], best), _trials(report["trials"], best), _slices(best)]
+
+
+def _expected(frontier: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Table:
+    """Return some sizes, evenly spread, with what the chosen artifact lets expect of them."""
+    table = Table(
+        title="expected, from the costs of units and the chosen one", title_justify="left"
+    )
+    for title in ("memory", "KLD"):
+        table.add_column(title, justify="right")
+    costs = float(best["sum_of_unit_costs"])
+    share = float(best["kld"]) / costs if costs > 0 else 1.0
+    sizes = [float(point["bytes"]) for point in frontier]
+    step = (sizes[-1] - sizes[0]) / (_SHOWN - 1)
+    shown = {bisect_left(sizes, sizes[0] + step * turn) for turn in range(_SHOWN)}
+    for index in sorted(min(each, len(sizes) - 1) for each in shown):
+        table.add_row(
+            _megabytes(sizes[index]),
+            significant(share * float(frontier[index]["sum_of_unit_costs"])),
+        )
+    return table
 
 
 def _trials(trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Table:
@@ -21,8 +46,8 @@ def _trials(trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Tab
         is_best = trial["recipe_digest"] == best["recipe_digest"]
         table.add_row(
             "chosen" if is_best else "",
-            megabytes(trial["bytes"]),
-            megabytes(trial["bytes_stored"]),
+            _megabytes(trial["bytes"]),
+            _megabytes(trial["bytes_stored"]),
             f"{trial['linear_bits_stored']:.2f}",
             significant(trial["kld"]),
             significant(trial["worst_slice_kld"]),
@@ -47,3 +72,8 @@ def _slices(best: Mapping[str, Any]) -> Table:
             str(part["tokens"]),
         )
     return table
+
+
+def _megabytes(num_bytes: float) -> str:
+    """Return megabytes with a decimal: artifacts of a search are close to each other."""
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -246,6 +246,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     goal.add_argument("--max-bytes", type=_size, metavar="SIZE", help="of the weights, as 90MB")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="recipe to write")
     command.add_argument("--png", type=Path, metavar="FILE", help="draw the frontier")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     command.add_argument("--calibration", metavar="TEXT", help="a text file or a directory of them")
     command.add_argument("--tokens", type=_positive, metavar="N", help="of the calibration text")
 

@@ -18,7 +18,7 @@ from compression.presets import load_recipe
 from compression.recipe import Budget, Calibration
 from compression.schemes import Unquantized
 from compression.search.__main__ import write_recipe
-from compression.search.allocation import Allocation, Option, frontier
+from compression.search.allocation import Allocation, Option, frontier, most_faithful
 from compression.search.budget import parse_budget, violations
 from compression.search.frontier_plot import plot
 from compression.search.search import MAX_TRIALS, Trial, within_budget
@@ -69,10 +69,24 @@ def test_option_that_no_price_makes_best_is_never_chosen() -> None:
         frontier({"a": []})
 
 
+def test_what_a_size_has_left_is_used() -> None:
+    """Where the next step does not fit, a smaller one does; a unit never skips a step."""
+    table = {
+        "a": [Option("s", 4, 8.0), Option("l", 10, 1.0), Option("xl", 11, 0.9)],
+        "b": [Option("s", 4, 0.5), Option("l", 6, 0.1)],
+    }
+    found = {size: most_faithful(table, size) for size in (3, 8, 13, 14, 15, 16, 17, 99)}
+    sizes = {size: each.num_bytes for size, each in found.items()}
+    assert sizes == {3: 8, 8: 8, 13: 10, 14: 14, 15: 15, 16: 16, 17: 17, 99: 17}
+    assert found[13].choices["b"].scheme == "l"
+    for point in frontier(table):
+        assert most_faithful(table, point.num_bytes) == point
+
+
 def trial(cost: float, size: int) -> Trial:
     """Return a measured artifact."""
     recipe = load_recipe("int8")
-    return Trial(recipe, size, size, size, 8.0, (fidelity(cost),))
+    return Trial(recipe, size, size, cost, size, 8.0, (fidelity(cost),))
 
 
 @pytest.mark.parametrize("strain", [0.5, 1.0, 2.7])
@@ -105,6 +119,27 @@ def test_what_no_unit_costs_is_found_out(allowed: float) -> None:
     least = min(point.num_bytes for point in points if 0.0012 + 0.5 * point.cost <= allowed)
     assert best.bytes_in_memory <= 1.01 * least
     assert len(tried) <= MAX_TRIALS
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.7])
+def test_a_search_ends_where_nothing_is_left_to_save(share: float) -> None:
+    """On a smooth frontier a few artifacts are enough, whatever the share of the sum of costs."""
+    table = {
+        str(unit): [Option("s", 4000 + unit, 0.01), Option("l", 8000, 0.0002 * unit / 400)]
+        for unit in range(400)
+    }
+    points = frontier(table)
+    tried: list[int] = []
+
+    def attempt(point: Allocation) -> Trial:
+        tried.append(point.num_bytes)
+        return trial(share * point.cost**1.2, point.num_bytes)
+
+    best = within_budget(points, Budget(kld=0.05), attempt)
+    assert not violations(Budget(kld=0.05), best.slices)
+    least = min(point.num_bytes for point in points if share * point.cost**1.2 <= 0.05)
+    assert best.bytes_in_memory <= 1.006 * least
+    assert len(tried) <= 4
 
 
 def test_agreement_of_every_token() -> None:
@@ -150,6 +185,15 @@ def test_budget_as_users_write_it() -> None:
         ("kld>=0.05", r"--budget 'kld>=0\.05' is not understood: write terms such as kld<=0\.05"),
         ("ppl<=1", r"--budget 'ppl<=1' is not understood"),
         ("", r"--budget '' is not understood"),
+        ("kld<=0.05,", r"--budget '' is not understood"),
+        ("kld<0.05", r"--budget 'kld<0\.05' is not understood"),
+        ("KLD<=0.05", r"--budget 'KLD<=0\.05' is not understood"),
+        ("kld<=nan", r"--budget 'kld<=nan' is not understood"),
+        ("kld<=0,05", r"--budget '05' is not understood"),
+        ("kld<=0.05; top1>=0.9", r"--budget 'kld<=0\.05; top1>=0\.9' is not understood"),
+        ("kld<=0.05 worst_slice_kld<=0.1", r"is not understood"),
+        ("kld<=0.0.5", r"--budget 'kld<=0\.0\.5': '0\.0\.5' is no number"),
+        ("top1>=0", r"--budget 'top1>=0' is impossible: Input should be greater than 0"),
         ("kld<=1e", r"--budget 'kld<=1e': '1e' is no number"),
         ("kld<=-1", r"--budget 'kld<=-1' is impossible: Input should be greater than 0"),
         ("kld<=0.1,kld<=1", r"has two limits for kld: give one"),
@@ -209,7 +253,12 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert fields["budget"] == {"kld": kld / 3}
     plot(found, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
-    assert {"search", "quantize", "measure"} <= {progress.stage for progress in seen}
+    told = [progress for progress in seen if progress.stage == "search"]
+    assert {each.stage for each in seen} <= {"search", "hash"}
+    assert [each.done for each in told[:-1]] == sorted(each.done for each in told[:-1])
+    assert told[0].detail == "costs of layer 0 of 2"
+    assert any(each.detail.startswith("artifact 2: measuring, ") for each in told)
+    assert (told[-1].done, told[-1].total) == (100, 100)
     full = session.attempt(large)
     assert full.recipe.embeddings == Unquantized()
     assert all(each.kld_mean < 1e-9 for each in full.slices)
@@ -220,11 +269,11 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = another_session(directory, Calibration(tokens=1024), monkeypatch)
     assert again.points == session.points
     with pytest.raises(AssertionError, match="measured again"):
-        another_session(directory, Calibration(tokens=1024, seed=1), monkeypatch)
+        _ = another_session(directory, Calibration(tokens=1024, seed=1), monkeypatch).points
     (remembered,) = (tmp_path / "home" / "search").iterdir()
     remembered.write_text(remembered.read_text()[:-9])
     with pytest.raises(AssertionError, match="measured again"):
-        another_session(directory, Calibration(tokens=1024), monkeypatch)
+        _ = another_session(directory, Calibration(tokens=1024), monkeypatch).points
 
 
 def another_session(
@@ -235,7 +284,7 @@ def another_session(
     def fail(*_: object) -> NoReturn:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("compression.search.session.unit_errors", fail)
+    monkeypatch.setattr("compression.search.session.measure_costs", fail)
     return Session(str(directory), None, name="x", calibration=calibration, on_progress=ignore)
 
 

@@ -1,0 +1,32 @@
+"""The schemes that a search gives to units, bf16 apart."""
+
+from compression.errors import SearchError
+from compression.facts import CheckpointFacts
+from compression.schemes import Int4, Int8
+
+Scheme = Int4 | Int8
+"""A scheme of the menu; each has a label, and says what it takes in memory."""
+
+
+def menu(facts: CheckpointFacts) -> dict[str, Scheme]:
+    """Return the schemes that fit every module of a checkpoint, by label; the first is probed.
+
+    Raises:
+        SearchError: no group size divides the columns of every module.
+    """
+    columns = {
+        shape[1]
+        for layer in range(facts.architecture.num_layers)
+        for _, shape in facts.architecture.linears(layer)
+    }
+    schemes: list[Scheme] = [
+        Int4(group_size=size, method="gptq")
+        for size in (32, 64, 128)
+        if not any(width % size for width in columns)
+    ]
+    if not schemes:
+        raise SearchError(
+            f"no group size of int4 divides {min(columns)} columns: use the recipe int8"
+        )
+    schemes.append(Int8(method="gptq"))
+    return {scheme.label: scheme for scheme in schemes}
