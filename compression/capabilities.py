@@ -103,7 +103,7 @@ def _time_kernels() -> list[dict[str, Any]]:
     import torch
 
     from compression.crossover import measure_speed, tune
-    from compression.packed import Int4Linear, Int8Linear, PackedLinear
+    from compression.packed import Int4Linear, Int5Linear, Int8Linear, PackedLinear
     from compression.packed.linear import NEVER
     from compression.weights.codes import Codes
 
@@ -112,15 +112,20 @@ def _time_kernels() -> list[dict[str, Any]]:
         codes=torch.ones(some, _COLUMNS, dtype=torch.int8),
         scales=torch.ones(some, 1, dtype=torch.bfloat16),
         zeros=None,
+        bits=8,
     )
-    int4 = Codes(
-        codes=torch.ones(some, _COLUMNS, dtype=torch.int8),
-        scales=torch.ones(some, groups, dtype=torch.bfloat16),
-        zeros=torch.ones(some, groups, dtype=torch.int8),
+    int4, int5 = (
+        Codes(
+            codes=torch.ones(some, _COLUMNS, dtype=torch.int8),
+            scales=torch.ones(some, groups, dtype=torch.bfloat16),
+            zeros=torch.ones(some, groups, dtype=torch.int8),
+            bits=bits,
+        )
+        for bits in (4, 5)
     )
     found: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for kind, codes in ((Int8Linear, int8), (Int4Linear, int4)):
+        for kind, codes in ((Int8Linear, int8), (Int5Linear, int5), (Int4Linear, int4)):
             scheme = codes.label.partition("-")[0]
             try:
                 layer: PackedLinear = kind(codes, None)

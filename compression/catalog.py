@@ -13,7 +13,7 @@ from compression.facts import CheckpointFacts
 from compression.kv.layers import bytes_per_token
 from compression.presets import PRESETS
 from compression.recipe import Recipe
-from compression.schemes import Int4, Int8, Nf4, Unquantized
+from compression.schemes import Grouped, Int8, Nf4, Unquantized
 
 _SIDE = 4096
 """Rows and columns of the weight for which bits are told where no model is given."""
@@ -105,9 +105,9 @@ def _weights(recipe: Recipe) -> str:
     match recipe.weights:
         case Int8(method=method):
             text = f"weights int8 per row ({method})"
-        case Int4(group_size=group, symmetric=symmetric, method=method):
+        case Grouped(scheme=name, group_size=group, symmetric=symmetric, method=method):
             kind = "symmetric" if symmetric else "asymmetric"
-            text = f"weights int4 in groups of {group}, {kind} ({method})"
+            text = f"weights {name} in groups of {group}, {kind} ({method})"
         case Nf4():
             text = "weights nf4 in blocks of 64 (bitsandbytes)"
         case Unquantized():

@@ -12,10 +12,10 @@ from compression.distortion import Distortion, block_rows, relative_error
 from compression.errors import BuildError
 from compression.footprint import PIECE_BYTES, TABLE_PIECE_BYTES
 from compression.manifest import TensorRecord
-from compression.packing import pack_int4, pack_int8, pack_nf4
+from compression.packing import pack_grouped, pack_int8, pack_nf4
 from compression.plan import TensorPlan
 from compression.requirements import method_of
-from compression.schemes import Int4, Int8, Nf4, Unquantized
+from compression.schemes import Grouped, Int8, Nf4, Unquantized
 from compression.tensor_file import TensorFileWriter
 from compression.tensor_source import TensorSource, require_finite
 from compression.weights.codes import Codes
@@ -167,7 +167,7 @@ def _quantize(tensor: TensorPlan, weight: Tensor, statistics: InputStatistics | 
     match tensor.scheme:
         case Nf4():
             return _Made(quantize_nf4(weight), None, None)
-        case Int8() | Int4() as scheme:
+        case Int8() | Grouped() as scheme:
             workers = len(os.sched_getaffinity(0))
             made = quantize_measured(weight, scheme, statistics=statistics, workers=workers)
             return _Made(made.codes, made.method, made.output_error)
@@ -180,8 +180,8 @@ def _packed(tensor: TensorPlan, codes: Codes | Nf4Codes) -> dict[str, Tensor]:
     name = tensor.fact.name
     if isinstance(codes, Nf4Codes):
         return pack_nf4(name, codes)
-    if isinstance(tensor.scheme, Int4):
-        return pack_int4(name, codes, symmetric=tensor.scheme.symmetric)
+    if isinstance(tensor.scheme, Grouped):
+        return pack_grouped(name, codes, symmetric=tensor.scheme.symmetric)
     return pack_int8(name, codes)
 
 

@@ -14,13 +14,13 @@ from compression.facts import checkpoint_files
 from compression.manifest import Manifest, read_manifest, weight_files
 from compression.packed import (
     Bf16Linear,
-    Int4Linear,
     Int8DynamicLinear,
     Int8Linear,
     PackedLinear,
+    make_grouped_linear,
     make_nf4_linear,
 )
-from compression.packing import unpack_int4, unpack_nf4
+from compression.packing import unpack_grouped, unpack_nf4
 from compression.recipe import Activations
 from compression.schemes import Unquantized
 from compression.verification import require_unchanged
@@ -102,11 +102,12 @@ class Checkpoint:
         if scales not in self._files:
             return self.tensor(name)
         if f"{name}_packed" not in self._files:
-            return Codes(codes=self.tensor(name), scales=self.tensor(scales), zeros=None)
+            return Codes(codes=self.tensor(name), scales=self.tensor(scales), zeros=None, bits=8)
         columns = int(self.tensor(f"{name}_shape")[1])
         zeros = f"{name}_zero_point"
         zero_point = self.tensor(zeros) if zeros in self._files else None
-        return unpack_int4(self.tensor(f"{name}_packed"), self.tensor(scales), zero_point, columns)
+        packed = self.tensor(f"{name}_packed")
+        return unpack_grouped(packed, self.tensor(scales), zero_point, columns)
 
     def holds_codes(self, name: str) -> bool:
         """Return whether a linear weight is held as codes of a scheme."""
@@ -141,7 +142,7 @@ def make_linear(
     if isinstance(weight, Nf4Codes):
         return make_nf4_linear(weight, bias)
     if weight.zeros is not None:
-        return Int4Linear(weight, bias)
+        return make_grouped_linear(weight, bias)
     return Int8Linear(weight, bias) if activations == "none" else Int8DynamicLinear(weight, bias)
 
 
@@ -175,4 +176,5 @@ def stack_rows(parts: list[Weight]) -> Weight:
         codes=torch.cat([part.codes for part in codes]),
         scales=torch.cat([part.scales for part in codes]),
         zeros=torch.cat(zeros) if zeros else None,
+        bits=codes[0].bits,
     )

@@ -1,6 +1,7 @@
 """The layouts in which artifacts hold codes: compressed-tensors', and bitsandbytes' for nf4.
 
-compressed-tensors puts eight nibbles into an int32 word, lowest bits first.
+compressed-tensors strings codes of few bits together, lowest bits first, and cuts the string into
+int32 words: eight codes of four bits fill one, 32 codes of five bits fill five.
 """
 
 import json
@@ -14,43 +15,69 @@ from compression.schemes import NF4_BLOCK
 from compression.weights.codes import Codes
 from compression.weights.nf4 import NF4_LEVELS, Nf4Codes
 
-_NIBBLES = 8
-"""In a word."""
+_CODES = 8
+"""As many codes as bits fill whole bytes: they are shifted together as one number."""
+_WORD_BITS = 32
 
 
-def pack_rows(nibbles: Tensor) -> Tensor:
-    """Pack 0…15 values ``[rows, columns]`` along the columns into int32 ``[rows, ⌈columns/8⌉]``."""
-    padded = functional.pad(nibbles, (0, -nibbles.shape[1] % _NIBBLES)).to(torch.uint8)
-    # Two nibbles a byte, the lower one first: the bytes of a word in the order of its memory.
-    packed = padded[:, 0::2] | (padded[:, 1::2] << 4)
-    # Flat, because a side of one element may have any stride, which a view of words refuses.
-    return packed.flatten().view(torch.int32).view(len(nibbles), -1)
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of so many bits ``[rows, columns]`` into int32 ``[rows, ⌈columns · bits / 32⌉]``.
+
+    The bits of a row that fill no word are 0.
+    """
+    rows, columns = codes.shape
+    padded = functional.pad(codes, (0, -columns % _CODES)).view(rows, -1, _CODES)
+    together = torch.zeros(padded.shape[:2], dtype=torch.int64)
+    for place in range(_CODES):
+        together |= padded[:, :, place].to(torch.int64) << place * bits
+    # Flat, because a side of one element may have any stride, which a view of bytes refuses.
+    held = together.flatten().view(torch.uint8).view(rows, -1, 8)[:, :, :bits].flatten(1)
+    words = -(-columns * bits // _WORD_BITS)
+    held = functional.pad(held, (0, -held.shape[1] % 4))[:, : 4 * words]
+    return held.flatten().view(torch.int32).view(rows, words)
 
 
-def unpack_rows(packed: Tensor, columns: int) -> Tensor:
-    """Undo :func:`pack_rows`; returns int8 0…15 ``[rows, columns]``."""
-    halves = packed.flatten().view(torch.uint8)
-    nibbles = torch.stack((halves & 0xF, halves >> 4), dim=-1)
-    return nibbles.view(packed.shape[0], -1)[:, :columns].contiguous().view(torch.int8)
+def unpack_rows(packed: Tensor, columns: int, bits: int) -> Tensor:
+    """Undo :func:`pack_rows`; returns int8 ``[rows, columns]``, no code negative."""
+    rows = packed.shape[0]
+    held = packed.flatten().view(torch.uint8).view(rows, -1)
+    eights = -(-columns // _CODES)
+    held = functional.pad(held, (0, eights * bits - held.shape[1])).view(rows, eights, bits)
+    together = functional.pad(held, (0, 8 - bits)).flatten().view(torch.int64).view(rows, eights)
+    codes = torch.empty(rows, eights, _CODES, dtype=torch.int8)
+    for place in range(_CODES):
+        codes[:, :, place] = (together >> place * bits) & ((1 << bits) - 1)
+    return codes.view(rows, -1)[:, :columns].contiguous()
 
 
-def pack_int4(name: str, codes: Codes, *, symmetric: bool) -> dict[str, Tensor]:
-    """Return the artifact's tensors for an int4 weight called ``name``."""
-    tensors = {f"{name}_packed": pack_rows(codes.codes), f"{name}_scale": codes.scales}
+def pack_grouped(name: str, codes: Codes, *, symmetric: bool) -> dict[str, Tensor]:
+    """Return the artifact's tensors for a weight in groups, called ``name``."""
+    packed = pack_rows(codes.codes, codes.bits)
+    tensors = {f"{name}_packed": packed, f"{name}_scale": codes.scales}
     if codes.zeros is not None and not symmetric:
-        tensors[f"{name}_zero_point"] = pack_rows(codes.zeros.T).T.contiguous()
+        tensors[f"{name}_zero_point"] = pack_rows(codes.zeros.T, codes.bits).T.contiguous()
     tensors[f"{name}_shape"] = torch.tensor(codes.codes.shape, dtype=torch.int64)
     return tensors
 
 
-def unpack_int4(packed: Tensor, scales: Tensor, zero_point: Tensor | None, columns: int) -> Codes:
-    """Read an int4 weight back; a missing ``zero_point`` means symmetric (zero at 8)."""
-    rows = packed.shape[0]
+def unpack_grouped(
+    packed: Tensor, scales: Tensor, zero_point: Tensor | None, columns: int
+) -> Codes:
+    """Read a weight in groups back; a missing ``zero_point`` means symmetric (zero midway).
+
+    Columns fill whole words of 32 codes, as groups do, so the words of a row tell a code's bits.
+
+    Raises:
+        ValueError: words of a row do not hold so many columns of codes of 4 or 5 bits.
+    """
+    rows, bits = packed.shape[0], packed.shape[1] * _WORD_BITS // columns
+    if bits not in {4, 5} or packed.shape[1] * _WORD_BITS != columns * bits:
+        raise ValueError(f"{packed.shape[1]} words for {columns} codes of 4 or 5 bits")
     if zero_point is None:
-        zeros = torch.full(scales.shape, 8, dtype=torch.int8)
+        zeros = torch.full(scales.shape, 1 << (bits - 1), dtype=torch.int8)
     else:
-        zeros = unpack_rows(zero_point.T, rows).T.contiguous()
-    return Codes(codes=unpack_rows(packed, columns), scales=scales, zeros=zeros)
+        zeros = unpack_rows(zero_point.T, rows, bits).T.contiguous()
+    return Codes(codes=unpack_rows(packed, columns, bits), scales=scales, zeros=zeros, bits=bits)
 
 
 def pack_int8(name: str, codes: Codes) -> dict[str, Tensor]:

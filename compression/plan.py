@@ -14,7 +14,7 @@ from compression.schemes import (
     CALIBRATED,
     NF4_BLOCK,
     AnyWeight,
-    Int4,
+    Grouped,
     Int8,
     Nf4,
     Unquantized,
@@ -236,7 +236,7 @@ def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, .
                 StoredTensor(stem, "I8", fact.shape),
                 StoredTensor(f"{stem}_scale", "BF16", (rows, 1)),
             )
-        case Int4(group_size=group):
+        case Grouped(bits=bits, group_size=group):
             if columns % group:
                 raise RecipeError(
                     f"{fact.name!r} has {columns} columns, not a multiple of group_size {group}: "
@@ -244,9 +244,9 @@ def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, .
                 )
             groups = columns // group
             scale = StoredTensor(f"{stem}_scale", "BF16", (rows, groups))
-            zero = StoredTensor(f"{stem}_zero_point", "I32", (-(-rows // 8), groups))
+            zero = StoredTensor(f"{stem}_zero_point", "I32", (-(-rows * bits // 32), groups))
             return (
-                StoredTensor(f"{stem}_packed", "I32", (rows, columns // 8)),
+                StoredTensor(f"{stem}_packed", "I32", (rows, columns * bits // 32)),
                 scale,
                 *(() if scheme.symmetric else (zero,)),
                 StoredTensor(f"{stem}_shape", "I64", (2,)),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compression.errors import RecipeError
 from compression.recipe import FULL, Calibration, KvCache, Prune, Recipe
-from compression.schemes import Int4, Int8, KvInt4, KvInt8, Nf4
+from compression.schemes import Int4, Int5, Int8, KvInt4, KvInt8, Nf4
 from compression.strict_yaml import load_yaml
 
 _KV8 = KvCache(key=KvInt8(), value=KvInt8())
@@ -43,6 +43,12 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
             Recipe(name="int4-fast", weights=Int4(method="mse"), embeddings=Int8()),
             Recipe(
                 name="int4-gptq", weights=Int4(method="gptq"), embeddings=Int8(), calibration=_LONG
+            ),
+            Recipe(
+                name="int5",
+                weights=Int5(method="gptq"),
+                embeddings=Int8(method="gptq"),
+                calibration=_MIDDLE,
             ),
             Recipe(name="nf4", weights=Nf4(), embeddings=Int8()),
             Recipe(

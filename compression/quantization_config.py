@@ -6,7 +6,7 @@ from typing import Any
 
 from compression.plan import Plan, module_of
 from compression.recipe import LINEAR
-from compression.schemes import AnyWeight, Int4, Int8, Nf4, Unquantized
+from compression.schemes import AnyWeight, Grouped, Int8, Nf4, Unquantized
 
 HEAD = "lm_head"
 _INT8_ACTIVATIONS: Mapping[str, Any] = MappingProxyType(
@@ -17,7 +17,7 @@ _INT8_ACTIVATIONS: Mapping[str, Any] = MappingProxyType(
 def quantization_config(plan: Plan) -> dict[str, Any] | None:
     """Return the entry for a plan; None if no linear layer changes.
 
-    bitsandbytes' own for nf4, compressed-tensors' for int8 and int4, with one config group a
+    bitsandbytes' own for nf4, compressed-tensors' for int8, int5 and int4, with one config group a
     format. int8 is written with dynamic per-token activations (W8A8): the same codes and scales
     serve engines that quantize activations (vLLM) and engines that do not (the embedded one).
     """
@@ -38,8 +38,8 @@ def _format_of(scheme: AnyWeight) -> AnyWeight:
     match scheme:
         case Int8():
             return Int8()
-        case Int4(group_size=group, symmetric=symmetric):
-            return Int4(group_size=group, symmetric=symmetric)
+        case Grouped(group_size=group, symmetric=symmetric):
+            return type(scheme)(group_size=group, symmetric=symmetric)
         case _:
             return scheme
 
@@ -73,9 +73,9 @@ def _group(scheme: AnyWeight) -> dict[str, Any]:
         case Int8():
             layout = "int-quantized"
             weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-        case Int4(group_size=group, symmetric=symmetric):
+        case Grouped(bits=bits, group_size=group, symmetric=symmetric):
             layout = "pack-quantized"
-            weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group"}
+            weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group"}
             weights["group_size"] = group
         case _:
             raise ValueError(f"{scheme.label} has no form in compressed-tensors")

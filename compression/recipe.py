@@ -201,7 +201,7 @@ class Recipe(_Part):
             not isinstance(scheme, Nf4 | Unquantized) for scheme in schemes
         ):
             raise ValueError(
-                "nf4 cannot be mixed with int4 or int8 in one artifact: use one of them, and "
+                "nf4 cannot be mixed with int4, int5 or int8 in one artifact: use one of them, and "
                 "'keep' for what must stay as it is"
             )
         if self.activations == "int8" and not any(isinstance(each, Int8) for each in schemes):

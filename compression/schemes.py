@@ -1,6 +1,6 @@
 """How weights, keys and values can be stored: data only, free of torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,8 +19,8 @@ FEEDBACK: frozenset[str] = frozenset({"gptq", "best"})
 
 INT8_BLOCK = 64
 """Columns of an int8 weight are padded to a multiple while it is served."""
-INT4_ROWS = 16
-"""Rows of an int4 weight are padded to a multiple while it is served."""
+GROUPED_ROWS = 16
+"""Rows of a weight in groups are padded to a multiple while it is served."""
 
 
 class _Scheme(BaseModel):
@@ -66,10 +66,14 @@ class Int8(_Scheme):
         return rows * -(-columns // INT8_BLOCK) * INT8_BLOCK + 2 * rows
 
 
-class Int4(_Scheme):
-    """Int4: one bf16 scale (and zero point, if asymmetric) per ``group_size`` inputs of a row."""
+class Grouped(_Scheme):
+    """Few bits: one bf16 scale (and zero point, if asymmetric) per ``group_size`` inputs of a row.
 
-    scheme: Literal["int4"] = "int4"
+    A base of the schemes that say how many bits.
+    """
+
+    bits: ClassVar[int]
+    scheme: Literal["int4", "int5"]
     group_size: Literal[32, 64, 128] = 32
     symmetric: bool = False
     method: DataFreeMethod | CalibratedMethod = "mse"
@@ -77,15 +81,29 @@ class Int4(_Scheme):
     @property
     def label(self) -> str:
         """Return the short name used in reports and metrics."""
-        return f"int4-g{self.group_size}-{'sym' if self.symmetric else 'asym'}"
+        return f"{self.scheme}-g{self.group_size}-{'sym' if self.symmetric else 'asym'}"
 
     def memory_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """Return the bytes of a ``[rows, columns]`` weight while it is served.
 
         The kernel holds a bf16 scale and a zero point of a byte per group, symmetric or not.
         """
-        padded = -(-rows // INT4_ROWS) * INT4_ROWS
-        return padded * (columns // 2 + 3 * (columns // self.group_size))
+        padded = -(-rows // GROUPED_ROWS) * GROUPED_ROWS
+        return padded * (columns * self.bits // 8 + 3 * (columns // self.group_size))
+
+
+class Int4(Grouped):
+    """Codes of 0…15 in groups."""
+
+    bits: ClassVar[int] = 4
+    scheme: Literal["int4"] = "int4"
+
+
+class Int5(Grouped):
+    """Codes of 0…31 in groups."""
+
+    bits: ClassVar[int] = 5
+    scheme: Literal["int5"] = "int5"
 
 
 class Nf4(_Scheme):
@@ -107,7 +125,7 @@ class Nf4(_Scheme):
 NF4_BLOCK = 64
 """Values that share one absmax."""
 
-QuantizedWeight = Int8 | Int4 | Nf4
+QuantizedWeight = Int8 | Int5 | Int4 | Nf4
 AnyWeight = Unquantized | QuantizedWeight
 WeightScheme = Annotated[AnyWeight, Field(discriminator="scheme")]
 

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from compression.kernels.llvm import processor
 from compression.paths import kernels_dir
-from compression.schemes import INT4_ROWS, INT8_BLOCK
+from compression.schemes import GROUPED_ROWS, INT8_BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def _digest() -> str:
     unnoticed without it; and two processors that share a home and start at the same time could
     take each other's files.
     """
-    built_by = (numba.__version__, llvmlite.__version__, INT8_BLOCK, INT4_ROWS)
+    built_by = (numba.__version__, llvmlite.__version__, INT8_BLOCK, GROUPED_ROWS)
     found = hashlib.sha256(repr((built_by, processor())).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 from compression.kernels.compiling import linked
-from compression.kernels.int4_matrix import int4_on_unit
+from compression.kernels.grouped_matrix import int4_on_unit, int5_on_unit
 from compression.kernels.memory import longs
 from compression.kernels.operations import (
     ADDS,
@@ -14,18 +14,18 @@ from compression.kernels.operations import (
     MATRIX,
     MATRIX_STRIDE,
     NUM_GROUPS,
+    PLANES,
     ROWS,
     SCALES,
     X_STEPS,
     X_STRIDE,
     X_TOTALS,
     Y_STRIDE,
-    ZEROS,
     X,
     Y,
+    tiles_of,
 )
 from compression.kernels.row_matrix import bf16_on_unit, int8_dynamic_on_unit, int8_on_unit
-from compression.schemes import INT4_ROWS
 
 
 @linked(6)
@@ -64,17 +64,32 @@ def _bf16(operation, chunk, rows, row_table, task_table, scratch):
 @linked(6)
 def _int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
-    first = chunk * o[CHUNK]
-    groups = o[NUM_GROUPS]
+    first, count, _, w, scales, zeros = tiles_of(o, chunk)
     int4_on_unit(
-        o[MATRIX] + first // INT4_ROWS * o[MATRIX_STRIDE], o[MATRIX_STRIDE],
-        o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups, groups, o[BIAS], first,
-        min(o[CHUNK], o[ROWS] - first), o[X], o[X_STRIDE], o[X_TOTALS], o[COLUMNS], o[X_STEPS],
-        rows, o[Y], o[Y_STRIDE], o[ADDS], scratch,
+        w, o[MATRIX_STRIDE], scales, zeros, o[NUM_GROUPS], o[BIAS], first, count, o[X],
+        o[X_STRIDE], o[X_TOTALS], o[COLUMNS], o[X_STEPS], rows, o[Y], o[Y_STRIDE], o[ADDS],
+        scratch,
+    )  # fmt: skip
+
+
+@linked(6)
+def _int5(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    first, count, _, w, scales, zeros = tiles_of(o, chunk)
+    int5_on_unit(
+        w, o[MATRIX_STRIDE], scales, zeros, o[NUM_GROUPS], o[BIAS], first, count, o[X],
+        o[X_STRIDE], o[X_TOTALS], o[COLUMNS], o[X_STEPS], rows, o[Y], o[Y_STRIDE], o[ADDS],
+        scratch,
     )  # fmt: skip
 
 
 ON_UNIT = MappingProxyType(
-    {("bf16", 0): _bf16, ("int8", 1): _int8, ("int8", 2): _int8_dynamic, ("int4", 3): _int4}
+    {
+        ("bf16", 0): _bf16,
+        ("int8", 1): _int8,
+        ("int8", 2): _int8_dynamic,
+        ("int4", PLANES): _int4,
+        ("int5", PLANES): _int5,
+    }
 )
 """By how a weight is held and its inputs are rounded."""

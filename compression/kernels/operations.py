@@ -11,13 +11,14 @@ import numpy as np
 from compression.kernels.attention import attend, merge
 from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.exponential import exponential
-from compression.kernels.int4_tile import PART
+from compression.kernels.grouped_tile import PART
 from compression.kernels.kv import keep, rotate
 from compression.kernels.matrix_unit import MANY_INPUTS, QUAD, TILE, TILE_BYTES, interleave
 from compression.kernels.memory import floats, longs
 from compression.kernels.product import (
     bf16_blocks,
     int4_blocks,
+    int5_blocks,
     int8_sums,
     scatter,
 )
@@ -29,7 +30,7 @@ from compression.kernels.rounding import (
     round_to_planes,
     split_row,
 )
-from compression.schemes import INT4_ROWS
+from compression.schemes import GROUPED_ROWS
 
 FIELDS = 32
 """Numbers of one operation, its function included."""
@@ -42,6 +43,7 @@ OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED, QUADS = range(1, 8)
 two bytes, with the totals of each :data:`PART` of them. Where ``QUADS`` is 1,
 from :data:`MANY_INPUTS` rows on inputs of 0, 1 and 2 are written in the order that
 :mod:`compression.kernels.row_matrix` takes; 3 needs no other."""
+PLANES = 3
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
 it is. ``EPSILON`` counts 10⁻¹²."""
@@ -51,8 +53,8 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 (MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
  X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK, ON_UNIT) = range(1, 18)  # fmt: skip
 """Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
-int4 from tile to tile; ``NUM_GROUPS`` are the scales of a row of int4. ``ON_UNIT`` is the function
-for :data:`MANY_INPUTS` rows of inputs and more, 0 where there is no matrix unit."""
+int4 and int5 from tile to tile; ``NUM_GROUPS`` are the scales of a row of those. ``ON_UNIT`` is
+the function for :data:`MANY_INPUTS` rows of inputs and more, 0 where there is no matrix unit."""
 SCORE_FUNCTIONS = 27
 """Three of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
 they lie, and ``MIX``."""
@@ -135,23 +137,50 @@ def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
         )
 
 
+@compiled
+def tiles_of(o, chunk):
+    """Return a chunk of a weight in groups: first row, rows, whole tiles' rows, where it lies."""
+    first = chunk * o[CHUNK]
+    count = min(o[CHUNK], o[ROWS] - first)
+    whole = -(-count // GROUPED_ROWS) * GROUPED_ROWS
+    groups = o[NUM_GROUPS]
+    return (
+        first, count, whole, o[MATRIX] + first // GROUPED_ROWS * o[MATRIX_STRIDE],
+        o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups,
+    )  # fmt: skip
+
+
 @linked(6)
 def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
     if o[ON_UNIT] and rows >= MANY_INPUTS:
         call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
         return
-    first = chunk * o[CHUNK]
-    count = min(o[CHUNK], o[ROWS] - first)
-    whole = -(-count // INT4_ROWS) * INT4_ROWS
-    w, groups = o[MATRIX] + first // INT4_ROWS * o[MATRIX_STRIDE], o[NUM_GROUPS]
-    scales, zeros = o[SCALES] + 2 * first * groups, o[ZEROS] + first * groups
+    first, count, whole, w, scales, zeros = tiles_of(o, chunk)
     for start in range(0, rows, INPUTS):
         values, steps, totals = _inputs_of(o, start)
         num = min(INPUTS, rows - start)
         int4_blocks(
-            w, o[MATRIX_STRIDE], scales, zeros, groups, values, o[X_STRIDE], totals, o[COLUMNS],
-            whole, num, scratch,
+            w, o[MATRIX_STRIDE], scales, zeros, o[NUM_GROUPS], values, o[X_STRIDE], totals,
+            o[COLUMNS], whole, num, scratch,
+        )  # fmt: skip
+        y = o[Y] + start * o[Y_STRIDE]
+        scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch, whole)
+
+
+@linked(6)
+def _product_int5(operation, chunk, rows, row_table, task_table, scratch):
+    o = longs(operation, FIELDS)
+    if o[ON_UNIT] and rows >= MANY_INPUTS:
+        call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
+        return
+    first, count, whole, w, scales, zeros = tiles_of(o, chunk)
+    for start in range(0, rows, INPUTS):
+        values, steps, totals = _inputs_of(o, start)
+        num = min(INPUTS, rows - start)
+        int5_blocks(
+            w, o[MATRIX_STRIDE], scales, zeros, o[NUM_GROUPS], values, o[X_STRIDE], totals,
+            o[COLUMNS], whole, num, scratch,
         )  # fmt: skip
         y = o[Y] + start * o[Y_STRIDE]
         scatter(0, o[BIAS], first, count, steps, num, y, o[Y_STRIDE], o[ADDS], scratch, whole)
@@ -194,7 +223,7 @@ def _finish(o, row, rows, values, scratch):
             out[index] = 0.0
         return
     step = o[STEPS] + 4 * row
-    if o[PEAK] == 3:
+    if o[PEAK] == PLANES:
         totals = o[TOTALS] + 4 * row * (o[SIZE] // PART)
         round_to_planes(values, o[SIZE], place, step, totals)
         return
@@ -366,6 +395,7 @@ PRODUCTS = MappingProxyType(
         "bf16": _product_bf16,
         "int8": _product_int8,
         "int4": _product_int4,
+        "int5": _product_int5,
     }
 )
 """By how a weight is held."""

@@ -3,10 +3,10 @@
 from typing import Any
 
 from compression.kernels.compiling import compiled, compiled_as
-from compression.kernels.int4_tile import PART, int4_tile
+from compression.kernels.grouped_tile import PART, grouped_tile
 from compression.kernels.memory import floats, halves, widen
 from compression.kernels.tiles import bf16_tile, int8_tile
-from compression.schemes import INT4_ROWS
+from compression.schemes import GROUPED_ROWS
 
 LONGEST = 4096
 """Columns of int8 whose sums cannot overflow 32 bits where vectors are shortest, of eight lanes."""
@@ -49,41 +49,49 @@ def _blocks(name: str, make: Any) -> Any:
 
 int8_blocks = _blocks("int8_blocks", int8_tile)
 bf16_blocks = _blocks("bf16_blocks", bf16_tile)
-_one_int4, _four_int4 = int4_tile(1), int4_tile(4)
 
 
-@compiled
-def int4_blocks(
-    weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
-):
-    """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight, whole tiles.
+def _grouped_blocks(bits: int) -> Any:
+    """Return the loop over tiles of a weight with a scale a group."""
+    one, four = grouped_tile(bits, 1), grouped_tile(bits, 4)
 
-    ``stride`` is that of a tile.
-    """
-    parts, shift = columns // PART, 0
-    while groups << shift < parts:
-        shift += 1
-    fours = inputs - inputs % 4
-    block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
-    t = 4 * parts
-    for start in range(0, fours, block):
-        stop = min(fours, start + block)
-        for tile in range(count // INT4_ROWS):
-            w, row = weight + tile * stride, tile * INT4_ROWS
-            s, z = scales + 2 * row * groups, zeros + row * groups
-            for first in range(start, stop, 4):
-                _four_int4(
-                    w, s, z, parts, shift, x + first * x_stride, x_stride, totals + first * t, t,
-                    out + 4 * (first * count + row), count,
+    @compiled_as(f"int{bits}_blocks")
+    def run(
+        weight, stride, scales, zeros, groups, x, x_stride, totals, columns, count, inputs, out
+    ):
+        """Write ``out [inputs, count]``, float32, for ``count`` rows of the weight, whole tiles.
+
+        ``stride`` is that of a tile.
+        """
+        parts, shift = columns // PART, 0
+        while groups << shift < parts:
+            shift += 1
+        fours = inputs - inputs % 4
+        block = max(4, _BLOCK_BYTES // x_stride // 4 * 4)
+        t = 4 * parts
+        for start in range(0, fours, block):
+            stop = min(fours, start + block)
+            for tile in range(count // GROUPED_ROWS):
+                w, row = weight + tile * stride, tile * GROUPED_ROWS
+                s, z = scales + 2 * row * groups, zeros + row * groups
+                for first in range(start, stop, 4):
+                    four(
+                        w, s, z, parts, shift, x + first * x_stride, x_stride, totals + first * t,
+                        t, out + 4 * (first * count + row), count,
+                    )  # fmt: skip
+        for each in range(fours, inputs):
+            for tile in range(count // GROUPED_ROWS):
+                w, row = weight + tile * stride, tile * GROUPED_ROWS
+                one(
+                    w, scales + 2 * row * groups, zeros + row * groups, parts, shift,
+                    x + each * x_stride, x_stride, totals + each * t, t,
+                    out + 4 * (each * count + row), count,
                 )  # fmt: skip
-    for each in range(fours, inputs):
-        for tile in range(count // INT4_ROWS):
-            w, row = weight + tile * stride, tile * INT4_ROWS
-            _one_int4(
-                w, scales + 2 * row * groups, zeros + row * groups, parts, shift,
-                x + each * x_stride, x_stride, totals + each * t, t,
-                out + 4 * (each * count + row), count,
-            )  # fmt: skip
+
+    return run
+
+
+int4_blocks, int5_blocks = _grouped_blocks(4), _grouped_blocks(5)
 
 
 @compiled

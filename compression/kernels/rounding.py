@@ -3,7 +3,7 @@
 import numpy as np
 
 from compression.kernels.compiling import compiled
-from compression.kernels.int4_tile import PART
+from compression.kernels.grouped_tile import PART
 from compression.kernels.memory import codes as signed_bytes
 from compression.kernels.memory import float_of_bits, floats, halves, ints, narrow, shorts, widen
 

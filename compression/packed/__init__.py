@@ -7,7 +7,7 @@ depends on the processor and is measured (:mod:`compression.crossover`).
 
 from compression.packed.bf16 import Bf16Linear
 from compression.packed.compiled import CompiledLinear
-from compression.packed.int4 import Int4Linear
+from compression.packed.grouped import Int4Linear, Int5Linear, make_grouped_linear
 from compression.packed.int8 import Int8Linear
 from compression.packed.int8_dynamic import Int8DynamicLinear
 from compression.packed.linear import PackedLinear
@@ -17,10 +17,12 @@ __all__ = [
     "Bf16Linear",
     "CompiledLinear",
     "Int4Linear",
+    "Int5Linear",
     "Int8DynamicLinear",
     "Int8Linear",
     "Nf4FusedLinear",
     "Nf4Linear",
     "PackedLinear",
+    "make_grouped_linear",
     "make_nf4_linear",
 ]

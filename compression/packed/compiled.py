@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compression.kernels import operations
-from compression.kernels.int4_tile import PART
+from compression.kernels.grouped_tile import PART
 from compression.kernels.matrix_operations import ON_UNIT
 from compression.kernels.matrix_unit import MOST_COLUMNS, TILE, permission
 from compression.kernels.team import team
@@ -40,7 +40,7 @@ class Operand:
     scales: Tensor | None = None
     zeros: Tensor | None = None
     groups: int = 0
-    """Scales of a row, of int4."""
+    """Scales of a row, of int4 and int5."""
     tile: int = 2
     """Rows that the kernel takes at a time."""
 
@@ -116,7 +116,7 @@ class CompiledLinear(PackedLinear):
         row[operations.PEAK] = held.peak
         row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
         row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
-        row[operations.QUADS] = held.format != "int4" and self.on_unit
+        row[operations.QUADS] = held.peak != operations.PLANES and self.on_unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""

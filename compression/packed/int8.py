@@ -38,7 +38,7 @@ class Int8Linear(CompiledLinear):
         """Return a layer on the same kernel, of the same width, with arbitrary weights."""
         codes = torch.randint(0, 127, (rows, self.columns), dtype=torch.int8)
         scales = torch.full((rows, 1), 0.01, dtype=torch.bfloat16)
-        return type(self)(Codes(codes=codes, scales=scales, zeros=None), None)
+        return type(self)(Codes(codes=codes, scales=scales, zeros=None, bits=8), None)
 
     def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the rows of ``ids [m]`` as an embedding ``[m, columns]``."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compression.schemes import Grouped
+
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -14,11 +16,13 @@ class Codes:
     """
 
     codes: Tensor
-    """int8 ``[rows, columns]``: -127…127 (int8), 0…15 (int4)."""
+    """int8 ``[rows, columns]``: -127…127 (int8), 0…15 (int4), 0…31 (int5)."""
     scales: Tensor
     """bf16 ``[rows, groups]``."""
     zeros: Tensor | None
-    """int8 ``[rows, groups]`` in 0…15 for int4; None for int8."""
+    """int8 ``[rows, groups]`` in the range of the codes for int4 and int5; None for int8."""
+    bits: int
+    """Of a code: 8, 5 or 4."""
 
     @property
     def label(self) -> str:
@@ -26,7 +30,9 @@ class Codes:
         if self.zeros is None:
             return "int8-rows"
         width = self.codes.shape[1] // self.scales.shape[1]
-        return f"int4-g{width}-{'sym' if bool((self.zeros == 8).all()) else 'asym'}"
+        middle = 1 << (self.bits - 1)
+        kind = "sym" if bool((self.zeros == middle).all()) else "asym"
+        return f"int{self.bits}-g{width}-{kind}"
 
     def dequantize(self) -> Tensor:
         """Return the float32 ``[rows, columns]`` weight that these codes stand for."""
@@ -54,8 +60,12 @@ class Grid:
 
 
 INT8 = Grid(low=-127, high=127, zero=0)
-INT4_SYMMETRIC = Grid(low=0, high=15, zero=8)
-INT4_ASYMMETRIC = Grid(low=0, high=15, zero=None)
+
+
+def grouped_grid(scheme: Grouped) -> Grid:
+    """Return the unsigned codes of a scheme in groups; symmetric ones have their zero midway."""
+    middle = 1 << (scheme.bits - 1)
+    return Grid(low=0, high=2 * middle - 1, zero=middle if scheme.symmetric else None)
 
 
 def fit_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.schemes import AUTO, Int4, Int8
+from compression.schemes import AUTO, Grouped, Int8
 from compression.weights import imatrix, mse, rtn
-from compression.weights.codes import (
-    INT4_ASYMMETRIC,
-    INT4_SYMMETRIC,
-    INT8,
-    Codes,
-    Grid,
-    round_to,
-)
+from compression.weights.codes import INT8, Codes, Grid, grouped_grid, round_to
 from compression.weights.gptq import round_with_feedback
 from compression.weights.statistics import InputStatistics
 
@@ -38,7 +31,7 @@ class Quantized:
 
 def quantize(
     weight: Tensor,
-    scheme: Int8 | Int4,
+    scheme: Int8 | Grouped,
     *,
     statistics: InputStatistics | None = None,
     workers: int = 1,
@@ -49,7 +42,7 @@ def quantize(
 
 def quantize_measured(
     weight: Tensor,
-    scheme: Int8 | Int4,
+    scheme: Int8 | Grouped,
     *,
     statistics: InputStatistics | None = None,
     workers: int = 1,
@@ -77,7 +70,7 @@ def quantize_measured(
 
 def _quantize(
     weight: Tensor,
-    scheme: Int8 | Int4,
+    scheme: Int8 | Grouped,
     method: str,
     statistics: InputStatistics | None,
     workers: int,
@@ -98,6 +91,7 @@ def _quantize(
         codes=codes.to(torch.int8).contiguous(),
         scales=scale.to(torch.bfloat16),
         zeros=None if grid is INT8 else zero.to(torch.int8),
+        bits=8 if isinstance(scheme, Int8) else scheme.bits,
     )
     error = None if statistics is None else statistics.output_error(exact, made.dequantize())
     return Quantized(made, method, error)
@@ -105,7 +99,7 @@ def _quantize(
 
 def _ranges(
     weight: Tensor,
-    scheme: Int8 | Int4,
+    scheme: Int8 | Grouped,
     method: str,
     statistics: InputStatistics | None,
     workers: int,
@@ -154,7 +148,5 @@ def _choose_range(
     return imatrix.choose_range(values, grid, importance)
 
 
-def _grid(scheme: Int8 | Int4) -> Grid:
-    if isinstance(scheme, Int8):
-        return INT8
-    return INT4_SYMMETRIC if scheme.symmetric else INT4_ASYMMETRIC
+def _grid(scheme: Int8 | Grouped) -> Grid:
+    return INT8 if isinstance(scheme, Int8) else grouped_grid(scheme)

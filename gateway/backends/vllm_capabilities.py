@@ -13,6 +13,7 @@ from compression.schemes import (
     AnyKv,
     AnyWeight,
     Int4,
+    Int5,
     Int8,
     KvFp8,
     KvInt4,
@@ -91,6 +92,14 @@ def _int4(facts: VllmFacts) -> Verdict:
     return _needs_cuda(facts, _CUDA_PACKED, "int4")
 
 
+def _int5(facts: VllmFacts) -> Verdict:
+    where = "on a processor" if facts.device == "cpu" else "that was tried here on a GPU"
+    return Refusal(
+        f"vLLM has no kernel for weights of 5 bits {where}",
+        "use recipe int4-gptq or int8, or engine 'embedded'",
+    )
+
+
 def _nf4(facts: VllmFacts) -> Verdict:
     if facts.has_bitsandbytes_plugin:
         return None
@@ -111,7 +120,7 @@ def _needs_cuda(facts: VllmFacts, least: tuple[int, int], scheme: str) -> Verdic
 
 
 WEIGHTS: Mapping[type[AnyWeight], Callable[[VllmFacts], Verdict]] = MappingProxyType(
-    {Unquantized: lambda facts: None, Int8: _int8, Int4: _int4, Nf4: _nf4}
+    {Unquantized: lambda facts: None, Int8: _int8, Int5: _int5, Int4: _int4, Nf4: _nf4}
 )
 """Every scheme of weights; a test holds the table complete."""
 

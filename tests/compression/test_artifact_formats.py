@@ -27,8 +27,15 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int4-g64-imatrix": {"scheme": "int4", "method": "imatrix", "group_size": 64},
     "int4-gptq": {"scheme": "int4", "method": "gptq"},
     "int4-best": {"scheme": "int4", "method": "best"},
+    "int5-mse": {"scheme": "int5", "method": "mse"},
+    "int5-sym-rtn": {"scheme": "int5", "method": "rtn", "symmetric": True},
+    "int5-g64-imatrix": {"scheme": "int5", "method": "imatrix", "group_size": 64},
+    "int5-gptq": {"scheme": "int5", "method": "gptq"},
+    "int5-best": {"scheme": "int5", "method": "best"},
     "nf4": {"scheme": "nf4"},
 }
+LIMITS = {"int8": 0.02, "int5": 0.12, "int4": 0.25, "nf4": 0.25}
+"""What rounding may move a weight by, of its norm."""
 MIXED = {
     "weights": {"scheme": "int4"},
     "rules": [
@@ -37,10 +44,14 @@ MIXED = {
             "targets": ["model.layers.1.mlp.down_proj"],
             "weights": {"scheme": "int4", "group_size": 64, "symmetric": True},
         },
+        {
+            "targets": ["model.layers.0.mlp.down_proj"],
+            "weights": {"scheme": "int5", "symmetric": True},
+        },
     ],
     "keep": [r"re:.*\.1\.mlp\.(gate|up)_proj"],
 }
-"""Four treatments in two layers."""
+"""Five treatments in two layers."""
 
 # transformers warns of what is asked for here: another way of loading than the artifact's default.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
@@ -115,14 +126,16 @@ def test_matrix(sources: dict[str, Path], tmp_path: Path, scheme: str, family: s
         assert methods == {weights["method"]}
     is_calibrated = weights.get("method") in {"imatrix", "gptq", "best"}
     assert all((record.output_error is not None) == is_calibrated for record in linears)
-    limit = 0.02 if weights["scheme"] == "int8" else 0.25
+    limit = LIMITS[weights["scheme"]]
     assert all(0 < (record.relative_error or 0) < limit for record in linears)
     expected = dequantized(sources[family], tmp_path / "out", manifest)
     runner = load_runner(tmp_path / "out", threads=1, max_model_len=None)
     assert distance(runner.score(IDS), expected) < 0.03
 
 
-@pytest.mark.parametrize("scheme", ["int8-rtn", "int4-mse", "int4-sym-rtn"])
+@pytest.mark.parametrize(
+    "scheme", ["int8-rtn", "int5-mse", "int5-sym-rtn", "int4-mse", "int4-sym-rtn"]
+)
 @pytest.mark.parametrize("shards", ["5GB", "50KB"])
 def test_plain_transformers_loads_one_scheme(tmp_path: Path, scheme: str, shards: str) -> None:
     """transformers with compressed-tensors gives the logits of the weights that we read."""
@@ -139,7 +152,7 @@ def test_plain_transformers_loads_one_scheme(tmp_path: Path, scheme: str, shards
 @pytest.mark.parametrize("shards", ["5GB", "50KB"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mixed_schemes(tmp_path: Path, shards: str, symmetric: bool) -> None:
-    """Two int4 formats, int8 and kept layers in one artifact, for our loader and transformers'.
+    """Formats of int4 and int5, int8 and kept layers in one artifact, for both loaders.
 
     transformers 5.23 reads several schemes only without ``dequantize``, and symmetric int4 only
     that way.
@@ -149,7 +162,7 @@ def test_mixed_schemes(tmp_path: Path, shards: str, symmetric: bool) -> None:
     manifest = build(source, tmp_path / "out", recipe)
     applied = {record.applied for record in manifest.tensors if "proj" in record.name}
     kind = "sym" if symmetric else "asym"
-    assert applied == {"int8-rows", f"int4-g32-{kind}", "int4-g64-sym", "none"}
+    assert applied == {"int8-rows", f"int4-g32-{kind}", "int4-g64-sym", "int5-g32-sym", "none"}
     expected = dequantized(source, tmp_path / "out", manifest)
     runner = load_runner(tmp_path / "out", threads=1, max_model_len=None)
     assert distance(runner.score(IDS), expected) < 0.03

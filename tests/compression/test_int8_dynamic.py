@@ -59,7 +59,9 @@ def test_extreme_integers_do_not_saturate(path: str, sign: float, low: int) -> N
     16-bit partial sums, as AVX2 makes them of u8 and s8, give less than a hundredth of it.
     """
     ones = torch.ones(64, 1, dtype=torch.bfloat16)
-    codes = Codes(codes=torch.full((64, 576), 127, dtype=torch.int8), scales=ones, zeros=None)
+    codes = Codes(
+        codes=torch.full((64, 576), 127, dtype=torch.int8), scales=ones, zeros=None, bits=8
+    )
     layer = Int8DynamicLinear(codes, None)
     set_path(layer, path)
     x = torch.full((3, 576), sign * 127.5)

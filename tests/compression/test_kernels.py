@@ -23,9 +23,15 @@ from compression.kv.hadamard import hadamard
 from compression.kv.int4 import Int4Codec
 from compression.kv.int8 import Int8Codec
 from compression.kv.plain import PlainCodec
-from compression.packed import Bf16Linear, Int4Linear, Int8Linear, PackedLinear
+from compression.packed import (
+    Bf16Linear,
+    Int4Linear,
+    Int8Linear,
+    PackedLinear,
+    make_grouped_linear,
+)
 from compression.packed.arena import gather
-from compression.schemes import Int4, Int8, KvInt4
+from compression.schemes import Int4, Int5, Int8, KvInt4
 from compression.weights.codes import Codes
 from compression.weights.quantizer import quantize
 
@@ -138,7 +144,7 @@ def test_a_program_that_does_not_fit_is_refused() -> None:
         team(1).run(program, 1)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("kind", ["int8", "int5", "int4", "bf16"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_row_that_is_no_number_gives_none(kind: str, broken: float) -> None:
     """Rounding does not turn NaN or infinity into sound numbers, nor touch other rows."""
@@ -149,7 +155,8 @@ def test_a_row_that_is_no_number_gives_none(kind: str, broken: float) -> None:
     elif kind == "int8":
         layer = Int8Linear(quantize(weight, Int8()), None)
     else:
-        layer = Int4Linear(quantize(weight, Int4()), None)
+        scheme = Int5() if kind == "int5" else Int4()
+        layer = make_grouped_linear(quantize(weight, scheme), None)
     x = random(6, 64)
     sound = layer(x)
     x[2, 5] = broken
@@ -166,6 +173,7 @@ def test_long_rows_do_not_overflow() -> None:
         codes=torch.full((3, columns), -127, dtype=torch.int8),
         scales=torch.ones(3, 1, dtype=torch.bfloat16),
         zeros=None,
+        bits=8,
     )
     x = torch.full((5, columns), -2.5)
     expected = torch.full((5, 3), 127 * 2.5 * columns)

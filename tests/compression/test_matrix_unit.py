@@ -9,7 +9,7 @@ import torch
 from compression.crossover import tune
 from compression.kernels import matrix_unit
 from compression.kernels.matrix_unit import MANY_INPUTS
-from compression.packed import Bf16Linear, CompiledLinear, Int4Linear, Int8Linear
+from compression.packed import Bf16Linear, CompiledLinear, Int8Linear, make_grouped_linear
 from compression.packed import compiled as compiled_layers
 from compression.packed.int8_dynamic import Int8DynamicLinear
 from compression.packed.linear import NEVER
@@ -34,18 +34,26 @@ def int8_dynamic(rows: int, columns: int, bias: torch.Tensor | None) -> Compiled
 
 
 def int4(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    return make_grouped_linear(_grouped_codes(rows, columns, 4), bias)
+
+
+def int5(rows: int, columns: int, bias: torch.Tensor | None) -> CompiledLinear:
+    return make_grouped_linear(_grouped_codes(rows, columns, 5), bias)
+
+
+def _grouped_codes(rows: int, columns: int, bits: int) -> Codes:
     groups = columns // 32
-    codes = Codes(
-        codes=torch.randint(0, 16, (rows, columns), dtype=torch.int8),
+    return Codes(
+        codes=torch.randint(0, 1 << bits, (rows, columns), dtype=torch.int8),
         scales=(0.02 * torch.rand(rows, groups)).to(torch.bfloat16),
-        zeros=torch.randint(0, 16, (rows, groups), dtype=torch.int8),
+        zeros=torch.randint(0, 1 << bits, (rows, groups), dtype=torch.int8),
+        bits=bits,
     )
-    return Int4Linear(codes, bias)
 
 
 def _int8_codes(rows: int, columns: int) -> Codes:
     codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
-    return Codes(codes=codes, scales=torch.rand(rows, 1).to(torch.bfloat16), zeros=None)
+    return Codes(codes=codes, scales=torch.rand(rows, 1).to(torch.bfloat16), zeros=None, bits=8)
 
 
 def in_vectors(layer: CompiledLinear, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +66,7 @@ def far(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result - expected).norm() / expected.norm())
 
 
-MAKE = pytest.mark.parametrize("make", [bf16, int8, int8_dynamic, int4])
+MAKE = pytest.mark.parametrize("make", [bf16, int8, int8_dynamic, int5, int4])
 
 
 @needs_unit
@@ -87,13 +95,37 @@ def test_sums_are_those_of_vectors(make: Make, rows: int, columns: int, has_bias
 def test_the_largest_sums_fit(columns: int) -> None:
     """All codes and inputs as large as they can be, whose low bytes are the least ones, too."""
     codes = torch.full((16, columns), 127, dtype=torch.int8)
-    layer = Int8Linear(Codes(codes=codes, scales=torch.ones(16, 1).bfloat16(), zeros=None), None)
+    scales = torch.ones(16, 1).bfloat16()
+    layer = Int8Linear(Codes(codes=codes, scales=scales, zeros=None, bits=8), None)
     for code in (32639, 32384 - 128):
         x = torch.full((16, columns), float(code))
         x[:, 0] = 32639.0
         expected = 127.0 * x.double().sum(1, keepdim=True).expand(16, 16)
         assert layer.on_unit
         assert far(layer.product(x).run().double(), expected) < 1e-6
+
+
+@needs_unit
+@pytest.mark.parametrize("bits", [5, 4])
+@pytest.mark.parametrize("group", [32, 128])
+def test_the_largest_sums_of_groups_are_those_of_vectors(bits: int, group: int) -> None:
+    """All codes as large as they can be, inputs with the largest and the least bytes."""
+    most = (1 << bits) - 1
+    codes = Codes(
+        codes=torch.full((16, 256), most, dtype=torch.int8),
+        scales=torch.ones(16, 256 // group).bfloat16(),
+        zeros=torch.full((16, 256 // group), 1, dtype=torch.int8),
+        bits=bits,
+    )
+    layer = make_grouped_linear(codes, None)
+    for code in (32639, -32639, 32384 - 128, -128):
+        x = torch.full((16, 256), float(code))
+        x[:, 0] = 32639.0
+        result = layer.product(x).run()
+        expected = (most - 1.0) * x.double().sum(1, keepdim=True).expand(16, 16)
+        assert layer.on_unit
+        assert torch.equal(result, in_vectors(layer, x))
+        assert far(result.double(), expected) < 1e-6
 
 
 @needs_unit
@@ -111,8 +143,9 @@ def test_outputs_of_no_row_depend_on_other_rows(make: Make) -> None:
 
 
 @needs_unit
-def test_int4_may_end_within_a_tile() -> None:
-    layer = int4(40, 64, torch.randn(40).to(torch.bfloat16))
+@pytest.mark.parametrize("make", [int5, int4])
+def test_groups_may_end_within_a_tile(make: Make) -> None:
+    layer = make(40, 64, torch.randn(40).to(torch.bfloat16))
     x = torch.randn(9, 64)
     assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
 

@@ -9,13 +9,15 @@ from compression.kernels.matrix_unit import permission
 from compression.packed import (
     Bf16Linear,
     Int4Linear,
+    Int5Linear,
     Int8DynamicLinear,
     Int8Linear,
     Nf4Linear,
     PackedLinear,
+    make_grouped_linear,
 )
 from compression.packed.linear import NEVER
-from compression.schemes import Int4, Int8, Unquantized
+from compression.schemes import Grouped, Int4, Int5, Int8, Unquantized
 from compression.weights.nf4 import quantize_nf4
 from compression.weights.quantizer import quantize
 from tests.processor import ROUNDS_SUMS
@@ -26,15 +28,15 @@ WIDE = [(64, 128), (33, 256), (100, 384)]
 RAGGED = [(16, 8), (20, 17), (5, 100), (33, 31)]
 COUNTS = [1, 2, 3, 5, 17, 40]
 
-FORMATS: dict[str, Int4 | Int8 | Unquantized] = {
+FORMATS: dict[str, Grouped | Int8 | Unquantized] = {
     "bf16": Unquantized(),
     "int8": Int8(),
     **{
-        f"int4-g{size}-{'sym' if symmetric else 'asym'}": Int4(
-            group_size=size, symmetric=symmetric, method="rtn"
-        )
+        scheme.label: scheme
+        for kind in (Int4, Int5)
         for size in (32, 64, 128)
         for symmetric in (False, True)
+        for scheme in [kind(group_size=size, symmetric=symmetric, method="rtn")]
     },
 }
 
@@ -60,7 +62,9 @@ def make(name: str, rows: int, columns: int) -> tuple[PackedLinear, torch.Tensor
     if isinstance(scheme, Unquantized):
         return Bf16Linear(weight, bias), weight.to(torch.bfloat16).to(torch.float32)
     codes = quantize(weight, scheme)
-    layer = Int8Linear(codes, bias) if isinstance(scheme, Int8) else Int4Linear(codes, bias)
+    layer = (
+        Int8Linear(codes, bias) if isinstance(scheme, Int8) else make_grouped_linear(codes, bias)
+    )
     return layer, codes.dequantize()
 
 
@@ -104,7 +108,7 @@ def test_unpacked_weight_is_the_one_packed(name: str, rows: int, columns: int) -
     assert torch.equal(layer.unpack(slice(0, rows), torch.float32), weight)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4-g32-asym", "nf4"])
+@pytest.mark.parametrize("name", ["int8", "int5-g32-asym", "int4-g32-asym", "nf4"])
 def test_many_blocks_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight unpacked in several blocks of rows gives the product of the whole."""
     layer, _ = make(name, 200, 64)
@@ -137,15 +141,18 @@ def test_scheme_and_bytes_come_from_the_live_tensors() -> None:
     """The label says what is held, and the bytes are those of the buffers."""
     int4 = Int4Linear(quantize(random(64, 64), Int4()), None)
     symmetric = Int4Linear(quantize(random(64, 64), Int4(symmetric=True)), None)
+    int5 = Int5Linear(quantize(random(64, 64), Int5(group_size=64)), None)
     int8 = Int8Linear(quantize(random(64, 64), Int8()), None)
     nf4 = Nf4Linear(quantize_nf4(random(64, 64)), None)
-    assert [layer.scheme for layer in (int4, symmetric, int8, nf4)] == [
+    assert [layer.scheme for layer in (int4, symmetric, int5, int8, nf4)] == [
         "int4-g32-asym",
         "int4-g32-sym",
+        "int5-g64-asym",
         "int8-rows",
         "nf4-b64",
     ]
     assert int4.weight_bytes == 64 * 64 // 2 + 64 * 2 * 3
+    assert int5.weight_bytes == 64 * 64 * 5 // 8 + 64 * 3
     assert int8.weight_bytes == 64 * 64 + 64 * 2
     assert nf4.weight_bytes == 64 * 64 // 2 + 64 * 4
 
@@ -159,9 +166,14 @@ def test_memory_is_what_was_forecast(name: str, rows: int, columns: int) -> None
     assert layer.weight_bytes == forecast + 2 * rows, "the bias is apart"
 
 
+def test_codes_of_other_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="int5-g32-asym on the kernel of int4"):
+        Int4Linear(quantize(random(16, 64), Int5()), None)
+
+
 def test_tuning_sets_one_figure_per_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers on one kernel share a crossover, integers have none; results do not depend on it."""
-    names = ("nf4", "nf4", "int8", "int4-g32-asym")
+    names = ("nf4", "nf4", "int8", "int4-g32-asym", "int5-g32-asym")
     figures = iter(range(2, 99))
     monkeypatch.setattr(crossover, "_crossover", lambda probe: next(figures))
     layers = [make(name, 64, 64)[0] for name in names]
@@ -170,12 +182,12 @@ def test_tuning_sets_one_figure_per_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     before = [layer(x) for layer in layers]
     tune(layers)
     integers = crossover.LONG_TEXT if ROUNDS_SUMS and not permission() else NEVER
-    assert [layer.dense_from for layer in layers] == [2, 2, *[integers] * 3]
+    assert [layer.dense_from for layer in layers] == [2, 2, *[integers] * 4]
     for layer, expected in zip(layers, before, strict=True):
         assert relative(layer(x), expected) < 0.01
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8", "int4-g64-sym", "nf4"])
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4-g64-sym", "int5-g64-asym", "nf4"])
 def test_speed_is_of_the_same_kernel_and_shape(name: str) -> None:
     """A measurement names what it timed and leaves the layer as it was."""
     layer, weight = make(name, 96, 128)

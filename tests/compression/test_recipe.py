@@ -21,8 +21,8 @@ def test_presets_are_what_their_names_say() -> None:
 
 def test_unknown_preset_lists_the_known_ones() -> None:
     """A typo gets the names that exist."""
-    with pytest.raises(RecipeError, match=r"'int5'.*int8, .*int4, .*full"):
-        load_recipe("int5")
+    with pytest.raises(RecipeError, match=r"'int6'.*int8, .*int4, .*full"):
+        load_recipe("int6")
 
 
 def test_digest_depends_on_content_not_on_the_name() -> None:

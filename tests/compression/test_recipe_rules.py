@@ -57,7 +57,7 @@ def test_first_rule_wins_and_keep_beats_it() -> None:
         ({"rules": [{"targets": ["Linear"]}]}, r"missing key 'rules\.0\.weights'"),
         (
             {"rules": [{"targets": ["Linear"], "weights": {"scheme": "nf4"}}]},
-            r"nf4 cannot be mixed with int4 or int8",
+            r"nf4 cannot be mixed with int4, int5 or int8",
         ),
         ({"activations": "int8"}, r"activations 'int8' need weights of scheme int8"),
         ({"kv_cache": {"key": {"scheme": "int3"}}}, r"'kv_cache\.key' is .*int3"),

@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compression.schemes import Int4, Int8
-from compression.weights.codes import (
-    INT4_ASYMMETRIC,
-    INT4_SYMMETRIC,
-    INT8,
-    Grid,
-    fit_range,
-    round_to,
-)
+from compression.schemes import Grouped, Int4, Int5, Int8
+from compression.weights.codes import INT8, Grid, fit_range, grouped_grid, round_to
 from compression.weights.mse import SHRINKS
 from compression.weights.quantizer import quantize
 from compression.weights.search import best_range
@@ -39,19 +32,43 @@ def test_int8_rounds_within_half_a_step() -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_int4_codes_fit_four_bits(group_size: Literal[32, 64, 128], symmetric: bool) -> None:
-    """Codes and zero points stay in 0…15, and a symmetric zero is 8."""
-    codes = quantize(weight(), Int4(group_size=group_size, symmetric=symmetric))
+@pytest.mark.parametrize(("kind", "most"), [(Int4, 15), (Int5, 31)])
+def test_codes_fit_their_bits(
+    kind: type[Int4] | type[Int5], most: int, group_size: Literal[32, 64, 128], symmetric: bool
+) -> None:
+    """Codes and zero points stay in 0…15 or 0…31 and use them; a symmetric zero is midway."""
+    codes = quantize(weight(), kind(group_size=group_size, symmetric=symmetric))
     assert codes.zeros is not None
     for values in (codes.codes, codes.zeros):
         assert int(values.min()) >= 0
-        assert int(values.max()) <= 15
+        assert int(values.max()) <= most
+    assert int(codes.codes.max()) == most
     assert codes.scales.shape == (24, 128 // group_size)
-    assert bool((codes.zeros == 8).all()) is symmetric
+    assert bool((codes.zeros == (most + 1) // 2).all()) is symmetric
 
 
-@pytest.mark.parametrize("scheme", [Int4(), Int4(symmetric=True), Int4(group_size=128)])
-def test_searched_clip_beats_the_full_range(scheme: Int4) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("method", ["rtn", "mse"])
+def test_a_fifth_bit_halves_the_error(method: Literal["rtn", "mse"], symmetric: bool) -> None:
+    exact = weight(seed=5)
+    four, five = (
+        quantize(exact, kind(symmetric=symmetric, method=method)).dequantize() - exact
+        for kind in (Int4, Int5)
+    )
+    assert 0.4 < float(five.norm() / four.norm()) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("scheme", "most"),
+    [
+        (Int4(), 0.97),
+        (Int4(symmetric=True), 0.97),
+        (Int4(group_size=128), 0.97),
+        (Int5(), 0.995),
+        (Int5(group_size=128), 0.98),
+    ],
+)
+def test_searched_clip_beats_the_full_range(scheme: Grouped, most: float) -> None:
     """The squared error with a searched clip is below plain rounding's, row by row."""
     exact = weight(seed=3)
     plain = quantize(exact, scheme.model_copy(update={"method": "rtn"})).dequantize()
@@ -59,7 +76,7 @@ def test_searched_clip_beats_the_full_range(scheme: Int4) -> None:
     plain_error = (plain - exact).square().sum(1)
     searched_error = (searched - exact).square().sum(1)
     assert bool((searched_error <= plain_error + 1e-9).all())
-    assert float(searched_error.sum()) < 0.97 * float(plain_error.sum())
+    assert float(searched_error.sum()) < most * float(plain_error.sum())
 
 
 def test_int4_represents_a_grid_exactly() -> None:
@@ -89,7 +106,10 @@ def test_blocks_do_not_show() -> None:
     assert torch.equal(whole.scales[2900:], part.scales)
 
 
-@pytest.mark.parametrize("grid", [INT4_ASYMMETRIC, INT4_SYMMETRIC, INT8])
+@pytest.mark.parametrize(
+    "grid",
+    [grouped_grid(Int4()), grouped_grid(Int4(symmetric=True)), grouped_grid(Int5()), INT8],
+)
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_search_finds_what_one_range_after_another_finds(grid: Grid, is_weighted: bool) -> None:
     """Ranges are bit for bit those of one fraction at a time; the first of equals wins."""

@@ -63,6 +63,7 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
         ("none", "none", "none", 5e-3),
         ("int8", "none", "none", 0.01),
         ("int4", "int8", "int8", 0.05),
+        ("int5", "none", "none", 0.01),
         ("int8", "int8", "int4", 0.3),
         ("none", "none", "int8", 0.05),
     ],
@@ -83,7 +84,9 @@ def test_it_equals_the_operations_it_stands_for(
     assert float(errors.median()) < bound / 5
 
 
-@pytest.mark.parametrize(("weights", "bound"), [("int4", 0.0), ("int8", 0.0), ("none", 1e-4)])
+@pytest.mark.parametrize(
+    ("weights", "bound"), [("int4", 0.0), ("int5", 0.0), ("int8", 0.0), ("none", 1e-4)]
+)
 def test_a_batch_equals_its_parts(tmp_path: Path, weights: str, bound: float) -> None:
     """Whatever else is in a step, a sequence's rows are the same, of integers bit for bit.
 

@@ -137,6 +137,18 @@ def test_both_kernels() -> None:
     assert made.environment["NARROWGATE_VLLM_KERNELS"] == "int4,int8"
 
 
+@pytest.mark.parametrize("where", [facts(), gpu(capability=(9, 0))])
+def test_int5_has_no_kernel(where: VllmFacts) -> None:
+    """No device's kernel takes five bits: refused, also by rule, with recipes that are served."""
+    rule = {"targets": ["re:.*down_proj"], "weights": "int5"}
+    mixed = Recipe.model_validate({"name": "mixed", "weights": "int4", "rules": [rule]})
+    for recipe in (PRESETS["int5"], mixed):
+        with pytest.raises(LoadRefused, match=r"no kernel .* 5 bits .*int4-gptq or int8"):
+            plan(recipe, where)
+    for name in ("int4-gptq", "int8"):
+        plan(PRESETS[name], where)
+
+
 def test_nf4_needs_the_plugin() -> None:
     """nf4 is refused with the way out, and served where the plugin is."""
     recipe = Recipe(name="nf4", weights=Nf4())

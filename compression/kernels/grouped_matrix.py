@@ -1,4 +1,4 @@
-"""Products of int4 weights with many inputs, on the matrix unit.
+"""Products of int4 and int5 weights with many inputs, on the matrix unit.
 
 The first factor are 16 inputs in their planes as they lie, the second the codes of a part of 16
 rows of a weight, unpacked once for all inputs. Sums of a part become float32 with its scales.
@@ -12,8 +12,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from compression.kernels.compiling import compiled
-from compression.kernels.int4_tile import CHUNK, CHUNK_BYTES, PART
+from compression.kernels.compiling import compiled, compiled_as
+from compression.kernels.grouped_tile import (
+    CHUNK,
+    CHUNK_BYTES,
+    NIBBLES_BYTES,
+    PART,
+    codes_of_chunk,
+    part_bytes,
+)
 from compression.kernels.llvm import F32, I8, I16, I32, long, wide
 from compression.kernels.matrix_unit import (
     INT8_TIMES_UINT8,
@@ -36,48 +43,58 @@ several times as slowly. All bits of the number are 1."""
 
 
 @intrinsic
-def configure_int4(typing_context: Any) -> Any:
-    """Set the tiles for :func:`int4_tile_on_unit`."""
+def configure_grouped(typing_context: Any) -> Any:
+    """Set the tiles for :func:`grouped_tile_on_unit`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         rows = [TILE, TILE, TILE, TILE, PART // QUAD, 0, 0, 0]
         columns = [TILE_BYTES, TILE_BYTES, PART, PART, TILE_BYTES, 0, 0, 0]
-        TileCode(builder).configure("int4_tiles", rows, columns)
+        TileCode(builder).configure("grouped_tiles", rows, columns)
         return context.get_dummy_value()
 
     return types.void(), generate
 
 
+def _unpack(bits: int) -> Any:
+    """Return what writes codes of so many bits as the unit reads them."""
+
+    @intrinsic
+    def unpack(typing_context: Any, w: Any, parts: Any, out: Any) -> Any:
+        """Write the codes of so many parts of 16 rows."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            w, parts, out = arguments
+            code = TileCode(builder)
+
+            def unpack_part(part: Any) -> None:
+                place = code.at(w, code.times(part, part_bytes(bits)))
+                target = code.at(out, code.times(part, UNPACKED))
+                fifths = None
+                if bits > 4:
+                    fifths = code.load(code.at(place, long(NIBBLES_BYTES)), _BYTES)
+                for chunk in range(PART // CHUNK):
+                    at = code.at(place, long(chunk * CHUNK_BYTES))
+                    for half, codes in enumerate(codes_of_chunk(code, at, fifths, 2 * chunk)):
+                        to = code.at(target, long((2 * chunk + half) * TILE_BYTES))
+                        code.store(codes, to, align=1)
+
+            code.steps(long(0), parts, 1, unpack_part)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), generate
+
+    return unpack
+
+
 @intrinsic
-def unpack_int4(typing_context: Any, w: Any, parts: Any, out: Any) -> Any:
-    """Write the codes of so many parts of 16 rows as the unit reads them."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        w, parts, out = arguments
-        code = TileCode(builder)
-        low, four = (ir.Constant(_BYTES, [value] * TILE_BYTES) for value in (0xF, 4))
-
-        def unpack(chunk: Any) -> None:
-            held = code.load(code.at(w, code.times(chunk, CHUNK_BYTES)), _BYTES)
-            place = code.at(out, code.times(chunk, 2 * TILE_BYTES))
-            code.store(builder.and_(held, low), place, align=1)
-            code.store(builder.lshr(held, four), code.at(place, long(TILE_BYTES)), align=1)
-
-        code.steps(long(0), code.times(parts, PART // CHUNK), 1, unpack)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3), generate
-
-
-@intrinsic
-def int4_tile_on_unit(
+def grouped_tile_on_unit(
     typing_context: Any, codes: Any, scales: Any, zeros: Any, parts: Any, shift: Any, x: Any,
     x_stride: Any, totals: Any, totals_stride: Any, sums: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Write float32 ``[16 inputs, 16 rows]``: products with 16 rows of a weight, unpacked codes.
 
-    The rest is as :func:`compression.kernels.int4_tile.int4_tile` takes it; ``sums`` is memory for
-    the sums of some parts.
+    The rest is as :func:`compression.kernels.grouped_tile.grouped_tile` takes it; ``sums`` is
+    memory for the sums of some parts.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
@@ -178,37 +195,46 @@ def _write_some(sums, steps, bias, adds, count, y, y_stride, rows):
             out[lane] = out[lane] + value if adds else value
 
 
-@compiled
-def int4_on_unit(
-    w, stride, scales, zeros, groups, bias, first, count, x, x_stride, totals, columns, steps,
-    inputs, y, y_stride, adds, scratch,
-):  # fmt: skip
-    """Multiply ``count`` rows of a weight with inputs and write the result.
+def _on_unit(bits: int) -> Any:
+    """Return the product of a weight with codes of so many bits."""
+    unpack = _unpack(bits)
 
-    ``w``, ``scales`` and ``zeros`` are those of the first row's tile, ``stride`` is a tile's;
-    ``bias``, 0 where there is none, and ``y`` are those of row 0.
-    """
-    parts, shift = columns // PART, 0
-    while groups << shift < parts:
-        shift += 1
-    found = scratch + 2 * (_BEHIND + 1) * _SUMS
-    codes = found + _SUMS
-    t = 4 * parts
-    configure_int4()
-    for tile in range(-(-count // TILE)):
-        row = tile * TILE
-        at, rows = first + row, min(TILE, count - row)
-        more = bias + 2 * at if bias else 0
-        unpack_int4(w + tile * stride, parts, codes)
-        s, z = scales + 2 * row * groups, zeros + row * groups
-        for start in range(0, inputs, TILE):
-            int4_tile_on_unit(
-                codes, s, z, parts, shift, x + start * x_stride, x_stride, totals + start * t, t,
-                scratch, found,
-            )  # fmt: skip
-            place, num = y + start * y_stride + 4 * at, min(TILE, inputs - start)
-            if rows == TILE:
-                _write_inputs(found, steps + 4 * start, more, adds, num, place, y_stride)
-            else:
-                _write_some(found, steps + 4 * start, more, adds, num, place, y_stride, rows)
-    release_tiles()
+    @compiled_as(f"int{bits}_on_unit")
+    def run(
+        w, stride, scales, zeros, groups, bias, first, count, x, x_stride, totals, columns, steps,
+        inputs, y, y_stride, adds, scratch,
+    ):  # fmt: skip
+        """Multiply ``count`` rows of a weight with inputs and write the result.
+
+        ``w``, ``scales`` and ``zeros`` are those of the first row's tile, ``stride`` is a tile's;
+        ``bias``, 0 where there is none, and ``y`` are those of row 0.
+        """
+        parts, shift = columns // PART, 0
+        while groups << shift < parts:
+            shift += 1
+        found = scratch + 2 * (_BEHIND + 1) * _SUMS
+        codes = found + _SUMS
+        t = 4 * parts
+        configure_grouped()
+        for tile in range(-(-count // TILE)):
+            row = tile * TILE
+            at, rows = first + row, min(TILE, count - row)
+            more = bias + 2 * at if bias else 0
+            unpack(w + tile * stride, parts, codes)
+            s, z = scales + 2 * row * groups, zeros + row * groups
+            for start in range(0, inputs, TILE):
+                grouped_tile_on_unit(
+                    codes, s, z, parts, shift, x + start * x_stride, x_stride, totals + start * t,
+                    t, scratch, found,
+                )  # fmt: skip
+                place, num = y + start * y_stride + 4 * at, min(TILE, inputs - start)
+                if rows == TILE:
+                    _write_inputs(found, steps + 4 * start, more, adds, num, place, y_stride)
+                else:
+                    _write_some(found, steps + 4 * start, more, adds, num, place, y_stride, rows)
+        release_tiles()
+
+    return run
+
+
+int4_on_unit, int5_on_unit = _on_unit(4), _on_unit(5)

@@ -1,4 +1,4 @@
-"""Products with int4 on every kind of processor that this one can stand in for."""
+"""Products with int4 and int5 on every kind of processor that this one can stand in for."""
 
 import os
 import platform
@@ -22,31 +22,34 @@ PROCESSORS = {
 
 CHECK = """
 import torch
-from compression.kernels import int4_tile
-from compression.packed import Int4Linear
-from compression.schemes import Int4
+from compression.kernels import grouped_tile
+from compression.packed import make_grouped_linear
+from compression.schemes import Int4, Int5
 from compression.weights.codes import Codes
 from compression.weights.quantizer import quantize
 
-for group_size, rows, columns in ((32, 7, 96), (32, 37, 1568), (64, 16, 192), (128, 65, 384)):
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
-    codes = quantize(weight, Int4(group_size=group_size, method="rtn"))
-    for count in (1, 4, 6):
-        x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
-        expected = x @ codes.dequantize().T
-        error = Int4Linear(codes, None)(x) - expected
-        assert error.norm() < 1e-4 * expected.norm(), (group_size, rows, columns, count)
+for kind in (Int4, Int5):
+    for group_size, rows, columns in ((32, 7, 96), (32, 37, 1568), (64, 16, 192), (128, 65, 384)):
+        weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+        codes = quantize(weight, kind(group_size=group_size, method="rtn"))
+        for count in (1, 4, 6):
+            x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
+            expected = x @ codes.dequantize().T
+            error = make_grouped_linear(codes, None)(x) - expected
+            case = kind.bits, group_size, rows, columns, count
+            assert error.norm() < 1e-4 * expected.norm(), case
 
-# The largest sums there are: the peak, and codes of inputs whose low byte is -128 (high 0).
-full = torch.full((20, 256), 15, dtype=torch.int8)
-ones, zeros = torch.ones(20, 8, dtype=torch.bfloat16), torch.zeros(20, 8, dtype=torch.int8)
-for each in (-128.0, -32639.0, 32639.0, 32512.0 - 128.0):
-    x = torch.full((5, 256), each)
-    x[:, 0] = 32639.0
-    exact = (15 * x.double().sum(1)).view(5, 1).expand(5, 20)
-    found = Int4Linear(Codes(full, ones, zeros), None)(x).double()
-    assert torch.all((found - exact).abs() <= 2**-23 * exact.abs()), each
-print((int4_tile.LANES, int4_tile.HAS_VNNI, int4_tile.HAS_PAIRS))
+    # The largest sums there are: the peak, and codes of inputs whose low byte is -128 (high 0).
+    most = 2**kind.bits - 1
+    full = torch.full((20, 256), most, dtype=torch.int8)
+    ones, zeros = torch.ones(20, 8, dtype=torch.bfloat16), torch.zeros(20, 8, dtype=torch.int8)
+    layer = make_grouped_linear(Codes(full, ones, zeros, kind.bits), None)
+    for each in (-128.0, -32639.0, 32639.0, 32512.0 - 128.0):
+        x = torch.full((5, 256), each)
+        x[:, 0] = 32639.0
+        exact = (most * x.double().sum(1)).view(5, 1).expand(5, 20)
+        assert torch.all((layer(x).double() - exact).abs() <= 2**-23 * exact.abs()), (kind, each)
+print((grouped_tile.LANES, grouped_tile.HAS_VNNI, grouped_tile.HAS_PAIRS))
 """
 
 
