@@ -323,7 +323,7 @@ def test_child_process_speaks_json_lines(
     assert events[-1]["event"] == "ready"
     assert Path(events[-1]["directory"], FILE_NAME).exists()
     assert {event["event"] for event in events[:-1]} == {"progress"}
-    assert main([*words, "int5"]) == 2
+    assert main([*words, "int6"]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["kind"] == "RecipeError"
 
 

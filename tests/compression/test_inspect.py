@@ -309,8 +309,8 @@ def test_one_recipe_as_a_file_to_start_from(
     path = tmp_path / "mine.yaml"
     path.write_text(capsys.readouterr().out)
     assert load_recipe(str(path)) == PRESETS["w4-k8v4"].model_copy(update={"name": "mine"})
-    assert main(["recipes", "int5"]) == 2
-    assert "unknown recipe 'int5'" in capsys.readouterr().err
+    assert main(["recipes", "int6"]) == 2
+    assert "unknown recipe 'int6'" in capsys.readouterr().err
 
 
 def test_dry_run_tells_what_a_build_would_be(

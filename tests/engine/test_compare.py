@@ -331,8 +331,8 @@ def test_broken_logits_name_recipe_and_slice(broken: str) -> None:
 def test_unknown_recipe_is_refused_before_any_work(tmp_path: Path) -> None:
     """A misspelt recipe, or two of one name, cost no preparation."""
     shop = workshop()
-    with pytest.raises(RecipeError, match="unknown recipe 'int5'"):
-        run(shop, ["int4", "int5"])
+    with pytest.raises(RecipeError, match="unknown recipe 'int6'"):
+        run(shop, ["int4", "int6"])
     paths = [tmp_path / "mine.yaml", tmp_path / "other.yaml"]
     for path in paths:
         path.write_text("name: mine\nweights: {scheme: int8}\n", encoding="utf-8")
@@ -391,7 +391,7 @@ def events(text: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        (["--recipe", "int5"], "RecipeError", "unknown recipe 'int5'"),
+        (["--recipe", "int6"], "RecipeError", "unknown recipe 'int6'"),
         (["--recipe", "int4", "--text", "/no/such"], "EvaluationError", "is no directory"),
         (["--recipe", "int4", "--json", "/no/such/x"], "ReportError", "does not exist"),
         (["--recipe", "int4", "--html", "/no/such/x"], "ReportError", "--html '/no/such/x'"),

@@ -47,7 +47,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--recipe", "int4"], "--recipe needs --model"),
         (["serve", "--threads", "2"], "--threads needs --model"),
         (["serve", "--name", "x"], "--name needs --model"),
-        (["serve", "--model", "x", "--recipe", "int5"], "unknown recipe 'int5'"),
+        (["serve", "--model", "x", "--recipe", "int6"], "unknown recipe 'int6'"),
         (["serve", "--model", "x", "--name", "a b"], "the alias 'a b' must be"),
         (["serve", "--model", "x", "--port", "-1"], "setting 'port' is -1"),
         (["serve", "--model", "x", "--host", "no.such.host.invalid"], "cannot listen on"),

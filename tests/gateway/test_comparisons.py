@@ -204,7 +204,7 @@ def test_progress_leaves_room_for_other_events() -> None:
     [
         ({"model": "nope"}, 404, "model", "nope"),
         ({"model": "far"}, 400, "model", "'model' is 'far', whose engines are elsewhere"),
-        ({"recipes": ["int5"]}, 400, "recipes", "variant of this model (int4, int8, full) or a pr"),
+        ({"recipes": ["int6"]}, 400, "recipes", "variant of this model (int4, int8, full) or a pr"),
         ({"recipes": ["/etc/passwd.yaml"]}, 400, "recipes", "names '/etc/passwd.yaml'"),
         ({"recipes": []}, 400, "recipes", "at least 1"),
         ({"recipe": "int4"}, 400, "recipe", "not known here: use one of model, recipes, max"),

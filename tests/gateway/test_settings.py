@@ -187,8 +187,8 @@ def test_variants_are_named_by_recipes(tmp_path: Path) -> None:
     models = {alias: {"model": "x", "recipe": recipe} for alias, recipe in recipes.items()}
     specs = make_specs(load_settings(None, {"models": models}, {}))
     assert [spec.variants[0].served_name for spec in specs] == ["a@int8", "b@full", "c@w8"]
-    wrong = load_settings(None, {"models": {"a": {"model": "x", "recipe": "int5"}}}, {})
-    with pytest.raises(SettingsError, match="unknown recipe 'int5'"):
+    wrong = load_settings(None, {"models": {"a": {"model": "x", "recipe": "int6"}}}, {})
+    with pytest.raises(SettingsError, match="unknown recipe 'int6'"):
         make_specs(wrong)
 
 
