@@ -328,7 +328,7 @@ def test_report_of_this_machine(
         *("libraries", "gpu", "kernels", "settings", "port"),
     }
     assert "torch" in report["libraries"]["versions"]
-    assert {one["scheme"] for one in report["libraries"]["kernels"]} == {"int8", "int4"}
+    assert {one["scheme"] for one in report["libraries"]["kernels"]} == {"int8", "int5", "int4"}
 
 
 def test_failure_is_exit_code_1(
