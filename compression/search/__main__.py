@@ -48,6 +48,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         options.revision,
         name=name,
         calibration=calibration,
+        engine=options.engine,
         on_progress=report_progress,
     )
     found = session.fit(options.max_bytes) if budget is None else session.find(budget)
@@ -83,6 +84,7 @@ def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
     beside = found.best.bytes_in_memory - found.best.matrix_bytes
     return {
         "model": options.model,
+        "engine": options.engine,
         "recipe": str(options.out),
         "budget": options.budget,
         "max_bytes": options.max_bytes,
@@ -116,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-bytes", type=int)
     parser.add_argument("--calibration", default=BUILT_IN)
     parser.add_argument("--tokens", type=int, default=Calibration().tokens)
+    parser.add_argument("--engine", choices=("embedded", "vllm"), default="embedded")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path)

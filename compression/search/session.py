@@ -16,7 +16,7 @@ from compression.schemes import Unquantized
 from compression.search.allocation import Allocation, Option, frontier, most_faithful
 from compression.search.choice import TABLES, recipe_of
 from compression.search.costs import Costs, cost_table, tables_options
-from compression.search.menu import menu
+from compression.search.menu import Engine, menu
 from compression.search.progress import TRIALS, SearchProgress
 from compression.search.remembered import costs_path, recall, remember
 from compression.search.search import Found, Trial, within_budget
@@ -47,6 +47,7 @@ class Session:
         *,
         name: str,
         calibration: Calibration,
+        engine: Engine = "embedded",
         on_progress: OnProgress,
     ) -> None:
         self._model = model
@@ -56,7 +57,7 @@ class Session:
         directory = resolve_source(model, revision=revision, on_progress=on_progress)
         self._facts = read_facts(directory)
         self._progress = SearchProgress(on_progress, self._facts.architecture.num_layers)
-        self._menu = menu(self._facts)
+        self._menu = menu(self._facts, engine)
         self._tokenizer = load_tokenizer(directory)
         # Both are cut at once: too short a text is told before anything long begins.
         windows = self._cut(calibration, WINDOW_TOKENS)

@@ -46,7 +46,7 @@ def run_search(options: argparse.Namespace, terminal: Terminal) -> int:
     from compression.search.tables import render_search
 
     words = ["-m", "compression.search", *source(options), f"--out={options.out}"]
-    for flag in ("budget", "max_bytes", "png", "json", "calibration", "tokens"):
+    for flag in ("budget", "max_bytes", "engine", "png", "json", "calibration", "tokens"):
         if (value := getattr(options, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}={value}"]
     code, found = run_job(words, terminal)

@@ -245,6 +245,9 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     goal.add_argument("--budget", metavar="TERMS", help="such as 'kld<=0.05, top1>=0.9'")
     goal.add_argument("--max-bytes", type=_size, metavar="SIZE", help="of the weights, as 90MB")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="recipe to write")
+    command.add_argument(
+        "--engine", choices=("embedded", "vllm"), help="that will serve it (default: embedded)"
+    )
     command.add_argument("--png", type=Path, metavar="FILE", help="draw the frontier")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     command.add_argument("--calibration", metavar="TEXT", help="a text file or a directory of them")

@@ -21,12 +21,14 @@ from compression.search.__main__ import write_recipe
 from compression.search.allocation import Allocation, Option, frontier, most_faithful
 from compression.search.budget import parse_budget, violations
 from compression.search.frontier_plot import plot
+from compression.search.menu import Engine, menu
 from compression.search.search import MAX_TRIALS, Trial, within_budget
 from compression.search.sensitivity import Sensitivity
 from compression.search.session import Session
 from compression.search.units import units
 from tests.checkpoints import make_tiny_checkpoint
 
+ENGINES: tuple[Engine, ...] = ("embedded", "vllm")
 TABLE = {
     "a": [Option("s", 4, 8.0), Option("m", 5, 7.9), Option("l", 8, 1.0)],
     "b": [Option("s", 4, 0.5), Option("l", 8, 0.1)],
@@ -303,6 +305,17 @@ def test_sensitivity_does_not_depend_on_what_was_asked_before(tmp_path: Path) ->
         assert 0 < sensitivity.tables_divergence() < 0.1
     assert asked[0] == asked[2] > 1e-3
     assert asked[1] > 1e-3
+
+
+def test_vllm_is_given_nothing_that_it_cannot_serve(tmp_path: Path) -> None:
+    """Five bits are for the embedded engine; the scheme that is probed is the same."""
+    facts = read_facts(make_tiny_checkpoint(tmp_path / "model"))
+    embedded, vllm = (list(menu(facts, engine)) for engine in ENGINES)
+    assert [label for label in embedded if label not in vllm] == [
+        label for label in embedded if label.startswith("int5-")
+    ]
+    assert "int5-g32-asym" in embedded
+    assert embedded[0] == vllm[0] == "int4-g32-asym"
 
 
 def test_columns_that_no_group_divides(tmp_path: Path) -> None:
