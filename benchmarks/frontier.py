@@ -33,7 +33,7 @@ from compression.recipe import Recipe
 from compression.schemes import Int4, Int8
 
 RESULTS = Path(__file__).parent / "results"
-RECIPES = ("int4", "int4-fast", "int4-gptq", "int8", "int8-fast", "int8-gptq", "nf4")
+RECIPES = ("int4", "int4-fast", "int4-gptq", "int5", "int8", "int8-fast", "int8-gptq", "nf4")
 METHODS = ("rtn", "mse", "imatrix", "gptq", "best")
 """Ways of choosing the codes of one format: int4, asymmetric, groups of 32."""
 

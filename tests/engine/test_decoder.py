@@ -135,7 +135,11 @@ def test_biases_are_honoured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "low", "high", "label"),
-    [("int8", 1e-6, 0.01, "int8-rows"), ("int4", 0.003, 0.5, "int4-g32-asym")],
+    [
+        ("int8", 1e-6, 0.01, "int8-rows"),
+        ("int5", 3e-4, 0.2, "int5-g32-asym"),
+        ("int4", 0.003, 0.5, "int4-g32-asym"),
+    ],
 )
 def test_artifacts_are_served_packed(
     tiny_llama_dir: Path, tmp_path: Path, recipe: str, low: float, high: float, label: str
