@@ -171,15 +171,24 @@ def _divergence() -> tuple[Panel, ...]:
             "tolerance (narrowgate_fidelity_kl_nats_total, narrowgate_fidelity_requests_total, "
             "narrowgate_drift_mean_lower_nats, narrowgate_drift_mean_upper_nats, "
             "narrowgate_drift_tolerance_nats). The bounds begin anew when drift is shown, at 0 "
-            "below: right after it they say nothing of what raised it.",
+            "below: right after it they say nothing of what raised it. Where scores are exact, "
+            "also what top-k would have found of the mean "
+            "(narrowgate_fidelity_kl_bound_nats_total): far below it, top-k hides damage here.",
             units.NATS,
             NOT_SCORED,
             Query(ratio(sums, rate("fidelity_requests_total", _MVS, _CHOSEN)), _SLICED + " mean"),
+            Query(
+                ratio(
+                    rate("fidelity_kl_bound_nats_total", _MVS, _CHOSEN),
+                    rate("fidelity_requests_total", _MVS, _CHOSEN),
+                ),
+                _SLICED + " by top-k",
+            ),
             Query(highest("drift_mean_lower_nats", _MVS, _CHOSEN), _SLICED + " lower"),
             Query(highest("drift_mean_upper_nats", _MVS, _CHOSEN), _SLICED + " upper"),
             Query(highest("drift_tolerance_nats", _MVS, _CHOSEN), _SLICED + " tolerance"),
             width=12,
-            dashed=("/(lower|upper|tolerance)$/",),
+            dashed=("/(by top-k|lower|upper|tolerance)$/",),
         ),
     )
 

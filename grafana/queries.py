@@ -11,7 +11,6 @@ from grafana.variable import ALL
 _BY_GATEWAY = "the gateway's own families tell what clients feel; this one is for comparing engines"
 NOT_SHOWN: Mapping[str, str] = MappingProxyType(
     {
-        "narrowgate_fidelity_kl_bound_nats_total": "the page and /admin/fidelity tell the gap",
         "narrowgate_probes_total": "its panel and its alert show what probes found",
         "narrowgate_engine_prompt_tokens_total": _BY_GATEWAY,
         "narrowgate_engine_queue_seconds": _BY_GATEWAY,

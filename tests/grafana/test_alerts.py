@@ -144,6 +144,35 @@ def test_a_first_failure_is_seen_in_its_panel(tmp_path: Path) -> None:
         )
 
 
+def test_what_top_k_would_have_found_is_beside_the_exact_mean(tmp_path: Path) -> None:
+    """Of the same requests, and nothing where scores are by top-k."""
+    here = HERE | {"model": "chat", "variant": "int4"}
+    sums, bounds = (f"narrowgate_fidelity_kl_{name}nats_total" for name in ("", "bound_"))
+    exact, topk = (here | {"slice": name} for name in ("domain:code", "all"))
+    inputs = {
+        series(sums, exact, estimator="exact"): "0+0.08x30",
+        series(bounds, exact): "0+0.06x30",
+        series(sums, topk, estimator="topk"): "0+1x30",
+    } | {series("narrowgate_fidelity_requests_total", labels): "0+2x30" for labels in (exact, topk)}
+    whose = '{model="chat", variant="int4", slice="%s"}'
+    wanted = [
+        {whose % "domain:code": 0.04, whose % "all": 0.5},
+        {whose % "domain:code": 0.03},
+    ]
+    title = "Mean, its bounds, its tolerance"
+    queries = [each for each in all_queries() if each.panel == title]
+    tests = [
+        {
+            "expr": f"round({substituted(query.expr, rate_interval='10m')}, 0.001)",
+            "eval_time": "25m",
+            "exp_samples": [{"labels": key, "value": value} for key, value in found.items()],
+        }
+        for query, found in zip(queries, wanted, strict=False)
+    ]
+    samples = [{"series": name, "values": values} for name, values in inputs.items()]
+    promtool(tmp_path, [{"interval": "1m", "input_series": samples, "promql_expr_test": tests}])
+
+
 def test_free_runs_are_told_apart(tmp_path: Path) -> None:
     """Panels show runs by result, failures by side and check, and tokens of a compared run."""
     labels = HERE | {"model": "chat", "variant": "int4"}
