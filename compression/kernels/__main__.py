@@ -3,9 +3,13 @@
 import sys
 import time
 
-from compression.kernels import attention, operations
+from compression.kernels import attention
+from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
+from compression.kernels.attention_operations import ATTEND, MERGE, TURN
 from compression.kernels.matrix_operations import ON_UNIT
 from compression.kernels.matrix_unit import permission
+from compression.kernels.product_operations import PRODUCTS
+from compression.kernels.row_operations import GATE, NORM
 from compression.kernels.team import compile_team
 from compression.paths import kernels_dir
 
@@ -14,9 +18,9 @@ def main() -> None:
     """Compile what is not kept yet, and say how long it took and where it lies."""
     start = time.perf_counter()
     compile_team()
-    by_rows = (operations.NORM, operations.GATE, operations.TURN, operations.MERGE)
-    kernels = (*operations.PRODUCTS.values(), *by_rows, operations.ATTEND)
-    on_unit = ON_UNIT.values() if permission() else ()
+    by_rows = (NORM, GATE, TURN, MERGE)
+    kernels = (*PRODUCTS.values(), *by_rows, ATTEND)
+    on_unit = (*ON_UNIT.values(), ATTEND_ON_UNIT) if permission() else ()
     for kernel in (*kernels, *on_unit, *attention.SCORES, *attention.SUMS, attention.MIX):
         kernel.compile()
     seconds = time.perf_counter() - start

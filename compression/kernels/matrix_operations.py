@@ -3,9 +3,7 @@
 from types import MappingProxyType
 
 from compression.kernels.compiling import linked
-from compression.kernels.grouped_matrix import int4_on_unit, int5_on_unit
-from compression.kernels.memory import longs
-from compression.kernels.operations import (
+from compression.kernels.fields import (
     ADDS,
     BIAS,
     CHUNK,
@@ -23,8 +21,10 @@ from compression.kernels.operations import (
     Y_STRIDE,
     X,
     Y,
-    tiles_of,
 )
+from compression.kernels.grouped_matrix import int4_on_unit, int5_on_unit
+from compression.kernels.memory import longs
+from compression.kernels.product_operations import tiles_of
 from compression.kernels.row_matrix import bf16_on_unit, int8_dynamic_on_unit, int8_on_unit
 
 

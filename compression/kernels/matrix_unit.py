@@ -73,9 +73,9 @@ class TileCode(Code):
     def load_tile(self, tile: int, address: Any, stride: Any) -> None:
         self.call("llvm.x86.tileloadd64", _VOID, *self._of(tile, address, stride))
 
-    def store_tile(self, tile: int, address: Any) -> None:
-        """Store rows of a tile one after another."""
-        arguments = self._of(tile, address, long(TILE_BYTES))
+    def store_tile(self, tile: int, address: Any, stride: Any = None) -> None:
+        """Store rows of a tile, one after another or ``stride`` bytes apart."""
+        arguments = self._of(tile, address, long(TILE_BYTES) if stride is None else stride)
         self.call("llvm.x86.tilestored64", _VOID, *arguments)
 
     def multiply_tiles(self, instruction: str, sums: int, left: int, right: int) -> None:

@@ -24,14 +24,8 @@ from compression.kernels.atomics import (
     store,
 )
 from compression.kernels.compiling import call, compiled, kept
-from compression.kernels.operations import (
-    BY_ROWS,
-    BY_TASKS,
-    FIELDS,
-    FUNCTION,
-    PIECES,
-    rows_of_chunk,
-)
+from compression.kernels.fields import BY_ROWS, BY_TASKS, FIELDS, FUNCTION, PIECES
+from compression.kernels.row_operations import rows_of_chunk
 
 MOST_OPERATIONS = 1 << 14
 """Of one program: some 1,600 layers."""
@@ -200,7 +194,7 @@ class Team:
         """Carry out a program ``[operations, FIELDS]`` for so many rows of inputs.
 
         Args:
-            operations: contiguous int64, as :mod:`compression.kernels.operations` tells.
+            operations: contiguous int64, as :mod:`compression.kernels.fields` tells.
             rows: of inputs.
             row_table: ``[rows, ROW_FIELDS]``, where the program turns heads or attends.
             task_table: ``[tasks, TASK_FIELDS]``, where it attends.

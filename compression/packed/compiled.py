@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compression.kernels import operations
+from compression.kernels import fields
 from compression.kernels.grouped_tile import PART
 from compression.kernels.matrix_operations import ON_UNIT
 from compression.kernels.matrix_unit import MOST_COLUMNS, TILE, permission
+from compression.kernels.product_operations import PRODUCTS
+from compression.kernels.row_operations import NORM
 from compression.kernels.team import team
 from compression.packed.linear import PackedLinear
 
@@ -27,16 +29,16 @@ _CHUNK_WEIGHTS = 24 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A weight as one of :data:`compression.kernels.operations.PRODUCTS` reads it."""
+    """A weight as one of :data:`compression.kernels.product_operations.PRODUCTS` reads it."""
 
     format: str
-    """A key of :data:`compression.kernels.operations.PRODUCTS`."""
+    """A key of :data:`compression.kernels.product_operations.PRODUCTS`."""
     matrix: Tensor
     """``[rows, …]`` or ``[tiles, …]``, contiguous."""
     columns: int
     """Padded to what the kernel takes at a time; inputs are 0 beyond the weight's own."""
     peak: int
-    """How inputs are rounded, as :data:`compression.kernels.operations.PEAK` counts it."""
+    """How inputs are rounded, as :data:`compression.kernels.fields.PEAK` counts it."""
     scales: Tensor | None = None
     zeros: Tensor | None = None
     groups: int = 0
@@ -89,34 +91,34 @@ class CompiledLinear(PackedLinear):
             adds: whether to add to what is there.
         """
         held = self.operand
-        row[operations.FUNCTION] = operations.PRODUCTS[held.format].address
-        row[operations.MATRIX] = held.matrix.data_ptr()
-        row[operations.MATRIX_STRIDE] = held.matrix.stride(0) * held.matrix.element_size()
-        row[operations.SCALES] = 0 if held.scales is None else held.scales.data_ptr()
-        row[operations.ZEROS] = 0 if held.zeros is None else held.zeros.data_ptr()
-        row[operations.NUM_GROUPS] = held.groups
-        row[operations.BIAS] = 0 if self.bias is None else self.bias.data_ptr()
-        row[operations.COLUMNS], row[operations.ROWS] = held.columns, self.rows
-        row[operations.X], row[operations.X_STRIDE] = inputs.values, held.input_bytes
-        row[operations.X_STEPS], row[operations.X_TOTALS] = inputs.steps, inputs.totals
-        row[operations.Y], row[operations.Y_STRIDE] = out.values, out.stride
-        row[operations.ADDS] = adds
+        row[fields.FUNCTION] = PRODUCTS[held.format].address
+        row[fields.MATRIX] = held.matrix.data_ptr()
+        row[fields.MATRIX_STRIDE] = held.matrix.stride(0) * held.matrix.element_size()
+        row[fields.SCALES] = 0 if held.scales is None else held.scales.data_ptr()
+        row[fields.ZEROS] = 0 if held.zeros is None else held.zeros.data_ptr()
+        row[fields.NUM_GROUPS] = held.groups
+        row[fields.BIAS] = 0 if self.bias is None else self.bias.data_ptr()
+        row[fields.COLUMNS], row[fields.ROWS] = held.columns, self.rows
+        row[fields.X], row[fields.X_STRIDE] = inputs.values, held.input_bytes
+        row[fields.X_STEPS], row[fields.X_TOTALS] = inputs.steps, inputs.totals
+        row[fields.Y], row[fields.Y_STRIDE] = out.values, out.stride
+        row[fields.ADDS] = adds
         tile = held.tile
         if self.on_unit:
-            row[operations.ON_UNIT] = ON_UNIT[held.format, held.peak].address
+            row[fields.ON_UNIT] = ON_UNIT[held.format, held.peak].address
             tile = _UNIT_ROWS
         chunk = min(_MOST_ROWS, max(_LEAST_ROWS, tile, _CHUNK_WEIGHTS // held.columns))
         chunk -= chunk % tile
-        row[operations.CHUNK], row[operations.PIECES] = chunk, -(-self.rows // chunk)
+        row[fields.CHUNK], row[fields.PIECES] = chunk, -(-self.rows // chunk)
 
     def write_inputs(self, row: np.ndarray, inputs: "Inputs") -> None:
         """Say in a row of a program that it writes this layer's inputs."""
         held = self.operand
-        row[operations.OUT], row[operations.OUT_STRIDE] = inputs.values, held.input_bytes
-        row[operations.PEAK] = held.peak
-        row[operations.STEPS], row[operations.TOTALS] = inputs.steps, inputs.totals
-        row[operations.PADDED], row[operations.SIZE] = held.columns, self.columns
-        row[operations.QUADS] = held.peak != operations.PLANES and self.on_unit
+        row[fields.OUT], row[fields.OUT_STRIDE] = inputs.values, held.input_bytes
+        row[fields.PEAK] = held.peak
+        row[fields.STEPS], row[fields.TOTALS] = inputs.steps, inputs.totals
+        row[fields.PADDED], row[fields.SIZE] = held.columns, self.columns
+        row[fields.QUADS] = held.peak != fields.PLANES and self.on_unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""
@@ -137,11 +139,11 @@ class CompiledLinear(PackedLinear):
         steps, totals = torch.empty(whole), torch.empty(whole, max(1, held.totals))
         out = matrix(count, self.rows)
         program = self._template(held).copy()
-        program[0, operations.IN] = wide.data_ptr()
-        program[0, operations.OUT] = program[1, operations.X] = values.data_ptr()
-        program[0, operations.STEPS] = program[1, operations.X_STEPS] = steps.data_ptr()
-        program[0, operations.TOTALS] = program[1, operations.X_TOTALS] = totals.data_ptr()
-        program[1, operations.Y] = out.data_ptr()
+        program[0, fields.IN] = wide.data_ptr()
+        program[0, fields.OUT] = program[1, fields.X] = values.data_ptr()
+        program[0, fields.STEPS] = program[1, fields.X_STEPS] = steps.data_ptr()
+        program[0, fields.TOTALS] = program[1, fields.X_TOTALS] = totals.data_ptr()
+        program[1, fields.Y] = out.data_ptr()
         return Product(program, out, (wide, values, steps, totals))
 
     def _template(self, held: Operand) -> np.ndarray:
@@ -149,9 +151,9 @@ class CompiledLinear(PackedLinear):
         tensors = (held.matrix, held.scales, held.zeros, self.bias)
         place = tuple(0 if each is None else each.data_ptr() for each in tensors)
         if self._written is None or self._written[0] != place:
-            program = np.zeros((2, operations.FIELDS), np.int64)
-            program[0, operations.FUNCTION] = operations.NORM.address
-            program[0, operations.IN_STRIDE] = 4 * self.columns
+            program = np.zeros((2, fields.FIELDS), np.int64)
+            program[0, fields.FUNCTION] = NORM.address
+            program[0, fields.IN_STRIDE] = 4 * self.columns
             self.write_inputs(program[0], Inputs(0, 0, 0))
             self.write_product(
                 program[1], Inputs(0, 0, 0), Outputs(0, apart(4 * self.rows)), adds=False

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compression.kernels.fields import PLANES
 from compression.kernels.grouped_tile import CHUNK, NIBBLES_BYTES, PART, part_bytes
-from compression.kernels.operations import PLANES
 from compression.packed.compiled import CompiledLinear, Operand
 from compression.schemes import GROUPED_ROWS
 from compression.weights.codes import Codes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression.kernels import atomics, operations
+from compression.kernels import atomics, fields
 from compression.kernels.attention_tiles import INT4, INT8, PLAIN
 from compression.kernels.compiling import compiled, linked
 from compression.kernels.exponential import exponential
@@ -139,7 +139,7 @@ def test_inputs_of_another_width_are_refused() -> None:
 
 def test_a_program_that_does_not_fit_is_refused() -> None:
     """More operations than there are counters are an error, not a write beyond them."""
-    program = np.zeros((MOST_OPERATIONS + 1, operations.FIELDS), np.int64)
+    program = np.zeros((MOST_OPERATIONS + 1, fields.FIELDS), np.int64)
     with pytest.raises(ValueError, match="16385 operations: 16384 fit"):
         team(1).run(program, 1)
 
@@ -188,9 +188,9 @@ def _count(operation, chunk, rows, row_table, task_table, scratch):
 def test_every_chunk_is_taken_once() -> None:
     """However many threads there are and whatever they do, no chunk is lost or done twice."""
     workers, chunks, runs = team(4), 37, 300
-    program = np.zeros((5, operations.FIELDS), np.int64)
-    program[:, operations.FUNCTION] = _count.address
-    program[:, operations.PIECES] = chunks
+    program = np.zeros((5, fields.FIELDS), np.int64)
+    program[:, fields.FUNCTION] = _count.address
+    program[:, fields.PIECES] = chunks
     counts = np.zeros((chunks, 1), np.int64)
     for _ in range(runs):
         workers.run(program, 1, counts)
@@ -257,9 +257,9 @@ def test_machine_code_is_kept(tmp_path: Path) -> None:
     """A second process reads what the first one compiled."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     load = (
-        "from compression.kernels import operations, team\n"
+        "from compression.kernels import row_operations, team\n"
         "team.compile_team()\n"
-        "operations.NORM.compile()\n"
+        "row_operations.NORM.compile()\n"
     )
     seen = []
     for _ in range(2):
@@ -300,7 +300,7 @@ def test_what_two_processes_compiled_can_be_used_by_a_third(tmp_path: Path) -> N
 def test_without_a_place_to_keep_it_machine_code_is_made_each_time() -> None:
     """A directory that cannot be written is no reason not to serve."""
     environment = os.environ | {"NUMBA_CACHE_DIR": "/proc/kernels"}
-    load = "from compression.kernels import operations; print(operations.NORM.address > 0)"
+    load = "from compression.kernels.row_operations import NORM; print(NORM.address > 0)"
     done = subprocess.run(
         [sys.executable, "-c", load], env=environment, check=True, capture_output=True, text=True
     )

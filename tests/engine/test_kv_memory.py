@@ -1,13 +1,16 @@
 """Tests of the cache's memory: what fits, what a sequence really takes, what is copied."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from compression.architecture import Architecture
 from compression.recipe import KvCache
 from compression.schemes import KvInt4, KvInt8
+from gateway.engine.cache import Cache
 from gateway.engine.kv_codecs import make_codecs
 from gateway.engine.kv_memory import fit, free_bytes, page_sizes
 from gateway.engine.pages import PAGE_TOKENS, PageSizes
@@ -78,3 +81,19 @@ def test_memory_is_taken_as_tokens_come(runner: Runner) -> None:
     runner.forward([(cache, IDS, 0)])
     assert 1_000_000 * cache.bytes_per_token > 200e6
     assert process.memory_info().rss - before < 50e6
+
+
+def test_a_cache_takes_no_more_than_its_tokens_and_its_rounding(runner: Runner) -> None:
+    """What the budget counts of a sequence is what the system gives it."""
+    process = psutil.Process()
+    architecture = runner.decoder.architecture
+    assert isinstance(architecture, Architecture)
+    shape = replace(architecture, num_kv_heads=8, head_dim=64, num_layers=40)
+    cache = Cache(shape, make_codecs(KvCache(), shape, None), 4096)
+    encoded = [each.encode(torch.randn(300, 16, 64)) for each in cache.codecs]
+    before = process.memory_info().rss
+    for layer, kept in zip(cache.layers, encoded, strict=True):
+        layer.write(0, kept)
+    taken = process.memory_info().rss - before
+    tokens = 300 * cache.bytes_per_token
+    assert 0.9 * tokens < taken < tokens + cache.rounding_bytes + 1e6

@@ -6,6 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from compression.kernels import attention_tiles as kv
+from compression.kernels.attention_matrix import CHANNELS
+from compression.kernels.matrix_unit import permission
 from compression.kv.centred import CentredCodec
 from compression.kv.codec import KvCodec
 from compression.kv.int4 import Int4Codec
@@ -29,6 +31,8 @@ class Held:
     """Float32 ``[kv_heads, head_dim]`` that is taken off first."""
     groups: int
     """Groups of int4 a head."""
+    on_unit: bool = False
+    """Whether the matrix unit reads it as it lies."""
 
     def numbers(self, kv_heads: int, head_dim: int, *, tensors: int) -> list[int]:
         """Return half a row of ``LAYOUT_FIELDS``; ``tensors`` share one piece of memory."""
@@ -49,11 +53,12 @@ def held(codec: KvCodec) -> Held | None:
         centre, codec = codec.centre.contiguous(), codec.inner
     if isinstance(codec, RotatedCodec):
         block, codec = codec.head_dim & -codec.head_dim, codec.inner
+    on_unit = codec.head_dim % CHANNELS == 0 and permission()
     match codec:
         case PlainCodec():
-            return Held(kv.PLAIN, block, centre, 0)
+            return Held(kv.PLAIN, block, centre, 0, on_unit)
         case Int8Codec():
-            return Held(kv.INT8, block, centre, 0)
+            return Held(kv.INT8, block, centre, 0, on_unit)
         case Int4Codec() if not (codec.head_dim // 2 % _CHANNELS or codec.width % _CHANNELS):
             return Held(kv.INT4, block, centre, codec.groups)
         case _:

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from compression.architecture import Architecture
-from compression.kernels import operations as op
+from compression.kernels import fields as op
 from compression.kernels.attention import MIX, POSITIONS, SCORES, SUMS
+from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
+from compression.kernels.attention_on_unit import scratch_bytes as bytes_on_unit
+from compression.kernels.attention_operations import ATTEND, MERGE, TURN
+from compression.kernels.row_operations import GATE, NORM, ROW_BYTES
 from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs, Outputs, apart, matrix, whole_tiles
 from gateway.engine.cache import LayerCodecs
@@ -73,8 +77,8 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     size, heads = shape.head_dim, queries * (shape.num_heads // shape.num_kv_heads)
     attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
     columns = max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
-    row = op.ROW_BYTES * apart(columns)
-    return max(attention, row)
+    row = ROW_BYTES * apart(columns)
+    return max(attention, bytes_on_unit(size, heads), row)
 
 
 class CompiledStep:
@@ -133,7 +137,7 @@ class CompiledStep:
         self._write_norm(rows[0], layer.input_norm, held.x)
         part.qkv.write_inputs(rows[0], inputs)
         part.qkv.write_product(rows[1], inputs, Outputs.of(held.heads), adds=False)
-        for row, function in ((rows[2], op.TURN), (rows[3], op.ATTEND), (rows[4], op.MERGE)):
+        for row, function in ((rows[2], TURN), (rows[3], ATTEND), (rows[4], MERGE)):
             self._write_attention(row, part, index)
             row[op.FUNCTION] = function.address
         rows[3, op.PIECES] = op.BY_TASKS
@@ -142,13 +146,13 @@ class CompiledStep:
         self._write_norm(rows[6], layer.post_norm, held.x)
         part.gate_up.write_inputs(rows[6], inputs)
         part.gate_up.write_product(rows[7], inputs, Outputs.of(held.gates), adds=False)
-        rows[8, op.FUNCTION] = op.GATE.address
+        rows[8, op.FUNCTION] = GATE.address
         rows[8, op.IN], rows[8, op.IN_STRIDE] = held.gates.data_ptr(), 4 * held.gates.stride(0)
         part.down.write_inputs(rows[8], inputs)
         part.down.write_product(rows[9], inputs, Outputs.of(held.x), adds=True)
 
     def _write_norm(self, row: np.ndarray, norm: RmsNorm, x: Tensor) -> None:
-        row[op.FUNCTION] = op.NORM.address
+        row[op.FUNCTION] = NORM.address
         row[op.IN], row[op.IN_STRIDE] = x.data_ptr(), 4 * x.stride(0)
         row[op.WEIGHT] = norm.weight.data_ptr()
         row[op.EPSILON] = round(norm.eps / _EPSILON_UNIT)
@@ -168,6 +172,8 @@ class CompiledStep:
         row[op.WINDOW] = shape.windows[index] or 0
         functions = (SCORES[part.key.kind], SUMS[part.value.kind], MIX)
         row[op.SCORE_FUNCTIONS : op.SCORE_FUNCTIONS + 3] = [each.address for each in functions]
+        if part.key.on_unit and part.value.on_unit:
+            row[op.ATTEND_ON_UNIT] = ATTEND_ON_UNIT.address
 
 
 class _Buffers:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compression.kernels.operations import (
+from compression.kernels.fields import (
     ROW_CACHE,
     ROW_FIELDS,
     ROW_POSITION,
