@@ -135,10 +135,21 @@ def order(rounds: int, references: Sequence[str]) -> Iterator[str]:
         yield from (*references[start:], *references[:start])
 
 
-def read_turns(path: Path) -> list[Turn]:
-    """Return the turns of a file; none where there is no file."""
+def read_turns(path: Path, planned: Sequence[str], requests: int) -> list[Turn]:
+    """Return the turns of a file; none where there is no file.
+
+    Raises:
+        ValueError: they are not the beginning of what is planned.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Turn(**json.loads(line)) for line in lines]
+    turns = [Turn(**json.loads(line)) for line in lines]
+    names = [each.shadow for each in turns]
+    if names != list(planned[: len(turns)]) or {each.num_requests for each in turns} - {requests}:
+        raise ValueError(
+            f"'--kept' is {path}: its turns are of a run with other options, give those or "
+            "another file"
+        )
+    return turns
 
 
 @contextmanager
@@ -212,8 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=sys.maxsize, help="at most, in this run")
     parser.add_argument("--out", type=Path, default=RESULTS / "shadow_isolation.json")
     options = parser.parse_args(arguments)
-    turns = [] if options.kept is None else read_turns(options.kept)
-    coming = list(order(options.rounds, options.references))[len(turns) :]
+    planned = list(order(options.rounds, options.references))
+    turns: list[Turn] = []
+    try:
+        if options.kept is not None:
+            turns = read_turns(options.kept, planned, options.requests)
+    except ValueError as error:
+        parser.error(str(error))
+    coming = planned[len(turns) :]
     for name in coming[: options.turns]:
         turns.append(turn(name, requests=options.requests, clients=options.clients))
         print(json.dumps(asdict(turns[-1])), file=sys.stderr, flush=True)

@@ -5,15 +5,18 @@
 decoded from the cache as it serves, has the full model score each answer as the shadow does, and
 feeds the monitor with the tolerances of the artifact's manifest. No verdict may become ``drift``.
 With ``--scores FILE`` each request's scores are appended to a file, and a run that was ended goes
-on behind them.
+on behind them. With ``--damage NAME`` as well a damaged copy answers, and nothing is concluded: the
+two files are for ``benchmarks.shadow.floors``.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +28,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.machine import describe
 from benchmarks.shadow.damage import RESULTS
+from benchmarks.shadow.damaged import DAMAGES, write_damaged
 from benchmarks.shadow.live import requests
 from benchmarks.shadow.scores import Read, Text, divergences, score_rows
 from compression.evaluation import builtin_slices
@@ -173,16 +177,32 @@ def report(kept: Sequence[Kept], tolerances: Tolerances) -> dict[str, Any]:
     return record
 
 
+@contextmanager
+def served_files(sound: Path, damage: str | None) -> Iterator[Path]:
+    """Yield the artifact itself, or a copy with the damage that is removed afterwards."""
+    if damage is None:
+        yield sound
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "damaged"
+        write_damaged(sound, DAMAGES[damage], place)
+        yield place
+
+
 def main() -> int:
     """Measure, write what was seen, and return 0 if no verdict became drift."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scores", type=Path, help="keep each request's scores, and go on behind")
+    parser.add_argument("--damage", choices=DAMAGES, help="serve a damaged copy: scores alone")
     options = parser.parse_args()
+    if options.damage is not None and options.scores is None:
+        parser.error("'--damage' needs '--scores FILE': only an undamaged pair has a result")
     artifact = prepare("smollm2", "int8", None, ignore, is_measured=True)
     source = prepare("smollm2", FULL, None, ignore).directory
-    served = load_runner(artifact.directory, threads=options.threads, max_model_len=MAX_MODEL_LEN)
+    with served_files(artifact.directory, options.damage) as directory:
+        served = load_runner(directory, threads=options.threads, max_model_len=MAX_MODEL_LEN)
     full = load_runner(source, threads=options.threads, max_model_len=MAX_MODEL_LEN)
     tokenizer = AutoTokenizer.from_pretrained(source)
     scores = Scores(options.scores)
@@ -203,6 +223,8 @@ def main() -> int:
         if len(scores.kept) % (10 * BATCH) == 0:
             mean = statistics.fmean(each.mean for each in scores.kept)
             print(f"{len(scores.kept)}: {mean:.4f} nats", file=sys.stderr, flush=True)
+    if options.damage is not None:
+        return 0
     fidelity = artifact.manifest.fidelity if artifact.manifest else ()
     record = report(scores.kept, Tolerances(ToleranceRules(), fidelity))
     print(json.dumps({name: value for name, value in record.items() if name != "machine"}))

@@ -35,7 +35,8 @@ async def start_canary(request: Request, model: str) -> JSONResponse:
     known = service.pool.shape(model).ladder
     if asked.variant not in known:
         raise InvalidRequest(
-            f"'variant' is {asked.variant[:MAX_ECHO]!r}: use one of {', '.join(known)}",
+            f"'variant' is {asked.variant[:MAX_ECHO]!r}: use one of {', '.join(known)}, or add "
+            f"it to the 'ladder' of {model} in the settings",
             param="variant",
         )
     if not service.shadow.rate(model):

@@ -43,9 +43,9 @@ class Tolerance:
 class ToleranceRules:
     """How tolerances are made; ``floor`` and ``ceiling`` are in nats a token.
 
-    The floor is what batches and kernels alone may cost. The ceiling bounds what was measured or
-    learned: a model that was bad when it was made is not sound because it stays so. Only what is
-    set by hand may go beyond both.
+    The floor is what kernels and other traffic than the measured texts may cost. The ceiling bounds
+    what was measured or learned: a model that was bad when it was made is not sound because it
+    stays so. Only what is set by hand may go beyond both.
     """
 
     factor: float = 1.2

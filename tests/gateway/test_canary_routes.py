@@ -109,7 +109,12 @@ def _variants(gateway: Gateway) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("path", "fields", "status", "words"),
     [
-        (CANARY, ORDER | {"variant": "int2"}, 400, "'variant' is 'int2': use one of int4, int8"),
+        (
+            CANARY,
+            ORDER | {"variant": "int2"},
+            400,
+            "'variant' is 'int2': use one of int4, int8, or add it to the 'ladder' of tiny",
+        ),
         (CANARY, ORDER | {"variant": "int4"}, 400, "which serves tiny already"),
         (CANARY, ORDER | {"share": 0.6}, 400, "'share' is 0.6: input should be less than or"),
         (CANARY, ORDER | {"share": 0}, 400, "'share' is 0: input should be greater than 0"),

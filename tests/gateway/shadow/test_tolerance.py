@@ -50,7 +50,7 @@ def test_all_texts_together_stand_for_the_rest() -> None:
 
 
 def test_no_tolerance_below_the_floor() -> None:
-    """Noise of batches and kernels is borne, however good the measured figure is."""
+    """Noise of kernels and other traffic is borne, however good the measured figure is."""
     assert Tolerances(ToleranceRules(), FIDELITY).of("domain:json") == Tolerance(
         0.01, Source.MANIFEST
     )
