@@ -3,7 +3,7 @@
 import asyncio
 import random
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gateway.load import Outcomes, ask, run_streams
@@ -12,18 +12,19 @@ from benchmarks.vllm.engines import ALIAS, MORE, RECIPE, STREAMS, served
 
 TOKENS = 64
 BESIDE_TOKENS = 12
-BESIDE_REQUESTS = 40
-"""Of each stream, half of them each way."""
+BESIDE_PAIRS = 60
+"""Of each client, which sends one request each way at the same moment."""
 BESIDE_PAUSE_S = 0.4
-"""At most, before a request: answers of one length would else end and begin in one step."""
+"""At most, before a pair: answers of one length would else end and begin in one step."""
 RESAMPLES = 2000
 
 
 def measure(directory: Path, turns: int) -> dict[str, object]:
     """Return medians over the turns and of the pairs, and the times of both ways in one company.
 
-    From turn to turn the first token varies by more than a gateway adds, so that time is taken
-    where the same engine answers requests of both ways in the same steps.
+    From turn to turn, and from step to step of the engine, the first token varies by more than a
+    gateway adds, so that time is taken from pairs of requests that are sent at the same moment,
+    one each way, and that the engine reads in the same step if nothing holds one up.
     """
     with served(directory, replicas=1) as gateway:
         (replica,) = gateway.replicas()
@@ -39,7 +40,7 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
     firsts = {way: [each[way].first_ms(0.5) for each in rounds] for way in ways}
     pairs = list(zip(speeds["gateway"], speeds["direct"], strict=True))
     added = [a - b for a, b in zip(firsts["gateway"], firsts["direct"], strict=True)]
-    low, high = _interval(beside["gateway"], beside["direct"])
+    more = [through - direct for direct, through in beside]
     return {
         "streams": STREAMS,
         "turns": turns,
@@ -50,11 +51,13 @@ def measure(directory: Path, turns: int) -> dict[str, object]:
         "gateway_first_p50_ms": statistics.median(firsts["gateway"]),
         "added_first_p50_ms": statistics.median(added),
         "added_first_ms_of_each_turn": [round(each, 1) for each in added],
-        "beside_requests_each_way": len(beside["direct"]),
-        "beside_direct_first_p50_ms": statistics.median(beside["direct"]),
-        "beside_gateway_first_p50_ms": statistics.median(beside["gateway"]),
-        "beside_added_first_p50_ms": _added(beside["gateway"], beside["direct"]),
-        "beside_added_first_p50_ms_from_to": [round(low, 1), round(high, 1)],
+        "beside_pairs": len(beside),
+        "beside_direct_first_p50_ms": statistics.median(direct for direct, _ in beside),
+        "beside_gateway_first_p50_ms": statistics.median(through for _, through in beside),
+        "beside_added_first_p50_ms": statistics.median(more),
+        "beside_added_first_p50_ms_from_to": _interval(more, statistics.median),
+        "beside_added_first_mean_ms": statistics.fmean(more),
+        "beside_added_first_mean_ms_from_to": _interval(more, statistics.fmean),
         "failed": sum(len(each[way].all) - len(each[way].whole) for each in rounds for way in ways),
     }
 
@@ -74,33 +77,36 @@ def _speed(outcomes: Outcomes) -> float:
     return outcomes.tokens / outcomes.seconds
 
 
-async def _beside(ways: Mapping[str, tuple[str, str]]) -> dict[str, list[float]]:
-    """Return the times to the first token, ms, of streams that take both ways by turns."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
+async def _beside(ways: Mapping[str, tuple[str, str]]) -> list[tuple[float, float]]:
+    """Return the times to the first token, ms, of pairs: directly and through the gateway.
+
+    Half as many clients as streams send them, so that as many streams run.
+    """
+    found: list[tuple[float, float]] = []
+
+    async def first_ms(way: str) -> float:
+        outcome = await ask(*ways[way], max_tokens=BESIDE_TOKENS, more=MORE)
+        if outcome.first_s is None:
+            raise RuntimeError(f"a request by the way {way!r} failed")
+        return 1e3 * outcome.first_s
 
     async def client(number: int) -> None:
         draw = random.Random(number)
-        for _ in range(BESIDE_REQUESTS // len(ways)):
-            for way in draw.sample(sorted(ways), len(ways)):
-                await asyncio.sleep(draw.uniform(0, BESIDE_PAUSE_S))
-                outcome = await ask(*ways[way], max_tokens=BESIDE_TOKENS, more=MORE)
-                if outcome.first_s is None:
-                    raise RuntimeError(f"a request by the way {way!r} failed")
-                found[way].append(1e3 * outcome.first_s)
+        for _ in range(BESIDE_PAIRS):
+            await asyncio.sleep(draw.uniform(0, BESIDE_PAUSE_S))
+            order = draw.sample(sorted(ways), len(ways))
+            times = await asyncio.gather(*(first_ms(way) for way in order))
+            taken = dict(zip(order, times, strict=True))
+            found.append((taken["direct"], taken["gateway"]))
 
-    await asyncio.gather(*(client(number) for number in range(STREAMS)))
+    await asyncio.gather(*(client(number) for number in range(STREAMS // len(ways))))
     return found
 
 
-def _added(through: list[float], direct: list[float]) -> float:
-    return statistics.median(through) - statistics.median(direct)
-
-
-def _interval(through: list[float], direct: list[float]) -> tuple[float, float]:
-    """Return between what the difference of the medians lies with 95 %, by resampling."""
+def _interval(
+    values: Sequence[float], summary: Callable[[Sequence[float]], float]
+) -> tuple[float, float]:
+    """Return between what a summary of the pairs lies with 95 %, by resampling."""
     draw = random.Random(0)
-    found = sorted(
-        _added(draw.choices(through, k=len(through)), draw.choices(direct, k=len(direct)))
-        for _ in range(RESAMPLES)
-    )
-    return found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES)]
+    found = sorted(summary(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return round(found[int(0.025 * RESAMPLES)], 1), round(found[int(0.975 * RESAMPLES)], 1)
