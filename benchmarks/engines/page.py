@@ -116,9 +116,9 @@ def _memory(memory: Mapping[str, Any]) -> str:
     ]
     sources = {_source(each["source"]) for each in memory.values()}
     lead = (
-        "## Memory of streams\n\nMB of our engine's process, resident, shared libraries included: "
-        "when it was loaded, at most until then, and at most while the streams filled their "
-        "contexts. Pages are the cache's for all their tokens.\n"
+        "## Memory of streams\n\nMB of our engine's process, resident, shared libraries and mapped "
+        "files included: when it was loaded, at most until then, and at most while the streams "
+        "filled their contexts. Pages are the cache's for all their tokens.\n"
     )
     return "\n".join([lead, _table(heads, rows), *sorted(sources)])
 
