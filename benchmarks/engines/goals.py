@@ -47,8 +47,7 @@ def outcomes(results: Mapping[str, Any]) -> list[Outcome]:
             found += _one_stream(model, models[model], least, most)
     if SMOLLM2 in models:
         found += list(_of_smollm2(models[SMOLLM2]))
-    if results.get("memory"):
-        found.append(_memory(results["memory"]))
+    found += [_memory(model, each) for model, each in results["memory"].items()]
     return found
 
 
@@ -128,11 +127,12 @@ def _of_smollm2(model: Mapping[str, Any]) -> Iterator[Outcome]:
     yield Outcome(what, _CONTEXT_TIMES, False, value, said)
 
 
-def _memory(memory: Mapping[str, Any]) -> Outcome:
+def _memory(model: str, memory: Mapping[str, Any]) -> Outcome:
     must = memory["weights_mb"] + memory["pages_mb"]
     said = (
         f"peak {memory['peak_mb']:.0f} MB, weights {memory['weights_mb']:.0f} MB, "
         f"pages {memory['pages_mb']:.0f} MB"
     )
-    what = f"memory beyond weights and pages, {memory['streams']} x {memory['context']:,} tokens"
+    streams = f"{memory['streams']} x {memory['context']:,} tokens"
+    what = f"memory beyond weights and pages, {streams}, {model}"
     return Outcome(what, _ROOM_MB, False, memory["peak_mb"] - must, said, unit="MB")

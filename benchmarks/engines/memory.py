@@ -1,49 +1,55 @@
 """What our engine holds while eight streams fill their contexts, against what it must."""
 
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from benchmarks.engines.checkpoints import HOME, SMOLLM2, ensure_artifact, ensure_checkpoint
-from benchmarks.engines.contestants import Engine, start_ours
+from benchmarks.engines.checkpoints import HOME, LLAMA_1B, ensure_checkpoint
+from benchmarks.engines.contestants import start_ours
 from benchmarks.engines.measures import Measure, Prompts
+from compression.events import ignore
 from compression.facts import read_facts
 from compression.kv.layers import bytes_per_token
 from compression.manifest import read_manifest
+from compression.prepare import prepare_recipe
 from compression.presets import load_recipe
+from compression.recipe import Calibration, Recipe
+from compression.schemes import Int4
 
 RECIPE = "w4-kv8"
 STREAMS, CONTEXT, _ANSWER = 8, 1024, 96
 _ROOM = 1.1
 """The last page of a sequence is not full."""
-_EVERY_S = 0.25
 
 
-def measure() -> dict[str, Any]:
-    """Return the peak of an engine of SmolLM2 and its parts, in MB.
+def measure(model: str) -> dict[str, Any]:
+    """Return the peak of an engine of a model and its parts, in MB.
 
     Raises:
         EngineFailed: it did not start, or broke.
     """
-    directory = ensure_artifact(SMOLLM2, RECIPE)
-    architecture = read_facts(ensure_checkpoint(SMOLLM2)).architecture
-    pages = STREAMS * CONTEXT * bytes_per_token(load_recipe(RECIPE).kv_cache, architecture)
+    recipe = _recipe(model)
+    checkpoint = ensure_checkpoint(model)
+    directory = prepare_recipe(str(checkpoint), recipe, None, ignore).directory
+    architecture = read_facts(checkpoint).architecture
+    pages = STREAMS * CONTEXT * bytes_per_token(recipe.kv_cache, architecture)
     asked = Measure("memory", "", "MB", CONTEXT - _ANSWER, _ANSWER, lambda _: 0.0, streams=STREAMS)
-    prompts = Prompts(SMOLLM2).draw(asked, 0)
-    log = HOME / "memory.log"
+    prompts = Prompts(model).draw(asked, 0)
+    log = HOME / f"memory-{model}.log"
     with start_ours(directory, log, kv_bytes=int(_ROOM * pages), streams=STREAMS) as engine:
-        idle = engine.memory_mb()
-        with _Peak(engine) as peak:
-            engine.generate(prompts, _ANSWER)
+        loaded = _Resident(engine.process.pid)
+        idle, loading = loaded.now_mb, loaded.peak_mb
+        loaded.forget_peak()
+        engine.generate(prompts, _ANSWER)
+        peak = loaded.peak_mb
     return {
-        "recipe": RECIPE,
+        "recipe": recipe.name,
         "streams": STREAMS,
         "context": CONTEXT,
         "weights_mb": weights_bytes(directory) / 1e6,
         "pages_mb": pages / 1e6,
+        "loading_peak_mb": loading,
         "idle_mb": idle,
-        "peak_mb": peak.mb,
+        "peak_mb": peak,
     }
 
 
@@ -55,28 +61,36 @@ def weights_bytes(artifact: Path) -> int:
     return manifest.bytes_in_memory
 
 
-class _Peak:
-    """Reads an engine's memory now and then while the block runs."""
+def _recipe(model: str) -> Recipe:
+    recipe = load_recipe(RECIPE)
+    if model != LLAMA_1B:
+        return recipe
+    # The same layout; calibration has nothing to see in random weights.
+    changed = {"weights": Int4(method="mse"), "calibration": Calibration()}
+    return recipe.model_copy(update={"name": f"{RECIPE}-fast", **changed})
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self.mb = 0.0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+class _Resident:
+    """The resident memory of a process, shared libraries included, in MB."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+    def __init__(self, pid: int) -> None:
+        self._files = Path("/proc", str(pid))
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_EVERY_S):
-            self.mb = max(self.mb, self._engine.memory_mb())
+    @property
+    def now_mb(self) -> float:
+        """Return what it holds now."""
+        return self._field("VmRSS")
+
+    @property
+    def peak_mb(self) -> float:
+        """Return the most it has held since its start, or since the peak was forgotten."""
+        return self._field("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Begin a new peak."""
+        (self._files / "clear_refs").write_text("5", encoding="ascii")
+
+    def _field(self, name: str) -> float:
+        lines = (self._files / "status").read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith(f"{name}:")]
+        return int(line.split()[1]) * 1024 / 1e6

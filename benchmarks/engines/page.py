@@ -20,7 +20,9 @@ def render(results: Mapping[str, Any]) -> str:
     """Return the page."""
     parts = [_LEAD, _goals(outcomes(results))]
     parts += [_model(name, each) for name, each in results["models"].items()]
-    parts.append(_source(results))
+    if results["memory"]:
+        parts.append(_memory(results["memory"]))
+    parts.append(_machine(results))
     return "\n".join(parts)
 
 
@@ -58,6 +60,7 @@ def _model(name: str, model: Mapping[str, Any]) -> str:
     if model["left_out"]:
         reasons = [f"- {each}: {why}" for each, why in sorted(model["left_out"].items())]
         parts.append("Left out:\n\n" + "\n".join(reasons) + "\n")
+    parts.append(_source(model["source"], f"{model['rounds']} rounds, "))
     return "\n".join(parts)
 
 
@@ -104,12 +107,32 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
     return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *rows, ""])
 
 
-def _source(results: Mapping[str, Any]) -> str:
+def _memory(memory: Mapping[str, Any]) -> str:
+    heads = ("model", "recipe", "weights", "pages", "loaded, idle", "peak of loading", "peak")
+    parts = ("weights_mb", "pages_mb", "idle_mb", "loading_peak_mb", "peak_mb")
+    rows = [
+        "| " + " | ".join([name, each["recipe"], *(f"{each[part]:.0f}" for part in parts)]) + " |"
+        for name, each in memory.items()
+    ]
+    sources = {_source(each["source"]) for each in memory.values()}
+    lead = (
+        "## Memory of streams\n\nMB of our engine's process, resident, shared libraries and mapped "
+        "files included: when it was loaded, at most until then, and at most while the streams "
+        "filled their contexts. Pages are the cache's for all their tokens.\n"
+    )
+    return "\n".join([lead, _table(heads, rows), *sorted(sources)])
+
+
+def _source(source: Mapping[str, Any], more: str = "") -> str:
+    return (
+        f"`{source['command']}`, {source['day']}, {more}{source['minutes']:.0f} minutes, "
+        f"load before {source['load_before']:.1f}.\n"
+    )
+
+
+def _machine(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     versions = machine["versions"] | results["versions"]
     told = ", ".join(f"{name} {value}" for name, value in versions.items())
-    return (
-        f"`{results['command']}`, {results['rounds']} rounds, {results['minutes']:.0f} minutes, "
-        f"load before {results['load_before']:.1f}, on {machine['processor']}, "
-        f"{machine['cores']} cores, {machine['memory_gb']} GB; {told}\n"
-    )
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"
+    return f"All on {where}; {told}\n"

@@ -1,18 +1,27 @@
 """The arithmetic of the peer table and its page."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.engines import goals, page
 from benchmarks.engines.bandwidth import floor_ms
-from benchmarks.engines.checkpoints import SMOLLM2
+from benchmarks.engines.checkpoints import LLAMA_1B, SMOLLM2
 from benchmarks.engines.contestants import ALL, Contestant
 from benchmarks.engines.measures import FIRST, LONG, MANY, ONE
 from benchmarks.engines.replies import Replies
 from benchmarks.engines.rounds import Entry, pick, rotated
+from benchmarks.engines.stored import merged
 
 OURS, PEER, SLOW = "narrowgate-int4", "openvino-int4", "vllm-bf16"
+SOURCE = {
+    "command": "python -m benchmarks.engines",
+    "day": "2026-01-02",
+    "minutes": 12.0,
+    "load_before": 0.1,
+}
 
 
 class Scripted:
@@ -63,20 +72,28 @@ def run_results() -> dict[str, Any]:
     smollm2 = {
         "bandwidth_gb_per_s": [20.0, 10.0, 20.0],
         "weights_bytes": 100_000_000,
+        "rounds": 3,
+        "source": SOURCE,
         "engines": {OURS: ours, PEER: peer, SLOW: slow},
         "left_out": {"ctranslate2-int8": "exit code 1: no such thing"},
     }
-    memory = {"streams": 8, "context": 1024, "weights_mb": 95.0, "pages_mb": 60.0, "peak_mb": 700.0}
+    memory = {
+        "recipe": "w4-kv8",
+        "streams": 8,
+        "context": 1024,
+        "weights_mb": 95.0,
+        "pages_mb": 60.0,
+        "idle_mb": 400.0,
+        "loading_peak_mb": 600.0,
+        "peak_mb": 700.0,
+        "source": SOURCE,
+    }
     machine = {"processor": "P", "cores": 2, "memory_gb": 25.0, "versions": {"torch": "2"}}
     return {
-        "command": "python -m benchmarks.engines",
-        "rounds": 3,
-        "minutes": 12.0,
-        "load_before": 0.1,
         "machine": machine,
         "versions": {"openvino-genai": "1"},
         "models": {SMOLLM2: smollm2},
-        "memory": memory,
+        "memory": {SMOLLM2: memory},
     }
 
 
@@ -131,7 +148,23 @@ def test_the_page_has_goals_engines_floor_and_reasons() -> None:
     assert "20.0 GB/s" in text
     assert "5.0 ms a token" in text
     assert "- ctranslate2-int8: exit code 1: no such thing" in text
-    assert "`python -m benchmarks.engines`, 3 rounds" in text
+    assert "`python -m benchmarks.engines`, 2026-01-02, 3 rounds, 12 minutes" in text
+    assert "| smollm2 | w4-kv8 | 95 | 60 | 400 | 600 | 700 |" in text
+
+
+def test_a_run_leaves_other_models_figures_as_they_were(tmp_path: Path) -> None:
+    """What it measured is new; figures of another machine never stand beside its own."""
+    file = tmp_path / "engines.json"
+    assert merged(file, run_results()) == run_results()
+    file.write_text(json.dumps(run_results()), encoding="utf-8")
+    fresh = run_results()
+    fresh["models"] = {LLAMA_1B: {"rounds": 1}}
+    fresh["memory"] = {SMOLLM2: {"peak_mb": 1.0}}
+    together = merged(file, fresh)
+    assert together["models"] == run_results()["models"] | {LLAMA_1B: {"rounds": 1}}
+    assert together["memory"] == {SMOLLM2: {"peak_mb": 1.0}}
+    fresh["machine"] = fresh["machine"] | {"processor": "Q"}
+    assert merged(file, fresh) == fresh
 
 
 def test_rounds_begin_with_another_engine() -> None:
