@@ -155,6 +155,13 @@ def select_rows(weight: Weight, rows: Tensor) -> Weight:
     return weight[rows] if isinstance(weight, Tensor) else weight.select_rows(rows)
 
 
+def _kind(part: Weight) -> tuple[object, ...]:
+    """Return what parts must have in common to be stacked."""
+    if isinstance(part, Codes):
+        return Codes, part.bits, part.zeros is None
+    return (type(part),)
+
+
 def stack_rows(parts: list[Weight]) -> Weight:
     """Stack weights of one scheme, so that one kernel call serves them all.
 
@@ -162,7 +169,7 @@ def stack_rows(parts: list[Weight]) -> Weight:
         ValueError: the parts have different schemes.
         ArtifactError: the weights are nf4 and their blocks reach across rows.
     """
-    if len({(type(part), getattr(part, "zeros", None) is None) for part in parts}) > 1:
+    if len({_kind(part) for part in parts}) > 1:
         raise ValueError("weights of different schemes cannot be fused")
     dense = [part for part in parts if isinstance(part, Tensor)]
     nf4 = [part for part in parts if isinstance(part, Nf4Codes)]

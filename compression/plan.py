@@ -238,9 +238,10 @@ def stored_tensors(fact: TensorFact, scheme: AnyWeight) -> tuple[StoredTensor, .
             )
         case Grouped(bits=bits, group_size=group):
             if columns % group:
+                remedy = "or use the recipe int8" if columns % 32 else "or use a smaller group_size"
                 raise RecipeError(
                     f"{fact.name!r} has {columns} columns, not a multiple of group_size {group}: "
-                    "use a smaller group_size, or the recipe int8"
+                    f"leave it out by a rule with scheme none, {remedy}"
                 )
             groups = columns // group
             scale = StoredTensor(f"{stem}_scale", "BF16", (rows, groups))

@@ -46,7 +46,7 @@ class Int8(_Scheme):
     """Symmetric int8, one bf16 scale per output channel (row)."""
 
     scheme: Literal["int8"] = "int8"
-    method: DataFreeMethod | CalibratedMethod | Literal["auto"] = "rtn"
+    method: Literal[DataFreeMethod, CalibratedMethod, "auto"] = "rtn"
 
     @property
     def label(self) -> str:
@@ -76,7 +76,7 @@ class Grouped(_Scheme):
     scheme: Literal["int4", "int5"]
     group_size: Literal[32, 64, 128] = 32
     symmetric: bool = False
-    method: DataFreeMethod | CalibratedMethod = "mse"
+    method: Literal[DataFreeMethod, CalibratedMethod] = "mse"
 
     @property
     def label(self) -> str:

@@ -9,18 +9,40 @@ from typing import Any
 from compression.errors import ReportError
 
 
-def require_writable(path: Path, *, option: str) -> None:
-    """Refuse, before the long work, a file that could not be written after it.
+def require_writable(paths: Mapping[str, Path | None]) -> None:
+    """Refuse, before the long work, files that could not be written after it.
+
+    Args:
+        paths: by the options that name them; None where nothing is asked for.
 
     Raises:
         ReportError: names the option and the path.
     """
-    if path.is_dir():
-        raise ReportError(f"{option} {str(path)!r} is a directory: name a file")
-    parent = path.absolute().parent
-    if not os.access(parent, os.W_OK | os.X_OK):
-        reason = "is not writable" if parent.is_dir() else "does not exist"
-        raise ReportError(f"{option} {str(path)!r}: {str(parent)!r} {reason}, name another file")
+    taken: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        place = path.resolve()
+        if place.is_dir():
+            raise ReportError(f"{option} {str(path)!r} is a directory: name a file")
+        if place.exists() and not place.is_file():
+            raise ReportError(f"{option} {str(path)!r} is no regular file: name another one")
+        if (other := taken.setdefault(place, option)) != option:
+            raise ReportError(f"{option} and {other} name one file, {str(path)!r}: name two")
+        _require_room(place, f"{option} {str(path)!r}")
+
+
+def _require_room(place: Path, what: str) -> None:
+    if not place.parent.is_dir():
+        raise ReportError(f"{what}: {str(place.parent)!r} does not exist, name another file")
+    temporary = _beside(place)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError:
+        raise ReportError(
+            f"{what}: {str(place.parent)!r} is not writable, name another file"
+        ) from None
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
@@ -45,14 +67,21 @@ def write_text(text: str, path: Path) -> None:
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path`` that takes its place once it is whole.
 
+    Where ``path`` is a link, what it leads to is replaced.
+
     Raises:
         ReportError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    place = path.resolve()
+    temporary = _beside(place)
     try:
         write(temporary)
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         raise ReportError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{os.getpid()}")

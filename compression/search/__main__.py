@@ -32,9 +32,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     budget = None if options.budget is None else parse_budget(options.budget)
     if options.out.suffix not in SUFFIXES:
         raise SearchError(f"--out {str(options.out)!r} must end in .yaml: --recipe reads no other")
-    for option, path in (("--out", options.out), ("--png", options.png), ("--json", options.json)):
-        if path is not None:
-            require_writable(path, option=option)
+    require_writable({"--out": options.out, "--png": options.png, "--json": options.json})
     name = options.out.stem.lower()
     # Refuses a name that no recipe can have before anything is measured.
     parse_recipe({"weights": {"scheme": "none"}}, where=str(options.out), default_name=name)
@@ -91,6 +89,10 @@ def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
         "calibration": found.best.recipe.calibration.model_dump(mode="json"),
         "best": _row(found.best),
         "trials": [_row(trial) for trial in found.trials],
+        "units": {
+            name: [{"scheme": o.scheme, "bytes": o.num_bytes, "cost": o.cost} for o in options]
+            for name, options in found.units.items()
+        },
         "frontier": [
             {"bytes": size + beside, "sum_of_unit_costs": cost} for size, cost in found.expected
         ],
@@ -100,6 +102,7 @@ def report(found: Found, options: argparse.Namespace) -> dict[str, Any]:
 def _row(trial: Trial) -> dict[str, Any]:
     return {
         "recipe_digest": trial.recipe.digest,
+        "recipe": trial.recipe.model_dump(mode="json"),
         "bytes": trial.bytes_in_memory,
         "bytes_stored": trial.bytes_stored,
         "linear_bits_stored": trial.linear_bits_stored,

@@ -32,8 +32,10 @@ def menu(facts: CheckpointFacts, engine: Engine) -> dict[str, Scheme]:
         if not any(width % size for width in columns)
     ]
     if not schemes:
+        widths = ", ".join(str(width) for width in sorted(columns) if width % 32)
         raise SearchError(
-            f"no group size of int4 divides {min(columns)} columns: use the recipe int8"
+            f"no group size of int4 divides the columns of every module ({widths}): use the recipe "
+            "int8"
         )
     schemes.append(Int8(method="gptq"))
     return {scheme.label: scheme for scheme in schemes}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compression.errors import SearchError
 from compression.fidelity_record import SliceFidelity
 from compression.recipe import Budget, Recipe
-from compression.search.allocation import Allocation
+from compression.search.allocation import Allocation, Option
 from compression.search.budget import mean_kld, pooled_top1, violations, worst_kld
 
 MAX_TRIALS = 6
@@ -46,6 +46,8 @@ class Found:
     trials: tuple[Trial, ...]
     expected: tuple[tuple[int, float], ...]
     """``(bytes of all matrices in memory, expected KL divergence)``, smallest first."""
+    units: Mapping[str, Sequence[Option]]
+    """What each unit may be stored as, and what that costs."""
 
 
 def within_budget(

@@ -181,4 +181,5 @@ class Session:
             best=best,
             trials=tuple(self.trials),
             expected=tuple((point.num_bytes, point.cost) for point in self.points),
+            units=self._table,
         )

@@ -249,7 +249,12 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         "--engine", choices=("embedded", "vllm"), help="that will serve it (default: embedded)"
     )
     command.add_argument("--png", type=Path, metavar="FILE", help="draw the frontier")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    command.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write what each layer costs and every artifact that was measured",
+    )
     command.add_argument("--calibration", metavar="TEXT", help="a text file or a directory of them")
     command.add_argument("--tokens", type=_positive, metavar="N", help="of the calibration text")
 

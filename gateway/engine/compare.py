@@ -36,10 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """Check everything that can be checked at once, compare, write what was asked for."""
     recipe_names(options.recipe)
-    for option in ("json", "html", "png"):
-        path = getattr(options, option)
-        if path is not None:
-            require_writable(path, option=f"--{option}")
+    require_writable({f"--{each}": getattr(options, each) for each in ("json", "html", "png")})
     serve = _serve(options)
     slices = builtin_slices() if options.text is None else slices_from(options.text)
     # Imported last: it takes a second, which no refusal above needs.

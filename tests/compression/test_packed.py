@@ -6,6 +6,7 @@ import torch
 from compression import crossover
 from compression.crossover import measure_speed, tune
 from compression.kernels.matrix_unit import permission
+from compression.loading import Weight, stack_rows
 from compression.packed import (
     Bf16Linear,
     Int4Linear,
@@ -169,6 +170,14 @@ def test_memory_is_what_was_forecast(name: str, rows: int, columns: int) -> None
 def test_codes_of_other_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="int5-g32-asym on the kernel of int4"):
         Int4Linear(quantize(random(16, 64), Int5()), None)
+
+
+@pytest.mark.parametrize("other", [Int5(), Int8()])
+def test_weights_of_different_formats_are_not_fused(other: Grouped | Int8) -> None:
+    """Five bits would be read as four."""
+    parts: list[Weight] = [quantize(random(32, 64), each) for each in (Int4(), other)]
+    with pytest.raises(ValueError, match="different schemes"):
+        stack_rows(parts)
 
 
 def test_tuning_sets_one_figure_per_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -324,12 +325,36 @@ def test_failed_writing_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_unwritable_files_are_refused_early(tmp_path: Path) -> None:
-    """A directory, or a file in a directory that does not exist, is refused before the work."""
-    require_writable(tmp_path / "new.json", option="--json")
+    """What is no regular file, or could not be made one, is refused before the work."""
+    kept = tmp_path / "kept.json"
+    kept.write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    require_writable({"--json": tmp_path / "new.json", "--html": kept, "--png": None})
     with pytest.raises(ReportError, match=r"--json .* is a directory"):
-        require_writable(tmp_path, option="--json")
+        require_writable({"--json": tmp_path})
     with pytest.raises(ReportError, match=r"--png .*does not exist"):
-        require_writable(tmp_path / "no" / "x.png", option="--png")
+        require_writable({"--png": tmp_path / "no" / "x.png"})
+    with pytest.raises(ReportError, match=r"--json .* is no regular file"):
+        require_writable({"--json": tmp_path / "pipe"})
+    with pytest.raises(ReportError, match=r"--json '/proc/x.json': '/proc' is not writable"):
+        require_writable({"--json": Path("/proc/x.json")})
+    assert sorted(tmp_path.iterdir()) == [kept, tmp_path / "pipe"]
+    assert kept.read_text() == "old"
+
+
+def test_two_options_do_not_name_one_file(tmp_path: Path) -> None:
+    """One would be lost under the other, by whatever name."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    with pytest.raises(ReportError, match=r"--png and --json name one file"):
+        require_writable({"--json": tmp_path / "a.json", "--png": tmp_path / "link.json"})
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """What it leads to is written."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    write_json({"value": 1}, tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"value": 1}
 
 
 def on_vllm(shown: dict[str, Any]) -> dict[str, Any]:

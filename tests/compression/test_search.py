@@ -270,6 +270,9 @@ def test_search_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         session.fit(1000)
     again = another_session(directory, Calibration(tokens=1024), monkeypatch)
     assert again.points == session.points
+    digests = [trial.recipe.digest for trial in fitting.trials]
+    assert digests[0] == smallest.recipe.digest
+    assert digests[-2:] == [full.recipe.digest, fitting.best.recipe.digest]
     with pytest.raises(AssertionError, match="measured again"):
         _ = another_session(directory, Calibration(tokens=1024, seed=1), monkeypatch).points
     (remembered,) = (tmp_path / "home" / "search").iterdir()
@@ -321,6 +324,8 @@ def test_vllm_is_given_nothing_that_it_cannot_serve(tmp_path: Path) -> None:
 def test_columns_that_no_group_divides(tmp_path: Path) -> None:
     """There is nothing to choose from, and the way out is told."""
     directory = make_tiny_checkpoint(tmp_path / "model", intermediate_size=72)
-    with pytest.raises(SearchError, match=r"divides \d+ columns: use the recipe int8"):
+    with pytest.raises(
+        SearchError, match=r"divides the columns of every module \(72\): use the recipe int8"
+    ):
         Session(str(directory), None, name="x", calibration=Calibration(), on_progress=ignore)
     assert read_facts(directory).architecture.intermediate_size == 72

@@ -9,6 +9,7 @@ import pytest
 
 from compression.events import OnProgress, Progress, ignore
 from compression.paths import store_dir
+from compression.presets import parse_recipe
 from compression.recipe import Calibration
 from compression.search.__main__ import main
 from compression.search.allocation import Allocation
@@ -150,3 +151,8 @@ def test_what_was_found_is_written_as_json(
     assert report["best"]["bytes"] <= 200000
     sizes = [point["bytes"] for point in report["frontier"]]
     assert min(sizes) <= report["best"]["bytes"] <= max(sizes)
+    recipe = parse_recipe(report["best"]["recipe"], where="test", default_name="x")
+    assert recipe.digest == report["best"]["recipe_digest"]
+    smallest = sum(min(option["bytes"] for option in each) for each in report["units"].values())
+    largest = sum(max(option["bytes"] for option in each) for each in report["units"].values())
+    assert largest - smallest == max(sizes) - min(sizes)

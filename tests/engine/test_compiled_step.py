@@ -9,9 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from compression.errors import CompressionError
 from compression.events import ignore
+from compression.kernels import matrix_unit
+from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
 from compression.packed.linear import NEVER
 from compression.prepare import build_to
 from gateway.engine.cache import Cache
+from gateway.engine.compiled import step
 from gateway.engine.compiled.tables import Span, cut, row_table, task_table
 from gateway.engine.runner import Runner, load_runner
 from tests.checkpoints import CONFIGS, make_tiny_checkpoint
@@ -130,6 +133,35 @@ def test_weights_that_do_not_fit_their_config_are_refused(
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(CompressionError, match=name.removesuffix(".weight").rpartition(".")[2]):
         load_runner(source, threads=1, max_model_len=None)
+
+
+@pytest.mark.skipif(not matrix_unit.permission(), reason="no matrix unit is granted here")
+@pytest.mark.parametrize(
+    ("size", "key", "is_taken"),
+    [(32, "none", True), (32, "int8", True), (32, "int4", False), (16, "none", False)],
+)
+def test_several_rows_attend_on_the_matrix_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, key: str, is_taken: bool
+) -> None:
+    """Of heads and caches that it takes, in both layers."""
+    asked: list[int] = []
+
+    class OnUnit:
+        @property
+        def address(self) -> int:
+            asked.append(ATTEND_ON_UNIT.address)
+            return asked[-1]
+
+    monkeypatch.setattr(step, "ATTEND_ON_UNIT", OnUnit())
+    source = make_tiny_checkpoint(tmp_path / "source", head_dim=size)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(weights="int8", key=key, value="int8"))
+    build_to(str(source), str(recipe), None, tmp_path / "out", ignore)
+    runner = load_runner(tmp_path / "out", threads=1, max_model_len=None)
+    take(runner, compiled=True)
+    read(runner, [1])
+    assert bool(asked) == is_taken
+    assert len(asked) % 2 == 0
 
 
 def test_tokens_beyond_a_cache_are_refused(tmp_path: Path) -> None:

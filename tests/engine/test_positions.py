@@ -179,6 +179,14 @@ def test_windows_equal_transformers(tmp_path: Path, name: str, sizes: list[int])
     assert kld(expected, plain) > 10 * FLOOR
 
 
+@pytest.mark.parametrize("sizes", CHUNKS)
+def test_windows_of_heads_that_a_matrix_unit_takes(tmp_path: Path, sizes: list[int]) -> None:
+    """Where the processor has one, several rows of a step attend there."""
+    directory = make_tiny_checkpoint(tmp_path / "model", family="mistral", head_dim=32)
+    edit_config(directory, sliding_window=11)
+    require_same(whole(reference(directory), IDS), stepwise(load(directory), sizes))
+
+
 def test_sequences_of_a_batch_have_windows_of_their_own(tmp_path: Path) -> None:
     """Long and short sequences, new and old, share a step."""
     directory = make_tiny_checkpoint(tmp_path / "model", family="mistral")

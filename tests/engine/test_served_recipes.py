@@ -56,6 +56,23 @@ def dequantized_logits(source: Path, artifact: Path, *, round_inputs: bool) -> t
     return logits
 
 
+NUMERICS = {
+    "int4-fast": {"int4-g32-asym": "W4A16", "int8-rows": "W8A16"},
+    "int5": {"int5-g32-asym": "W5A16", "int8-rows": "W8A16"},
+    "int8-fast": {"int8-rows": "W8A16"},
+    "nf4": {"nf4-b64": "W4A16", "int8-rows": "W8A16"},
+}
+
+
+@pytest.mark.parametrize("recipe", list(NUMERICS))
+def test_numerics_are_told(tmp_path: Path, recipe: str) -> None:
+    """How many bits of weights and of their inputs are multiplied."""
+    source = make_tiny_checkpoint(tmp_path / "source")
+    built = build_to(str(source), recipe, None, tmp_path / "artifact", ignore)
+    info = load_runner(built.directory, threads=1, max_model_len=None).info()
+    assert info["numerics"] == NUMERICS[recipe]
+
+
 def one_by_one(runner: Runner) -> torch.Tensor:
     """Return the logits of :data:`IDS`, each token decoded alone."""
     cache = runner.new_cache(len(IDS))
