@@ -2,24 +2,27 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
-_STEP_S = 0.002
+STEP_S = 0.002
 """Tokens of requests that are decoded together come within so long of each other."""
-_FREE_S = 0.0001
+FREE_S = 0.0001
 """A round of the event loop that takes longer had something else to do."""
-_LONGEST_S = 0.05
+LONGEST_S = 0.05
 
 
-async def leisure() -> None:
-    """Wait until the event loop has nothing else to do; on a busy one for 50 ms, no longer.
+async def leisure(clock: Callable[[], float] = time.monotonic) -> None:
+    """Wait until the event loop has nothing else to do, 2 ms at least.
 
-    Between two calls should be no more work than a request can wait for: half a millisecond.
+    On a loop that is never free: until the look that ends after 50 ms, or later. ``clock`` is in
+    seconds. Between two calls should be no more work than a request can wait for: half a
+    millisecond.
     """
-    until = time.monotonic() + _LONGEST_S
+    until = clock() + LONGEST_S
     while True:
-        await asyncio.sleep(_STEP_S)
-        began = time.monotonic()
+        await asyncio.sleep(STEP_S)
+        began = clock()
         await asyncio.sleep(0)
-        ended = time.monotonic()
-        if ended - began < _FREE_S or ended > until:
+        ended = clock()
+        if ended - began < FREE_S or ended >= until:
             return

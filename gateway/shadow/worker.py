@@ -175,9 +175,11 @@ class Worker:
             reference.fail(error.code if isinstance(error, EngineRefused) else str(error))
             return
         reference.succeed()
+        await leisure()
+        # Nothing waits from here on: all sinks have the record of what counts as scored, or none.
         lag = self._metrics.histograms["shadow_lag_seconds"].labels(candidate.model)
         lag.observe(time.monotonic() - since)
-        await self._hand_on(item, divergence, item.variant)
+        self._hand_on(item, divergence, item.variant)
         candidate.score()
         self._num_scored += 1
         every = self._settings.floor_every
@@ -222,7 +224,8 @@ class Worker:
             second += await self._unless_busy(item, rest)
             pairs = list(zip(first, second, strict=True))
             floor = await piecewise(ids, pairs, _floor)
-            await self._hand_on(item, floor, FULL)
+            await leisure()
+            self._hand_on(item, floor, FULL)
         except (Yielded, TimeoutError, ApiError, NotANumber) as error:
             logger.debug("no noise floor this time: %s", type(error).__name__)
 
@@ -230,7 +233,7 @@ class Worker:
         counter = self._metrics.counters["shadow_reference_tokens_total"]
         counter.labels(self._reference.spec.alias).inc(count)
 
-    async def _hand_on(self, item: Waiting, divergence: Divergence, variant: str) -> None:
+    def _hand_on(self, item: Waiting, divergence: Divergence, variant: str) -> None:
         candidate = item.candidate
         if not math.isfinite(divergence.mean_kl):
             raise NotANumber("the divergence is no number")
@@ -248,7 +251,6 @@ class Worker:
             trace_id=candidate.trace_id,
         )
         for sink in self._sinks:
-            await leisure()
             sink.take(record)
 
 

@@ -13,6 +13,7 @@ from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.queue import ShadowQueue
 from gateway.shadow.records import Captured, Position, ScoredPosition
 from gateway.shadow.references import References
+from gateway.shadow.scored import ScoredRequest, Sink
 from gateway.shadow.tally import Tally
 from gateway.shadow.worker import Waiting, Worker
 from gateway.shadow.yielding import Yielding
@@ -42,7 +43,7 @@ class Scorer:
 class Bench:
     """A worker, its queue, and the number of requests that are in its way."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, sinks: Sequence[Sink] = (), **settings: object) -> None:
         found = ShadowSettings.model_validate({"rate": 1, **settings})
         self.metrics = Metrics()
         self.scorer = Scorer()
@@ -79,7 +80,7 @@ class Bench:
                 metrics=self.metrics,
                 meanwhile=self.queue.age_out,
             ),
-            sinks=(),
+            sinks=sinks,
             charge=self.charged.append,
             give_back=lambda item: self.given_back.append(item.candidate),
         )
@@ -217,6 +218,60 @@ def test_a_reference_is_not_ended_in_the_middle_of_a_score() -> None:
         await until(lambda: not reference.num_users)
         assert bench.tally.of("tiny")["scored"] == 1
         working.cancel()
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+class Listener:
+    """A sink that has the worker's task cancelled while it takes a record, if it is to."""
+
+    def __init__(self, *, cancels: bool) -> None:
+        self.taken: list[ScoredRequest] = []
+        self._cancels = cancels
+
+    def take(self, record: ScoredRequest) -> None:
+        """Keep it."""
+        self.taken.append(record)
+        task = asyncio.current_task()
+        if self._cancels and task is not None:
+            task.cancel()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("floor_every", [0, 1])
+def test_a_record_is_taken_by_all_sinks_or_none(place: int, floor_every: int) -> None:
+    """An end of the worker between two of them comes too late: both have it, and it is scored."""
+
+    async def use() -> None:
+        sinks = [Listener(cancels=number == place) for number in range(2)]
+        bench = Bench(sinks=sinks, floor_every=floor_every)
+        working = asyncio.create_task(bench.worker.run())
+        bench.put()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        assert [len(sink.taken) for sink in sinks] == [1, 1]
+        found = bench.tally.of("tiny")
+        assert (found["scored"], found["dropped"]) == (1, {})
+        await bench.references.stop()
+
+    asyncio.run(use())
+
+
+def test_a_score_that_is_stopped_before_is_taken_by_none() -> None:
+    """What ends behind the answer of the reference, before the sinks, is dropped."""
+
+    async def use() -> None:
+        sinks = [Listener(cancels=False), Listener(cancels=False)]
+        bench = Bench(sinks=sinks)
+        working = asyncio.create_task(bench.worker.run())
+        candidate = bench.put()
+        await until(lambda: bench.scorer.num_asked == 1)
+        working.cancel()
+        await until_over(candidate)
+        assert [len(sink.taken) for sink in sinks] == [0, 0]
+        found = bench.tally.of("tiny")
+        assert (found["scored"], found["dropped"]) == (0, {"stopped": 1})
         await bench.references.stop()
 
     asyncio.run(use())
