@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compression.architecture import parse_architecture, read_config
 from compression.errors import CompressionError
 from compression.events import ignore
 from compression.kernels import matrix_unit
@@ -192,10 +193,20 @@ def test_a_long_step_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     runner = artifact(tmp_path, "llama", "int8", "none", "none")
     take(runner, compiled=True)
     whole, _ = read(runner, [100])
-    monkeypatch.setattr("gateway.engine.compiled.step._MOST_ROWS", 33)
+    monkeypatch.setattr(step, "most_rows", lambda shape: 33)
     pieces, _ = read(runner, [100])
     # The last piece is one row, which vectors multiply, and a key may fall to the other side.
     assert relative(pieces, whole) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("width", "rows"), [(64, 512), (4096, 512), (8192, 256), (11008, 128), (100_000, 128)]
+)
+def test_wide_layers_take_fewer_rows(tmp_path: Path, width: int, rows: int) -> None:
+    """What lies between operations takes no more memory for a large model than for a small one."""
+    fields = read_config(make_tiny_checkpoint(tmp_path / "source"))
+    shape = parse_architecture(fields | {"intermediate_size": width}, where="test")
+    assert step.most_rows(shape) == rows
 
 
 def test_what_no_kernel_reads_is_served_by_operations(tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_t
 from gateway.engine.layer import Layer, RmsNorm
 
 _EPSILON_UNIT = 1e-12
-_MOST_ROWS = 512
-"""Rows that are run together: more would take memory and gain nothing."""
+_MOST_ROWS, _FEWER_ROWS = 512, 128
+"""Rows that are run together: more would take memory and gain nothing; not fewer than these."""
+_GATES_BYTES = 1 << 24
+"""What gates of a layer, the widest of what lies between its operations, may take."""
 
 
 def compile_step(
@@ -81,6 +83,12 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     return max(attention, bytes_on_unit(size, heads), row)
 
 
+def most_rows(shape: Architecture) -> int:
+    """Return how many rows are run together: fewer where a layer is wide."""
+    fitting = _GATES_BYTES // (2 * 4 * shape.intermediate_size)
+    return max(_FEWER_ROWS, min(_MOST_ROWS, fitting - fitting % _FEWER_ROWS))
+
+
 class CompiledStep:
     """All layers and the last norm as one program; to be run from one thread at a time."""
 
@@ -99,7 +107,7 @@ class CompiledStep:
             spans: whose keys and values are appended at their positions.
         """
         found, first = [], 0
-        for piece in cut(spans, _MOST_ROWS, self._architecture.head_dim):
+        for piece in cut(spans, most_rows(self._architecture), self._architecture.head_dim):
             count = sum(span.count for span in piece)
             found.append(self._run(x[first : first + count], piece))
             first += count
