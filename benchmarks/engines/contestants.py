@@ -81,6 +81,7 @@ class Contestant:
 _SMALL = (SMOLLM2,)
 ALL = (
     Contestant(OURS, "Narrowgate", "int4"),
+    Contestant(OURS, "Narrowgate", "w4-kv8", _SMALL),
     Contestant(OURS, "Narrowgate", "int8", _SMALL),
     Contestant(OURS, "Narrowgate", "w8a8", _SMALL),
     Contestant(OURS, "Narrowgate", "bf16", _SMALL),

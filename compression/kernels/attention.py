@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from compression.kernels.attention_integers import MOST_CHANNELS, score_integers, sum_integers
 from compression.kernels.attention_tiles import (
     DECODED,
     INT4,
     INT8,
     PLAIN,
+    POSITIONS,
     exponentials,
     largest_of,
     score_tile,
@@ -21,11 +23,11 @@ from compression.kernels.attention_tiles import (
 )
 from compression.kernels.compiling import call, compiled, compiled_as, linked
 from compression.kernels.exponential import exponential
+from compression.kernels.integer_tiles import CHANNELS, HAS_QUADS
 from compression.kernels.kv import recall
+from compression.kernels.llvm import LANES
 from compression.kernels.memory import floats, prefetch
 
-POSITIONS = 64
-"""Keys and values that are looked at in one go."""
 _LINE = 64
 """Bytes of a cache line."""
 _NOTHING = np.float32(-1e30)
@@ -89,33 +91,43 @@ _int8_scores, _int8_sums = _scores_of(INT8), _sums_of(INT8)
 _int4_scores, _int4_sums = _scores_of(INT4), _sums_of(INT4)
 
 
-@linked(10)
-def _score_plain(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+@linked(11)
+def _score_plain(
+    queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch
+):
     _plain_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _sum_plain(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+@linked(11)
+def _sum_plain(
+    weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch
+):
     _plain_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _score_int8(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
-    _int8_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+@linked(11)
+def _score_int8(queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch):
+    if size % LANES == 0 and size <= MOST_CHANNELS:
+        score_integers(queries, num, size, keys, stride, scales, scale_stride, count, out, scratch)
+    else:
+        _int8_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _sum_int8(weights, num, size, values, stride, scales, scale_stride, group, count, out):
-    _int8_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+@linked(11)
+def _sum_int8(weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch):
+    if HAS_QUADS and size % CHANNELS == 0:
+        sum_integers(weights, num, size, values, stride, scales, scale_stride, count, out, scratch)
+    else:
+        _int8_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _score_int4(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+@linked(11)
+def _score_int4(queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch):
     _int4_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
 
 
-@linked(10)
-def _sum_int4(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+@linked(11)
+def _sum_int4(weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch):
     _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
 
 
@@ -188,7 +200,7 @@ def attend(
                 _ask_for(values, layout[7], asks * layout[8], count)
             call(functions[0],
                  (own, num, size, keys, layout[1], key_scales, layout[3] * 2 * layout[4],
-                  size // max(1, layout[5]), count, weights))  # fmt: skip
+                  size // max(1, layout[5]), count, weights, scratch))  # fmt: skip
         for each in range(num):
             row = each // per_head
             seen = min(count, position + row + 1 - block)
@@ -203,7 +215,7 @@ def attend(
             call(functions[1],
                  (weights, num, size, values, layout[7], value_scales,
                   layout[9] * 2 * layout[10], size // max(1, layout[11]), count,
-                  results))  # fmt: skip
+                  results, scratch))  # fmt: skip
     for row in range(rows):
         source = floats(results + 4 * row * per_head * (size + 2), per_head * (size + 2))
         target = floats(out + row * out_stride, per_head * (size + 2))

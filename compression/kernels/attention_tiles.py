@@ -16,6 +16,8 @@ from compression.kernels.llvm import F32, I8, I16, I32, I64, LANES, Code, long, 
 
 PLAIN, INT8, INT4, DECODED = range(4)
 """How keys or values are held; the last is float32, already decoded."""
+POSITIONS = 64
+"""Keys and values that are looked at in one go."""
 _WIDTH = LANES // 2
 """Channels of a vector."""
 _LEAST = 8

@@ -82,6 +82,10 @@ class Code:
         loaded.align = 1
         return loaded
 
+    def held(self, value: Any) -> Any:
+        """Return a place that holds a value; LLVM keeps it in a register."""
+        return cgutils.alloca_once_value(self.builder, value)
+
     def bias(self, address: Any, count: int) -> Any:
         """Return float32 of a bias in bf16; zeros where its address is 0."""
         held = cgutils.alloca_once_value(self.builder, ir.Constant(wide(F32, count), None))

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from compression.architecture import Architecture
 from compression.kernels import fields as op
-from compression.kernels.attention import MIX, POSITIONS, SCORES, SUMS
+from compression.kernels.attention import MIX, SCORES, SUMS
 from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
 from compression.kernels.attention_on_unit import scratch_bytes as bytes_on_unit
 from compression.kernels.attention_operations import ATTEND, MERGE, TURN
+from compression.kernels.attention_tiles import POSITIONS
 from compression.kernels.row_operations import GATE, NORM, ROW_BYTES
 from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs, Outputs, apart, matrix, whole_tiles

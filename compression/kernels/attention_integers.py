@@ -1,0 +1,133 @@
+"""Attention of a single query over int8 keys and values, in integers.
+
+Queries become int16 and weights two planes of unsigned bytes, so that no key or value is made a
+float. What is rounded so is 15 bits of a query's largest channel and 16 of a block's largest
+weight: far below what int8 rounds.
+"""
+
+import numpy as np
+
+from compression.kernels.attention_tiles import POSITIONS
+from compression.kernels.compiling import compiled
+from compression.kernels.integer_tiles import score_tile, value_tile
+from compression.kernels.memory import (
+    bits_of_float,
+    bytes_at,
+    float_of_bits,
+    floats,
+    halves,
+    ints,
+    shorts,
+    widen,
+)
+
+MOST_CHANNELS = 512
+"""Of a head: products of a query and a key with more could leave int32."""
+_MOST_QUERIES = 3
+"""Queries of a tile; their sums and those of as many keys or channels fit the registers."""
+_QUERY_STEPS, _WEIGHT_STEPS = np.float32(32767.0), np.float32(65535.0)
+_LEAST = np.float32(1e-30)
+"""Below it no scale is made, whose inverse would be infinite."""
+
+_score_one, _score_two, _score_three = (score_tile(count) for count in (1, 2, 3))
+_sum_one, _sum_two, _sum_three = (value_tile(count) for count in (1, 2, 3))
+
+
+@compiled
+def _round_query(query, size, out):
+    """Write int16 of ``size`` float32 and return what they are to be multiplied by.
+
+    That is infinite or NaN where one of them is, so that nothing sound is made of them.
+    """
+    bits, values, rounded = ints(query, size), floats(query, size), shorts(out, size)
+    peak = np.int32(0)
+    for index in range(size):
+        peak = max(peak, bits[index] & np.int32(0x7FFFFFFF))
+    scale = max(float_of_bits(peak), _LEAST) / _QUERY_STEPS
+    inverse = np.float32(1.0) / scale
+    for index in range(size):
+        rounded[index] = np.int16(np.int32(np.rint(values[index] * inverse)))
+    return scale
+
+
+@compiled
+def _scales(scales, stride, count, out):
+    """Write the bf16 scales of ``count`` tokens as float32, 0 up to :data:`POSITIONS`."""
+    found = floats(out, POSITIONS)
+    for index in range(POSITIONS):
+        found[index] = 0.0
+    for index in range(count):
+        found[index] = widen(halves(scales + index * stride, 1)[0])
+
+
+@compiled
+def score_integers(queries, num, size, keys, stride, scales, scale_stride, count, out, scratch):
+    """Write the products of ``num`` float32 heads with ``count`` keys, :data:`POSITIONS` a head."""
+    factors, found = floats(scratch, POSITIONS), scratch + 4 * POSITIONS
+    rounded = found + 4 * _MOST_QUERIES * POSITIONS
+    _scales(scales, scale_stride, count, scratch)
+    for first in range(0, num, _MOST_QUERIES):
+        some, query = min(num - first, _MOST_QUERIES), queries + 4 * first * size
+        of_one = _round_query(query, size, rounded)
+        of_two = of_three = of_one
+        if some == 1:
+            _score_one(rounded, size, keys, stride, count, found)
+        else:
+            of_two = _round_query(query + 4 * size, size, rounded + 2 * size)
+            if some == 2:
+                _score_two(rounded, size, keys, stride, count, found)
+            else:
+                of_three = _round_query(query + 8 * size, size, rounded + 4 * size)
+                _score_three(rounded, size, keys, stride, count, found)
+        scale = (of_one, of_two, of_three)
+        for each in range(some):
+            products = ints(found + 4 * each * POSITIONS, POSITIONS)
+            scores = floats(out + 4 * (first + each) * POSITIONS, POSITIONS)
+            for index in range(POSITIONS):
+                scores[index] = np.float32(products[index]) * (scale[each] * factors[index])
+
+
+@compiled
+def _round_weights(weights, factors, out):
+    """Write :data:`POSITIONS` weights, each times its value's scale, as two planes of bytes.
+
+    Returns what a sum over them is to be multiplied by.
+    """
+    values, scales = floats(weights, POSITIONS), floats(factors, POSITIONS)
+    high, low = bytes_at(out, POSITIONS), bytes_at(out + POSITIONS, POSITIONS)
+    peak = np.int32(0)
+    for index in range(POSITIONS):
+        peak = max(peak, bits_of_float(values[index] * scales[index]) & np.int32(0x7FFFFFFF))
+    scale = max(float_of_bits(peak), _LEAST) / _WEIGHT_STEPS
+    inverse = np.float32(1.0) / scale
+    for index in range(POSITIONS):
+        step = np.int32(np.rint(values[index] * scales[index] * inverse))
+        high[index] = np.uint8(step >> np.int32(8))
+        low[index] = np.uint8(step & np.int32(255))
+    return scale
+
+
+@compiled
+def sum_integers(weights, num, size, values, stride, scales, scale_stride, count, out, scratch):
+    """Add weighted values to ``num`` float32 heads at ``out``, each with two numbers behind it."""
+    planes, found = scratch + 4 * POSITIONS, scratch + (4 + 2 * _MOST_QUERIES) * POSITIONS
+    _scales(scales, scale_stride, count, scratch)
+    for first in range(0, num, _MOST_QUERIES):
+        some, weight = min(num - first, _MOST_QUERIES), weights + 4 * first * POSITIONS
+        of_one = _round_weights(weight, scratch, planes)
+        of_two = of_three = of_one
+        if some == 1:
+            _sum_one(planes, size, values, stride, count, found)
+        else:
+            of_two = _round_weights(weight + 4 * POSITIONS, scratch, planes + 2 * POSITIONS)
+            if some == 2:
+                _sum_two(planes, size, values, stride, count, found)
+            else:
+                of_three = _round_weights(weight + 8 * POSITIONS, scratch, planes + 4 * POSITIONS)
+                _sum_three(planes, size, values, stride, count, found)
+        scale = (of_one, of_two, of_three)
+        for each in range(some):
+            sums = ints(found + 4 * each * size, size)
+            result = floats(out + 4 * (first + each) * (size + 2), size)
+            for channel in range(size):
+                result[channel] += np.float32(sums[channel]) * scale[each]
