@@ -1,11 +1,14 @@
 """``narrowgate compare`` and ``narrowgate search``: recipes, measured."""
 
 import argparse
+import sys
 
 from gateway.cli.jobs import run_job, source
 from gateway.comparisons.command import CompareCommand
 from gateway.errors import SettingsError
 from gateway.terminal import Terminal
+
+_ENDED = "Ended. What was measured is kept: the same command goes on from there."
 
 
 def run_compare(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -50,7 +53,9 @@ def run_search(options: argparse.Namespace, terminal: Terminal) -> int:
         if (value := getattr(options, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}={value}"]
     code, found = run_job(words, terminal)
-    if found is not None:
+    if found is None:
+        print(_ENDED, file=sys.stderr)
+    else:
         terminal.show(render_search(found["report"]))
         terminal.note(
             f"The chosen recipe is in {options.out}: serve it with --recipe {options.out}"

@@ -153,18 +153,21 @@ def test_serving_never_loads_heavy_libraries() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_build_is_quiet(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """A signal ends a build without a traceback; the exit code says which signal it was."""
-    fake, script = tmp_path / "fakes" / "compression", tmp_path / "run.py"
-    fake.mkdir(parents=True)
-    (fake / "__init__.py").touch()
-    (fake / "__main__.py").write_text("import time; print('waiting', flush=True); time.sleep(60)")
+def _end(words: list[str], module: str, number: signal.Signals, place: Path) -> tuple[int, str]:
+    """End a command while its child works; return its code and what it then printed."""
+    fake, script = place / "fakes", place / "run.py"
+    main = fake.joinpath(*module.split("."), "__main__.py")
+    main.parent.mkdir(parents=True)
+    for package in (main.parent, *main.parent.parents):
+        if package == fake:
+            break
+        (package / "__init__.py").touch()
+    main.write_text("import time; print('waiting', flush=True); time.sleep(60)")
     # Children find the fake first, because they start in its directory.
     script.write_text(
         "import os, sys, gateway.cli\n"
-        f"os.chdir({str(fake.parent)!r})\n"
-        "sys.exit(gateway.cli.main(['build', '--model', 'x', '--out', 'out']))"
+        f"os.chdir({str(fake)!r})\n"
+        f"sys.exit(gateway.cli.main({words!r}))"
     )
     process = subprocess.Popen(
         [sys.executable, str(script)],
@@ -178,8 +181,27 @@ def test_interrupted_build_is_quiet(tmp_path: Path, number: signal.Signals, code
         assert "waiting" in first
         process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait(30) == code
-    assert rest == ""
+        return process.wait(30), rest
+
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@SIGNALS
+def test_interrupted_build_is_quiet(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A signal ends a build without a traceback; the exit code says which signal it was."""
+    words = ["build", "--model", "x", "--out", "out"]
+    assert _end(words, "compression", number, tmp_path) == (code, "")
+
+
+@SIGNALS
+def test_an_ended_search_says_that_it_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Whoever ends it after minutes learns that they are not lost."""
+    words = ["search", "--model", "x", "--budget", "kld<=0.05", "--out", "out.yaml"]
+    said = "Ended. What was measured is kept: the same command goes on from there.\n"
+    assert _end(words, "compression.search", number, tmp_path) == (code, said)
 
 
 def test_progress_as_log_lines(caplog: pytest.LogCaptureFixture) -> None:
