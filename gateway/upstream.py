@@ -22,6 +22,7 @@ PROBE_TIMEOUT_S = 2.0
 _POLL_FIRST_S = 0.02
 _POLL_LAST_S = 0.25
 _AFTER_NEWS_S = 0.02
+_SHOWN_CHARS = 200
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
@@ -265,6 +266,11 @@ class EngineClient:
             reply = await self._client.get("/engine/info")
             if reply.status_code == 404:
                 return await self._info_of_stranger()
+            if reply.status_code != 200:
+                raise EngineFault(
+                    f"{self.base_url}/engine/info answers {reply.status_code}: "
+                    f"{reply.text[:_SHOWN_CHARS]!r}"
+                )
             info = EngineInfo.model_validate_json(reply.content)
         except httpx.TransportError as error:
             raise translate(error) from error

@@ -17,8 +17,7 @@ class WorkerExtension:
 
     def narrowgate_describe(self) -> dict[str, Any]:
         """Return the worker's part of ``GET /engine/info``; plain data only."""
-        runner = self.model_runner
-        model = runner.get_model()
+        model, config = self.model_runner.get_model(), self.model_runner.vllm_config
         schemes: dict[str, int] = {}
         kernels: dict[str, set[str]] = {}
         numerics: dict[str, set[str]] = {}
@@ -27,18 +26,14 @@ class WorkerExtension:
             schemes[label] = schemes.get(label, 0) + _num_parts(layer)
             kernels.setdefault(label, set()).add(kernel)
             numerics.setdefault(label, set()).add(numeric)
-        cache = runner.vllm_config.cache_config
-        tensors = list(_tensors(runner.kv_caches))
-        held = ", ".join(sorted({_dtype(tensor) for tensor in tensors}))
         return {
             "architecture": type(model).__name__,
-            "dtype": str(runner.vllm_config.model_config.dtype).removeprefix("torch."),
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "schemes": schemes,
             "kernels": {label: ", ".join(sorted(found)) for label, found in kernels.items()},
             "numerics": {label: ", ".join(sorted(found)) for label, found in numerics.items()},
             "weights_bytes": _weight_bytes(model),
-            "kv_dtype": held if str(cache.cache_dtype) == "auto" else str(cache.cache_dtype),
-            "kv_bits": max((8 * tensor.element_size() for tensor in tensors), default=None),
+            "kv_layers": _cache_layers(config.compilation_config.static_forward_context),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "version": __version__,
@@ -131,6 +126,24 @@ def _packed_bytes(layer: torch.nn.Module) -> int:
     return int(rows) * int(columns) * int(weight.element_size())
 
 
+def _cache_layers(layers: Mapping[str, Any]) -> dict[str, str]:
+    """Return how each layer of this worker keeps its keys and values, by the layer's number."""
+    found = {}
+    for name, layer in layers.items():
+        tensors = [each for each in _tensors(getattr(layer, "kv_cache", None)) if each.numel()]
+        numbers = [part for part in name.split(".") if part.isdigit()]
+        if tensors and numbers:
+            found[numbers[0]] = _held(tensors, str(getattr(layer, "kv_cache_dtype", "auto")))
+    return found
+
+
+def _held(tensors: list[torch.Tensor], called: str) -> str:
+    """Return what the tensors of one layer's cache hold; single bytes are what the layer says."""
+    widest = max(tensors, key=lambda tensor: tensor.element_size())
+    is_coded = widest.element_size() == 1 and called != "auto"
+    return called if is_coded else str(widest.dtype).removeprefix("torch.")
+
+
 def _tensors(found: object) -> Iterator[torch.Tensor]:
     if isinstance(found, torch.Tensor):
         yield found
@@ -140,7 +153,3 @@ def _tensors(found: object) -> Iterator[torch.Tensor]:
     elif isinstance(found, (list, tuple)):
         for value in found:
             yield from _tensors(value)
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
