@@ -39,6 +39,7 @@ _FAILING: Mapping[str, str] = MappingProxyType(
 )
 """vLLM's kernel of a scheme, which ours stands in for where it fails."""
 
+_FP8_WEIGHTS = frozenset({"fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"})
 _CUDA_FP8 = (8, 9)
 _CUDA_PACKED = (7, 5)
 
@@ -198,6 +199,22 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
         notes.append("vLLM keeps embeddings and the output head as the files have them, in 16 bits")
     kept = _kept(recipe, facts)
     return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes), kept)
+
+
+def require_fp8_weights(asked: object, facts: VllmFacts) -> None:
+    """Check that vLLM can round weights to fp8 as its option ``quantization`` asks.
+
+    Raises:
+        LoadRefused: on this processor it cannot; says what works.
+    """
+    can = facts.fp8_weights
+    if can is None or asked in can or asked not in _FP8_WEIGHTS:
+        return
+    works = "fp8_per_block with recipe full, or " if "fp8_per_block" in can else ""
+    raise LoadRefused(
+        f"'vllm_options' has 'quantization' as {asked!r}: vLLM {facts.version} lacks what it calls "
+        f"on this processor: use {works}recipe int8"
+    )
 
 
 def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:

@@ -26,6 +26,7 @@ from gateway.backends.vllm_capabilities import (
     WEIGHTS,
     VllmPlan,
     plan,
+    require_fp8_weights,
     require_servable_by,
 )
 from gateway.backends.vllm_facts import VllmFacts
@@ -65,6 +66,7 @@ def facts(**changes: Any) -> VllmFacts:
         "cpu_features": frozenset({"avx512", "vnni"}),
         "head_sizes": frozenset({64, 128}),
         "int8_error": 0.002,
+        "fp8_weights": None,
         "has_int4_kernel": True,
     }
     return VllmFacts.model_validate(said | changes)
@@ -157,6 +159,18 @@ def test_nf4_needs_the_plugin() -> None:
     with pytest.raises(LoadRefused, match=r"recipe 'nf4' .* vllm-bnb-plugin.*use recipe int4"):
         plan(recipe, facts())
     assert plan(recipe, facts(has_bitsandbytes_plugin=True)).options == {}
+
+
+def test_fp8_weights_on_processors() -> None:
+    """They are an option of vLLM; what this build cannot do is refused before the start."""
+    can = facts(fp8_weights=["fp8_per_block"])
+    for asked in ("fp8_per_block", "awq", None):
+        require_fp8_weights(asked, can)
+    with pytest.raises(LoadRefused, match=r"as 'fp8': .* use fp8_per_block with recipe full, or"):
+        require_fp8_weights("fp8", can)
+    with pytest.raises(LoadRefused, match="on this processor: use recipe int8"):
+        require_fp8_weights("fp8_per_block", facts(fp8_weights=[]))
+    require_fp8_weights("fp8", gpu())
 
 
 def test_old_gpus() -> None:

@@ -8,6 +8,14 @@ import torch
 from vllm.version import __version__
 
 _BLOCK_OF_NF4 = 64
+_FP8_OF_WEIGHTS_ALONE = frozenset(
+    {
+        "CPUFp8BlockScaledMMKernel",
+        "CPUFp8PerTensorScaledMMLinearKernel",
+        "MarlinFP8ScaledMMLinearKernel",
+    }
+)
+"""Kernels whose inputs stay in 16 bits; others round them or not by what they were given."""
 
 
 class WorkerExtension:
@@ -75,17 +83,18 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
                 name,
                 f"W{scheme.num_bits}A{8 if rounds else 16}",
             )
+    numeric = "W8A16" if name in _FP8_OF_WEIGHTS_ALONE else "unknown"
     match type(method).__name__:
         case "UnquantizedLinearMethod":
             return "none", _dense_kernel(layer), "W16A16"
         case "BitsAndBytesLinearMethod":
             return f"nf4-b{_BLOCK_OF_NF4}", name, "W4A16"
         case "Fp8PerTensorOnlineLinearMethod":
-            return "fp8-tensor", name, "unknown"
+            return "fp8-tensor", name, numeric
         case "Fp8PerBlockOnlineLinearMethod":
-            return "fp8-block", name, "unknown"
+            return "fp8-block", name, numeric
         case "Fp8PtpcOnlineLinearMethod":
-            return "fp8-rows", name, "unknown"
+            return "fp8-rows", name, numeric
     return type(scheme or method).__name__, name, "unknown"
 
 
