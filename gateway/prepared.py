@@ -6,13 +6,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from compression.recipe import FULL
+from compression.kv.layers import layer_schemes
+from compression.recipe import FULL, KvCache
 from compression.schemes import Unquantized
 from gateway.errors import SchemeMismatch
 from gateway.protocol import EngineInfo
 
 _UNQUANTIZED = Unquantized().label
-_PLAIN_BITS = 16
+_PLAIN_DTYPES = frozenset({"bfloat16", "float16", "float32"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,6 @@ class Prepared:
             }
         )
 
-    def _require_cache(self, info: EngineInfo) -> None:
-        recipe = (self.manifest or {}).get("recipe", {})
-        if "kv_cache" in recipe and info.kv_bits == _PLAIN_BITS and _is_rounded(recipe["kv_cache"]):
-            raise SchemeMismatch(
-                f"the engine of {info.served_model_name} keeps keys and values in {info.kv_dtype}, "
-                f"but recipe {recipe['name']!r} asks for less: use engine 'embedded'"
-            )
-
     def require_applied(self, info: EngineInfo, *, rounds_at_load: bool) -> None:
         """Check that the live engine runs what the artifact records; a plain checkpoint passes.
 
@@ -78,7 +71,7 @@ class Prepared:
         if self.manifest is None:
             _require_schemes(info, set(info.recorded_schemes or ()), "its artifact")
         elif info.schemes is not None:
-            self._require_cache(info)
+            _require_cache(info, self.manifest["recipe"])
             recorded = recorded_schemes(self.manifest, rounds_at_load=rounds_at_load)
             _require_schemes(info, recorded, f"the artifact {str(self.directory)!r}")
 
@@ -140,12 +133,28 @@ def _require_schemes(info: EngineInfo, recorded: set[str], whose: str) -> None:
         )
 
 
+def _require_cache(info: EngineInfo, recipe: Mapping[str, Any]) -> None:
+    layers, kv_cache = info.kv_layers, KvCache.model_validate(recipe.get("kv_cache", {}))
+    if layers is None or not kv_cache.is_quantized:
+        return
+    asked = layer_schemes(kv_cache, len(layers)) if layers else ()
+    wrong = [
+        f"layer {index} in {held}"
+        for index, (held, scheme) in enumerate(zip(layers, asked, strict=True))
+        if (held in _PLAIN_DTYPES) == scheme.is_quantized
+    ]
+    if wrong or not layers:
+        named = ", ".join(wrong[:3]) or "no layer that it could name"
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise SchemeMismatch(
+            f"the engine of {info.served_model_name} keeps keys and values of {named}{more}, "
+            f"and 'kv_cache' of recipe {recipe['name']!r} asks for something else: "
+            "use engine 'embedded'"
+        )
+
+
 def _live(info: EngineInfo) -> set[str]:
     return {label for label, count in (info.schemes or {}).items() if count}
-
-
-def _is_rounded(cache: Mapping[str, Any]) -> bool:
-    return any(cache[part]["scheme"] != _UNQUANTIZED for part in ("key", "value"))
 
 
 def _recorded(record: Mapping[str, Any], rounds_at_load: bool) -> str:

@@ -1,5 +1,6 @@
 """The wire: types of OpenAI chat completions, model cards and an engine's description of itself."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -183,10 +184,8 @@ class EngineInfo(BaseModel):
     kernels: dict[str, str] | None = None
     numerics: dict[str, str] | None = None
     """Bits that a scheme's products are made of: ``W4A16`` has 4-bit weights, 16-bit inputs."""
-    kv_dtype: str | None = None
-    """vLLM's name for how it keeps keys and values."""
-    kv_bits: int | None = None
-    """Of the widest tensor of the live cache, a number."""
+    kv_layers: tuple[str, ...] | None = None
+    """vLLM's name for how each layer's keys and values are kept, the first layer's first."""
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None
     kv_bytes_per_token: int | None = None
     max_capture: int | None = None
@@ -197,6 +196,17 @@ class EngineInfo(BaseModel):
     threads: int | None = None
     pid: int | None = None
     version: str | None = None
+
+    @property
+    def kv_dtype(self) -> str | None:
+        """Return how keys and values are kept, with the counts of layers where these differ."""
+        if not self.kv_layers:
+            return None
+        (most, count), *others = Counter(self.kv_layers).most_common()
+        if not others:
+            return most
+        rest = ", ".join(f"{name} in {fewer}" for name, fewer in others)
+        return f"{most} in {count} layers, {rest}"
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Terminal:
         if compressed := [snapshot.spec for snapshot in snapshots if snapshot.spec.variant != FULL]:
             asked = compressed[0].settings
             words = ["narrowgate", "compare", "--model", asked.model, "--recipe", asked.recipe]
+            if asked.engine != "embedded":
+                words += ["--engine", asked.engine]
             self._say(f"  Fidelity  {shlex.join(words)}")
         self._say("Ctrl-C stops it.")
 

@@ -22,6 +22,7 @@ PROBE_TIMEOUT_S = 2.0
 _POLL_FIRST_S = 0.02
 _POLL_LAST_S = 0.25
 _AFTER_NEWS_S = 0.02
+_SHOWN_CHARS = 200
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """A plain reply longer than this is a defect of the engine."""
 
@@ -265,13 +266,21 @@ class EngineClient:
             reply = await self._client.get("/engine/info")
             if reply.status_code == 404:
                 return await self._info_of_stranger()
+            if reply.status_code != 200:
+                raise EngineFault(
+                    f"{self.base_url}/engine/info answers {reply.status_code}: "
+                    f"{reply.text[:_SHOWN_CHARS]!r}: see that engine's log, or correct 'urls'"
+                )
             info = EngineInfo.model_validate_json(reply.content)
         except httpx.TransportError as error:
             raise translate(error) from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise EngineFault(f"/engine/info of the engine: {where!r} {first['msg']}") from None
+            what = f"{where!r} {first['msg']}" if where else first["msg"]
+            raise EngineFault(
+                f"{self.base_url}/engine/info does not describe an engine ({what}): correct 'urls'"
+            ) from None
         if info.served_model_name != self.served_name:
             raise self._other_model([info.served_model_name])
         return info
@@ -289,7 +298,9 @@ class EngineClient:
             card = next((each for each in cards if each["id"] == self.served_name), None)
             served = [str(each["id"]) for each in cards]
         except (orjson.JSONDecodeError, LookupError, TypeError):
-            raise EngineFault(f"{self.base_url}/v1/models is no list of models") from None
+            raise EngineFault(
+                f"{self.base_url}/v1/models is no list of models: correct 'urls'"
+            ) from None
         if card is None:
             raise self._other_model(served)
         return EngineInfo(
@@ -309,7 +320,9 @@ class EngineClient:
         except httpx.TransportError as error:
             raise translate(error) from error
         except (orjson.JSONDecodeError, LookupError, TypeError):
-            raise EngineFault(f"{self.base_url}/v1/models is no list of models") from None
+            raise EngineFault(
+                f"{self.base_url}/v1/models is no list of models: correct 'urls'"
+            ) from None
 
     async def aclose(self) -> None:
         """Close all connections."""

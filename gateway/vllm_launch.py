@@ -10,7 +10,7 @@ from compression.recipe import FULL, Recipe
 from gateway.backends import vllm
 from gateway.backends.process import EngineProcess
 from gateway.backends.vllm import VllmStart
-from gateway.backends.vllm_capabilities import plan, require_servable_by
+from gateway.backends.vllm_capabilities import plan, require_fp8_weights, require_servable_by
 from gateway.backends.vllm_facts import find_python, probe
 from gateway.backends.vllm_log import VllmLog
 from gateway.backends.vllm_pulse import VllmPulse
@@ -31,6 +31,7 @@ async def check_vllm(settings: VariantSettings, recipe: Recipe | None) -> VllmSt
     start = VllmStart(python, facts, plan(recipe, facts))
     # Wrong options are told now, not after minutes of compression.
     vllm.chosen_words(settings, facts)
+    require_fp8_weights(settings.vllm_options.get("quantization"), facts)
     return start
 
 

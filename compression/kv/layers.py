@@ -15,6 +15,11 @@ class LayerKv:
     key: AnyKv
     value: AnyKv
 
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether anything of the layer's cache is."""
+        return not (isinstance(self.key, KvUnquantized) and isinstance(self.value, KvUnquantized))
+
     def bytes_per_token(self, heads: int, head_dim: int) -> int:
         """Return the bytes that one token takes in this layer's ``heads`` key-value heads."""
         bits = self.key.bits_per_value(head_dim) + self.value.bits_per_value(head_dim)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gateway.backends.vllm_capabilities import DISABLED, VllmPlan
+from gateway.backends.vllm_capabilities import DISABLED, KEPT_LAYERS, VllmPlan
 from gateway.backends.vllm_facts import VllmFacts, python_path
 from gateway.errors import LoadRefused
 from gateway.model_settings import VariantSettings
@@ -36,6 +36,8 @@ ARTIFACT_VARIABLE = "NARROWGATE_VLLM_ARTIFACT"
 _GIB = 1024**3
 _PLUGINS = "VLLM_PLUGINS"
 _OUR_PLUGIN = "narrowgate"
+_OF_THE_CACHE = ("--kv-cache-dtype", KEPT_LAYERS)
+"""What the recipe says of keys and values."""
 _OURS = frozenset(
     {
         "--model",
@@ -45,7 +47,7 @@ _OURS = frozenset(
         "--uds",
         "--middleware",
         "--worker-extension-cls",
-        "--kv-cache-dtype",
+        *_OF_THE_CACHE,
         "--kv-cache-memory-bytes",
         "--max-model-len",
         "--max-num-seqs",
@@ -119,7 +121,7 @@ def command(
             otlp_endpoint and facts.has_tracing and f"{otlp_endpoint}/v1/traces"
         )
         or None,
-        **start.plan.options,
+        **start.plan.options_for(directory),
     }
     for option, value in wanted.items():
         words += _words(option, value, facts)
@@ -232,6 +234,8 @@ def _chosen(name: str, value: str | int | float | bool, facts: VllmFacts) -> lis
     if option in _OURS:
         ours = name.replace("-", "_")
         remedy = f"set {ours!r} beside it" if ours in VariantSettings.model_fields else "remove it"
+        if option in _OF_THE_CACHE:
+            remedy = "say it in 'kv_cache' of a recipe"
         raise LoadRefused(f"{where}, which the gateway sets itself: {remedy}")
     if option not in facts.options:
         raise LoadRefused(f"{where}, an option that vLLM {facts.version} does not have: correct it")

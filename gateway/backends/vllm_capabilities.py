@@ -3,12 +3,15 @@
 What it cannot do is refused with the reason and the nearest recipe that it can.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from compression.recipe import Recipe
+from compression.kv.layers import layer_schemes
+from compression.recipe import KvCache, Recipe
 from compression.schemes import (
     AnyKv,
     AnyWeight,
@@ -28,6 +31,7 @@ from gateway.errors import LoadRefused
 MAX_INT8_ERROR = 0.01
 """Above it vLLM's int8 product is wrong; rounding to bf16 alone makes 0.002."""
 
+KEPT_LAYERS = "--kv-cache-dtype-skip-layers"
 KERNELS = "NARROWGATE_VLLM_KERNELS"
 DISABLED = "VLLM_DISABLED_KERNELS"
 _FAILING: Mapping[str, str] = MappingProxyType(
@@ -35,6 +39,7 @@ _FAILING: Mapping[str, str] = MappingProxyType(
 )
 """vLLM's kernel of a scheme, which ours stands in for where it fails."""
 
+_FP8_WEIGHTS = frozenset({"fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"})
 _CUDA_FP8 = (8, 9)
 _CUDA_PACKED = (7, 5)
 
@@ -47,6 +52,30 @@ class VllmPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What differs from what the operator may expect, a sentence each."""
+    kept: KvCache | None = None
+    """The recipe's cache, where it keeps layers at either end in 16 bits.
+
+    Which ones these are is known with the checkpoint.
+    """
+
+    def options_for(self, directory: Path) -> dict[str, str | tuple[str, ...]]:
+        """Return the options for the checkpoint in ``directory``.
+
+        Raises:
+            LoadRefused: layers at its end are to be kept, and it does not say how many it has.
+            RecipeError: every layer is to be kept.
+        """
+        if self.kept is None:
+            return dict(self.options)
+        found = json.loads((directory / "config.json").read_bytes()).get("num_hidden_layers")
+        if not isinstance(found, int):
+            raise LoadRefused(
+                "'keep_first' and 'keep_last' of 'kv_cache' count layers, and the checkpoint's "
+                "config.json has no 'num_hidden_layers': leave them out"
+            )
+        layers = enumerate(layer_schemes(self.kept, found))
+        plain = tuple(f"{index}" for index, layer in layers if not layer.is_quantized)
+        return {**self.options, KEPT_LAYERS: plain}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +197,24 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
         notes.append(_KV_NOTE)
     if not isinstance(recipe.embeddings, Unquantized):
         notes.append("vLLM keeps embeddings and the output head as the files have them, in 16 bits")
-    return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes))
+    kept = _kept(recipe, facts)
+    return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes), kept)
+
+
+def require_fp8_weights(asked: object, facts: VllmFacts) -> None:
+    """Check that vLLM can round weights to fp8 as its option ``quantization`` asks.
+
+    Raises:
+        LoadRefused: on this processor it cannot; says what works.
+    """
+    can = facts.fp8_weights
+    if can is None or asked in can or asked not in _FP8_WEIGHTS:
+        return
+    works = "fp8_per_block with recipe full, or " if "fp8_per_block" in can else ""
+    raise LoadRefused(
+        f"'vllm_options' has 'quantization' as {asked!r}: vLLM {facts.version} lacks what it calls "
+        f"on this processor: use {works}recipe int8"
+    )
 
 
 def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
@@ -223,17 +269,29 @@ def _kv_options(recipe: Recipe, facts: VllmFacts) -> dict[str, str | tuple[str, 
             recipe,
             Refusal(f"vLLM {facts.version} has no {dtype} cache", "use a newer vLLM, or fp8"),
         )
-    options: dict[str, str | tuple[str, ...]] = {"--kv-cache-dtype": dtype}
-    if cache.keep_first or cache.keep_last:
+    return {"--kv-cache-dtype": dtype}
+
+
+def _kept(recipe: Recipe, facts: VllmFacts) -> KvCache | None:
+    """Return the cache of a recipe that keeps outer layers in 16 bits."""
+    cache = recipe.kv_cache
+    if not cache.is_quantized or not (cache.keep_first or cache.keep_last):
+        return None
+    if KEPT_LAYERS not in facts.options:
+        why = f"vLLM {facts.version} lacks the option that 'keep_first' and 'keep_last' need"
+        remedy = "use 0.32 or newer, leave them out of 'kv_cache', or use engine 'embedded'"
+        raise _refused(recipe, Refusal(f"{why} ({KEPT_LAYERS})", remedy))
+    if facts.device != "cpu":
         raise _refused(
             recipe,
             Refusal(
-                "'keep_first' and 'keep_last' of 'kv_cache' have no counterpart that is known to "
-                "hold in vLLM",
+                "'keep_first' and 'keep_last' of 'kv_cache' put layers of two widths into one "
+                "cache, with a range a token and head in some of them, which has not been tried "
+                "on a GPU",
                 "leave them out, or use engine 'embedded'",
             ),
         )
-    return options
+    return cache
 
 
 def _cpu_kv(recipe: Recipe, facts: VllmFacts) -> str:

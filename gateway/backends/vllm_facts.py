@@ -64,6 +64,8 @@ class VllmFacts(BaseModel):
     """Of attention on a processor; empty: any."""
     int8_error: float | None
     """How far the int8 product is from the exact one, as a share of its norm; CPU only."""
+    fp8_weights: frozenset[str] | None
+    """Values of ``quantization`` that round to fp8 and can work; CPU only, None: any may."""
     has_int4_kernel: bool
 
 

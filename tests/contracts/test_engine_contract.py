@@ -77,7 +77,7 @@ def test_info(engine: Client) -> None:
     if reply.status_code == 404:
         pytest.skip("a gateway shows it in its list of models instead")
     info = EngineInfo.model_validate_json(reply.content)
-    not_all = {"recipe_digest", "kv_scheme", "kv_dtype", "kv_bits"}
+    not_all = {"recipe_digest", "kv_scheme", "kv_layers"}
     not_all |= {"source_digest", "recorded_schemes", "fidelity"}  # only of an artifact
     not_all |= {"vocab_size"}  # only where whole distributions can be kept
     assert None not in info.model_dump(exclude=not_all).values()

@@ -25,6 +25,7 @@ FACTS = {
     "cpu_features": [],
     "head_sizes": [64],
     "int8_error": 0.002,
+    "fp8_weights": None,
     "has_int4_kernel": True,
 }
 FAILURE = "(Worker pid=1) ERROR 11-22 12:00:00 [core.py:1] AttributeError: no 'gemm'"

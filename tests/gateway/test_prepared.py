@@ -8,9 +8,12 @@ import pytest
 
 from compression.events import ignore
 from compression.presets import load_recipe
+from compression.recipe import KvCache, Recipe
+from compression.schemes import Int8, KvFp8
 from gateway.errors import SchemeMismatch
 from gateway.launch import prepare
 from gateway.model_settings import VariantSettings
+from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
 from gateway.specs import VariantSpec
 
@@ -79,3 +82,45 @@ def test_a_file_of_the_same_name_with_other_contents_is_refused(tmp_path: Path) 
     check(str(here), told[here])
     with pytest.raises(SchemeMismatch, match="another recipe of the name 'mine'"):
         check(str(here), told[there])
+
+
+def held(layers: tuple[str, ...] | None, **kept: int) -> EngineInfo:
+    """Hold how an engine keeps its layers' keys and values against a recipe with an fp8 cache."""
+    cache = KvCache(key=KvFp8(), value=KvFp8(), **kept)
+    recipe = Recipe(name="mine", weights=Int8(), kv_cache=cache).model_dump(mode="json")
+    manifest = {
+        "recipe": recipe,
+        "tensors": [
+            {"shape": [2, 2], "applied": "int8-rows", "bytes_before": 8, "bytes_stored": 4}
+        ],
+    }
+    told = {"served_model_name": "m", "schemes": {"int8-rows": 7}, "kv_layers": layers}
+    info = EngineInfo.model_validate(told)
+    Prepared(Path("/store/a"), manifest).require_applied(info, rounds_at_load=False)
+    return info
+
+
+def test_a_cache_that_is_as_asked_passes() -> None:
+    """Every layer is in fp8 but those that were to be kept; who tells nothing is believed."""
+    assert held(("fp8",) * 3).kv_dtype == "fp8"
+    assert (
+        held(("bfloat16", "fp8", "fp8"), keep_first=1).kv_dtype == "fp8 in 2 layers, bfloat16 in 1"
+    )
+    assert held(None).kv_dtype is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept", "words"),
+    [
+        (("bfloat16",) * 5, {}, "of layer 0 in bfloat16, layer 1 in bfloat16, .* and 2 more, and"),
+        (("fp8",) * 3, {"keep_last": 1}, "of layer 2 in fp8, and 'kv_cache' of recipe 'mine' asks"),
+        (("fp8", "fp8", "bfloat16"), {"keep_first": 1}, "of layer 0 in fp8, layer 2 in bfloat16"),
+        ((), {}, "of no layer that it could name"),
+    ],
+)
+def test_a_cache_that_is_not_as_asked_is_refused(
+    layers: tuple[str, ...], kept: dict[str, int], words: str
+) -> None:
+    """The layers that differ are named."""
+    with pytest.raises(SchemeMismatch, match=words):
+        held(layers, **kept)

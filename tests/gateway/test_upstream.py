@@ -292,9 +292,15 @@ def test_overflow_is_recognised_by_its_words(message: str) -> None:
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
 
 
-def test_info_that_cannot_be_read() -> None:
-    """A description without a needed key is the engine's fault and names the key."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "served_model_name"),
+        (b"HTTP/1.1 500 No\r\ncontent-length: 4\r\n\r\nboom", "/engine/info answers 500: 'boom'"),
+    ],
+)
+def test_info_that_cannot_be_read(head: bytes, words: str) -> None:
+    """A description without a needed key, or none, is the engine's fault and says so."""
 
     async def run() -> None:
         async with server(replying(head)) as url:
@@ -304,7 +310,7 @@ def test_info_that_cannot_be_read() -> None:
             finally:
                 await client.aclose()
 
-    with pytest.raises(EngineFault, match="served_model_name"):
+    with pytest.raises(EngineFault, match=words):
         asyncio.run(run())
 
 

@@ -26,6 +26,7 @@ SAID: dict[str, Any] = {
     "cpu_features": [],
     "head_sizes": [64],
     "int8_error": 0.1,
+    "fp8_weights": [],
     "has_int4_kernel": False,
 }
 

@@ -1,5 +1,6 @@
 """What vLLM is asked for, by recipe and device; what it cannot do is refused with a remedy."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from gateway.backends.vllm_capabilities import (
     WEIGHTS,
     VllmPlan,
     plan,
+    require_fp8_weights,
     require_servable_by,
 )
 from gateway.backends.vllm_facts import VllmFacts
@@ -44,6 +46,7 @@ def facts(**changes: Any) -> VllmFacts:
         "capability": None,
         "options": {
             "--kv-cache-dtype": KV_DTYPES,
+            "--kv-cache-dtype-skip-layers": None,
             "--kv-cache-memory-bytes": None,
             "--max-model-len": None,
             "--worker-extension-cls": None,
@@ -63,6 +66,7 @@ def facts(**changes: Any) -> VllmFacts:
         "cpu_features": frozenset({"avx512", "vnni"}),
         "head_sizes": frozenset({64, 128}),
         "int8_error": 0.002,
+        "fp8_weights": None,
         "has_int4_kernel": True,
     }
     return VllmFacts.model_validate(said | changes)
@@ -157,6 +161,18 @@ def test_nf4_needs_the_plugin() -> None:
     assert plan(recipe, facts(has_bitsandbytes_plugin=True)).options == {}
 
 
+def test_fp8_weights_on_processors() -> None:
+    """They are an option of vLLM; what this build cannot do is refused before the start."""
+    can = facts(fp8_weights=["fp8_per_block"])
+    for asked in ("fp8_per_block", "awq", None):
+        require_fp8_weights(asked, can)
+    with pytest.raises(LoadRefused, match=r"as 'fp8': .* use fp8_per_block with recipe full, or"):
+        require_fp8_weights("fp8", can)
+    with pytest.raises(LoadRefused, match="on this processor: use recipe int8"):
+        require_fp8_weights("fp8_per_block", facts(fp8_weights=[]))
+    require_fp8_weights("fp8", gpu())
+
+
 def test_old_gpus() -> None:
     """A GPU that has no kernel is refused by its number."""
     with pytest.raises(LoadRefused, match=r"compute capability 7.5, this one has 7.0"):
@@ -200,11 +216,30 @@ def test_cache_on_processors() -> None:
 
 
 def test_cache_that_differs_in_parts() -> None:
-    """vLLM has one form of cache for keys, values and all layers."""
+    """vLLM has one form of cache for keys and values; on GPUs the layers' was not tried."""
     with pytest.raises(LoadRefused, match="keeps keys and values alike"):
         plan(PRESETS["w4-k8v4"], gpu())
-    with pytest.raises(LoadRefused, match="'keep_first' and 'keep_last'"):
+    with pytest.raises(LoadRefused, match=r"'keep_first' and 'keep_last' .* on a GPU"):
         plan(_kv(KvInt8(), KvInt8(), keep_first=1), gpu())
+
+
+def test_layers_whose_cache_is_kept(tmp_path: Path) -> None:
+    """On a processor vLLM is told their numbers, which the checkpoint's config must give."""
+    kept = plan(_kv(KvFp8(), KvFp8(), keep_first=1, keep_last=2), facts())
+    with pytest.raises(LoadRefused, match="has no 'num_hidden_layers': leave them out"):
+        kept.options_for(_checkpoint(tmp_path, {}))
+    checkpoint = _checkpoint(tmp_path, {"num_hidden_layers": 5})
+    words = _words(_settings(), facts(), kept, checkpoint)
+    assert words[words.index("--kv-cache-dtype-skip-layers") + 1 :] == ["0", "3", "4"]
+    assert plan(_kv(KvFp8(), KvFp8()), facts()).kept is None
+    without = {name: given for name, given in facts().options.items() if "skip" not in name}
+    with pytest.raises(LoadRefused, match=r"lacks the option .* 0\.32 or newer, leave them out"):
+        plan(_kv(KvFp8(), KvFp8(), keep_last=1), facts(options=without))
+
+
+def _checkpoint(directory: Path, config: dict[str, Any]) -> Path:
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 def test_families_and_heads() -> None:
@@ -224,11 +259,16 @@ def _settings(**fields: Any) -> VariantSettings:
     return VariantSettings(model="m", engine="vllm", **fields)
 
 
-def _words(settings: VariantSettings, found: VllmFacts, made: VllmPlan | None = None) -> list[str]:
+def _words(
+    settings: VariantSettings,
+    found: VllmFacts,
+    made: VllmPlan | None = None,
+    directory: Path = Path("/store/a"),
+) -> list[str]:
     start = VllmStart(Path("/env/bin/python"), found, made or VllmPlan())
     return command(
         start,
-        Path("/store/a"),
+        directory,
         served_name="m@int8",
         port=1234,
         settings=settings,
@@ -270,6 +310,7 @@ def test_options_that_this_vllm_lacks() -> None:
         ({"dtype": "int3"}, "'dtype' as 'int3': use one of auto, float32"),
         ({"logprobs-mode": "raw_logits"}, "which the gateway sets itself"),
         ({"max-logprobs": 5}, "which the gateway sets itself: remove it"),
+        ({"kv-cache-dtype": "fp8"}, "sets itself: say it in 'kv_cache' of a recipe"),
         ({"max-model-len": 5}, "which the gateway sets itself: set 'max_model_len' beside it"),
         ({"enforce-eager": 1}, "'enforce-eager' as 1: vLLM 0.32.0 takes true or false for it"),
         ({"seed": True}, "'seed' as True: vLLM 0.32.0 takes a value for it"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gateway.backends.vllm_facts import VllmFacts
@@ -10,15 +11,31 @@ from tests.vllm.served import QUESTION, model, served
 pytestmark = [pytest.mark.real_model, pytest.mark.vllm]
 
 
+RECIPE = """
+weights: {scheme: int8, method: rtn}
+rules: [{targets: "re:.*down_proj", weights: {scheme: int4, symmetric: true}}]
+kv_cache: {key: fp8, value: fp8, keep_first: 1, keep_last: 2}
+"""
+
+
 def test_cache_in_fp8(tmp_path: Path, facts: VllmFacts) -> None:
-    """Keys and values are kept in fp8 where the processor can, and refused where it cannot."""
-    recipe = tmp_path / "w8-kv-fp8.yaml"
-    recipe.write_text("weights: {scheme: int8}\nkv_cache: fp8\n")
+    """Keys and values are kept in fp8 where the processor can, but for the layers to be kept.
+
+    Its int4 layers are symmetric, its others int8. Where the processor cannot, it is refused.
+    """
+    recipe = tmp_path / "mixed-kv-fp8.yaml"
+    recipe.write_text(RECIPE)
     settings = {"models": {"m": model(str(recipe))}}
     if facts.cpu_features & {"amx", "avx512"}:
         with served(tmp_path, settings) as gateway:
-            assert gateway.card("m")["kv_dtype"] == "fp8"
+            card = gateway.card("m")
+            assert card["kv_dtype"] == "fp8 in 27 layers, bfloat16 in 3"
+            assert card["schemes"] == {"int8-rows": 180, "int4-g32-sym": 30}
             assert "Paris" in gateway.ask(QUESTION)
+            (engine,) = (each["url"] for each in gateway.replicas())
+            kept = [0, 28, 29]
+            layers = httpx.get(f"{engine}/engine/info").json()["kv_layers"]
+            assert [index for index, held in enumerate(layers) if held == "bfloat16"] == kept
         return
     words = "needs a processor with AVX-512 or AMX"
     with pytest.raises(AssertionError, match=words), served(tmp_path, settings):

@@ -8,6 +8,14 @@ import torch
 from vllm.version import __version__
 
 _BLOCK_OF_NF4 = 64
+_FP8_OF_WEIGHTS_ALONE = frozenset(
+    {
+        "CPUFp8BlockScaledMMKernel",
+        "CPUFp8PerTensorScaledMMLinearKernel",
+        "MarlinFP8ScaledMMLinearKernel",
+    }
+)
+"""Kernels whose inputs stay in 16 bits; others round them or not by what they were given."""
 
 
 class WorkerExtension:
@@ -17,8 +25,7 @@ class WorkerExtension:
 
     def narrowgate_describe(self) -> dict[str, Any]:
         """Return the worker's part of ``GET /engine/info``; plain data only."""
-        runner = self.model_runner
-        model = runner.get_model()
+        model, config = self.model_runner.get_model(), self.model_runner.vllm_config
         schemes: dict[str, int] = {}
         kernels: dict[str, set[str]] = {}
         numerics: dict[str, set[str]] = {}
@@ -27,18 +34,14 @@ class WorkerExtension:
             schemes[label] = schemes.get(label, 0) + _num_parts(layer)
             kernels.setdefault(label, set()).add(kernel)
             numerics.setdefault(label, set()).add(numeric)
-        cache = runner.vllm_config.cache_config
-        tensors = list(_tensors(runner.kv_caches))
-        held = ", ".join(sorted({_dtype(tensor) for tensor in tensors}))
         return {
             "architecture": type(model).__name__,
-            "dtype": str(runner.vllm_config.model_config.dtype).removeprefix("torch."),
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "schemes": schemes,
             "kernels": {label: ", ".join(sorted(found)) for label, found in kernels.items()},
             "numerics": {label: ", ".join(sorted(found)) for label, found in numerics.items()},
             "weights_bytes": _weight_bytes(model),
-            "kv_dtype": held if str(cache.cache_dtype) == "auto" else str(cache.cache_dtype),
-            "kv_bits": max((8 * tensor.element_size() for tensor in tensors), default=None),
+            "kv_layers": _cache_layers(config.compilation_config.static_forward_context),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "version": __version__,
@@ -80,17 +83,18 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
                 name,
                 f"W{scheme.num_bits}A{8 if rounds else 16}",
             )
+    numeric = "W8A16" if name in _FP8_OF_WEIGHTS_ALONE else "unknown"
     match type(method).__name__:
         case "UnquantizedLinearMethod":
             return "none", _dense_kernel(layer), "W16A16"
         case "BitsAndBytesLinearMethod":
             return f"nf4-b{_BLOCK_OF_NF4}", name, "W4A16"
         case "Fp8PerTensorOnlineLinearMethod":
-            return "fp8-tensor", name, "unknown"
+            return "fp8-tensor", name, numeric
         case "Fp8PerBlockOnlineLinearMethod":
-            return "fp8-block", name, "unknown"
+            return "fp8-block", name, numeric
         case "Fp8PtpcOnlineLinearMethod":
-            return "fp8-rows", name, "unknown"
+            return "fp8-rows", name, numeric
     return type(scheme or method).__name__, name, "unknown"
 
 
@@ -131,6 +135,24 @@ def _packed_bytes(layer: torch.nn.Module) -> int:
     return int(rows) * int(columns) * int(weight.element_size())
 
 
+def _cache_layers(layers: Mapping[str, Any]) -> dict[str, str]:
+    """Return how each layer of this worker keeps its keys and values, by the layer's number."""
+    found = {}
+    for name, layer in layers.items():
+        tensors = [each for each in _tensors(getattr(layer, "kv_cache", None)) if each.numel()]
+        numbers = [part for part in name.split(".") if part.isdigit()]
+        if tensors and numbers:
+            found[numbers[0]] = _held(tensors, str(getattr(layer, "kv_cache_dtype", "auto")))
+    return found
+
+
+def _held(tensors: list[torch.Tensor], called: str) -> str:
+    """Return what the tensors of one layer's cache hold; single bytes are what the layer says."""
+    widest = max(tensors, key=lambda tensor: tensor.element_size())
+    is_coded = widest.element_size() == 1 and called != "auto"
+    return called if is_coded else str(widest.dtype).removeprefix("torch.")
+
+
 def _tensors(found: object) -> Iterator[torch.Tensor]:
     if isinstance(found, torch.Tensor):
         yield found
@@ -140,7 +162,3 @@ def _tensors(found: object) -> Iterator[torch.Tensor]:
     elif isinstance(found, (list, tuple)):
         for value in found:
             yield from _tensors(value)
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

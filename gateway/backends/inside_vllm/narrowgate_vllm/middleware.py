@@ -30,8 +30,10 @@ class DescribesItself:
         args = state.args
         name = (args.served_model_name or [args.model])[0]
         config = state.engine_client.model_config
+        cache = {layer: held for worker in workers for layer, held in worker["kv_layers"].items()}
         body = {
             **workers[0],
+            "kv_layers": [cache[layer] for layer in sorted(cache, key=int)],
             "served_model_name": name,
             "max_model_len": config.max_model_len,
             "weights_bytes": sum(worker["weights_bytes"] for worker in workers),

@@ -48,6 +48,7 @@ def facts() -> dict[str, Any]:
         "cpu_features": (_checked(_cpu_features) if is_cpu else None) or [],
         "head_sizes": (_checked(_head_sizes) if is_cpu else None) or [],
         "int8_error": _checked(_int8_error) if is_cpu else None,
+        "fp8_weights": _checked(_fp8_weights) if is_cpu else None,
         "has_int4_kernel": not is_cpu or hasattr(torch.ops._C, "cpu_gemm_wna16"),
     }
 
@@ -156,6 +157,23 @@ def _int8_error() -> float:
     finally:
         torch.set_default_dtype(before)
     return float((out.double() - exact).norm() / exact.norm())
+
+
+def _fp8_weights() -> list[str]:
+    """Return the ways of rounding weights to fp8 at load that have all they call on a processor.
+
+    Builds for processors declare vLLM's operators for GPUs without arguments: these do nothing.
+    """
+    from vllm import _custom_ops as ops
+
+    if not ops._supports_cpu_fp8_w8a16 or not torch.cpu._is_amx_tile_supported():
+        return []
+    found = ["fp8_per_block"]
+    if torch.ops._C.static_scaled_fp8_quant.default._schema.arguments:
+        found += ["fp8", "fp8_per_tensor"]
+    if torch.ops._C.dynamic_per_token_scaled_fp8_quant.default._schema.arguments:
+        found.append("fp8_per_channel")
+    return found
 
 
 if __name__ == "__main__":
