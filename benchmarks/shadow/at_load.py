@@ -1,4 +1,4 @@
-"""What the check of fixed texts finds of an artifact's engine, a process of its own, at its load."""
+"""What the check of fixed texts finds of an artifact's engine, a process of its own, at load."""
 
 from pathlib import Path
 
