@@ -16,6 +16,7 @@ NOT_SCORED = "Nothing scored: is shadow.rate 0?"
 NO_VERDICT = "No verdict: is shadow.rate 0?"
 _MV = "model, variant"
 _MVS = "model, variant, slice"
+_MVT = "model, variant, text"
 _NAMED = "{{model}}@{{variant}}"
 _SLICED = "{{model}}@{{variant}} {{slice}}"
 _ALL = 'slice="all"'
@@ -263,6 +264,7 @@ def _answers() -> tuple[Panel, ...]:
     failed = rate(checks, "model, variant, check", 'result="failed"')
     checked = rate(checks, "model, variant, check")
     probed = series("probe_change_nats")
+    read, limit = highest("fixed_text_distance_nats", _MVT), highest("fixed_text_limit_nats", _MVT)
     return (
         tile(
             "Checks passed",
@@ -297,6 +299,15 @@ def _answers() -> tuple[Panel, ...]:
             units.NATS,
             "No probe was made",
             Query(f"max by ({_MV}) ({probed})", _NAMED),
+        ),
+        lines(
+            "Fixed texts",
+            "How far an engine's log-probabilities of fixed texts are from what its build kept, "
+            "over how far a sound engine's may be (narrowgate_fixed_text_distance_nats, "
+            "narrowgate_fixed_text_limit_nats). Above 1 the engine is damaged: stop the variant.",
+            units.TIMES,
+            "No engine has read texts that its build kept",
+            Query(ratio(read, limit), _NAMED + " {{text}}"),
         ),
     )
 

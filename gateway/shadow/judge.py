@@ -235,7 +235,8 @@ class Judge:
             watched.monitor.stale_after_requests = patience
             changes = watched.monitor.watch(now)
             self._tell(model, variant, changes)
-            if watched.is_touched or changes:
+            # Of what changed since the build it is now that it is so.
+            if watched.is_touched or changes or self._changed.get((model, variant)):
                 watched.is_touched, self._has_news = False, True
                 watched.verdicts = self._now(model, variant, watched.monitor)
                 verdicts = watched.verdicts.values()

@@ -198,9 +198,7 @@ def test_engines_that_compute_otherwise_are_held_against_nothing(
     assert len(bench.events) == 3
 
 
-def test_what_cannot_be_read_is_said(
-    artifact: Path, sound: RunningEngine, tmp_path: Path
-) -> None:
+def test_what_cannot_be_read_is_said(artifact: Path, sound: RunningEngine, tmp_path: Path) -> None:
     """A file that is missing or does not fit, and an engine that has gone."""
     bench = Bench(artifact)
     bench.look(sound)
