@@ -16,10 +16,10 @@ NOT_SCORED = "Nothing scored: is shadow.rate 0?"
 NO_VERDICT = "No verdict: is shadow.rate 0?"
 _MV = "model, variant"
 _MVS = "model, variant, slice"
-_MVT = "model, variant, text"
 _NAMED = "{{model}}@{{variant}}"
 _SLICED = "{{model}}@{{variant}} {{slice}}"
 _ALL = 'slice="all"'
+_ALL_TEXTS = 'text="all"'
 _CHOSEN = 'slice=~"$slice"'
 
 
@@ -264,7 +264,6 @@ def _answers() -> tuple[Panel, ...]:
     failed = rate(checks, "model, variant, check", 'result="failed"')
     checked = rate(checks, "model, variant, check")
     probed = series("probe_change_nats")
-    read, limit = highest("fixed_text_distance_nats", _MVT), highest("fixed_text_limit_nats", _MVT)
     return (
         tile(
             "Checks passed",
@@ -292,22 +291,18 @@ def _answers() -> tuple[Panel, ...]:
             width=10,
         ),
         lines(
-            "Probes",
+            "Probes and fixed texts",
             "Largest change of a fixed prompt's first log-probability since the engine became "
-            "ready (narrowgate_probe_change_nats). It should stay near 0: a jump means weights or "
-            "cache in memory have changed; restart the engine.",
+            "ready (narrowgate_probe_change_nats), and how far those of fixed texts are from what "
+            "the build kept, beside their limit (narrowgate_fixed_text_distance_nats, "
+            "narrowgate_fixed_text_limit_nats). A jump, or texts above their limit: weights or "
+            "kernels went wrong; restart the engine.",
             units.NATS,
-            "No probe was made",
+            "Nothing was probed or read",
             Query(f"max by ({_MV}) ({probed})", _NAMED),
-        ),
-        lines(
-            "Fixed texts",
-            "How far an engine's log-probabilities of fixed texts are from what its build kept, "
-            "over how far a sound engine's may be (narrowgate_fixed_text_distance_nats, "
-            "narrowgate_fixed_text_limit_nats). Above 1 the engine is damaged: stop the variant.",
-            units.TIMES,
-            "No engine has read texts that its build kept",
-            Query(ratio(read, limit), _NAMED + " {{text}}"),
+            Query(highest("fixed_text_distance_nats", _MV, _ALL_TEXTS), _NAMED + " texts"),
+            Query(highest("fixed_text_limit_nats", _MV, _ALL_TEXTS), _NAMED + " limit"),
+            dashed=("/limit$/",),
         ),
     )
 

@@ -90,7 +90,9 @@ class Bench:
             lambda: self.ready,
             lambda alias, variant: self.prepared,
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
-            tell=lambda alias, variant, found: self.told.append(found and found.outcome),
+            tell=lambda alias, variant, found: self.told.append(
+                None if found is None else found.outcome
+            ),
             every_s=self.every_s,
         )
 
@@ -110,7 +112,7 @@ class Bench:
 
         asyncio.run(use())
         found = self.check.finding("tiny", "int8")
-        return found and found.outcome
+        return None if found is None else found.outcome
 
     def sample(self, name: str, **labels: str) -> float | None:
         """Return a gauge's value; None: it is not there."""
