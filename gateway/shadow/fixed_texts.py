@@ -119,8 +119,8 @@ class _Engine:
 class FixedTextsCheck:
     """Reads each engine that became ready, and again every ``every_s`` seconds; 0: only then.
 
-    ``tell`` is given the finding of a variant whenever one of its engines was read or went; None:
-    it has no engine any more.
+    ``tell`` is given the finding of each variant at every look; None, once: it has no engine any
+    more.
     """
 
     def __init__(
@@ -160,12 +160,15 @@ class FixedTextsCheck:
             for name, known in self._known.items()
             if name not in ready or ready[name].client is not known.client
         ]
-        for names in {self._known.pop(name).names for name in gone}:
+        left = {self._known.pop(name).names for name in gone}
+        for names in left:
             self._show(names)
         for name, engine in ready.items():
             known = self._known.get(name)
             if known is None or time.monotonic() >= known.due:
                 await self._check(engine)
+        for names in left | {each.names for each in self._known.values()}:
+            self._tell(*names, self.finding(*names))
 
     async def _check(self, engine: ReadyEngine) -> None:
         names, began = (engine.spec.alias, engine.spec.variant), time.monotonic()
@@ -256,7 +259,7 @@ class FixedTextsCheck:
             self._publish("fixed_texts", {**fields, "engine": engine.name, **asdict(found)})
 
     def _show(self, names: tuple[str, str]) -> None:
-        """Bring metrics and verdicts up to what is known of a variant."""
+        """Bring metrics up to what is known of a variant."""
         gauges, found = self._metrics.gauges, self.finding(*names)
         for name in ("fixed_text_distance_nats", "fixed_text_limit_nats", "fixed_texts_check"):
             gauges[name].remove_by_labels({"model": names[0], "variant": names[1]})
@@ -267,7 +270,6 @@ class FixedTextsCheck:
             for text, nats in found.distances.items():
                 gauges["fixed_text_distance_nats"].labels(*names, text).set(nats)
                 gauges["fixed_text_limit_nats"].labels(*names, text).set(found.limits[text])
-        self._tell(*names, found)
 
 
 def _judged(found: Finding) -> Finding:

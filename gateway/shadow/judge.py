@@ -153,21 +153,19 @@ class Judge:
     def hold(self, model: str, variant: str, changed: Mapping[str, SinceBuild]) -> None:
         """Let the slices drift that a variant's engines show to have changed since the build.
 
-        It holds until it is told otherwise; empty: nothing changed.
+        It holds until it is told otherwise; empty: nothing changed. What is not watched yet takes
+        none of it, so it is to be told again and again.
         """
         known = self._changed.get((model, variant), {})
-        if not known and not changed:
+        watched = self._find(model, variant) if changed or known else None
+        if watched is None or changed == known:
             return
-        watched = self._find(model, variant)
-        before = {} if watched is None else watched.verdicts
-        self._changed[model, variant] = changed
-        if watched is None:
-            return
+        before, self._changed[model, variant] = watched.verdicts, changed
         watched.verdicts = self._now(model, variant, watched.monitor)
+        # A slice that nobody asked for is shown while it drifts, and not behind that.
+        forget_verdicts(self._metrics, model, variant)
         watched.is_touched = True
-        reasons = {name: Reason.AS_BUILT for name in known} | {
-            name: Reason.CHANGED for name in changed
-        }
+        reasons = dict.fromkeys(known, Reason.AS_BUILT) | dict.fromkeys(changed, Reason.CHANGED)
         moved = [
             Change(name, before[name].state, verdict.state, reasons[name], self._clock(), verdict)
             for name, verdict in watched.verdicts.items()

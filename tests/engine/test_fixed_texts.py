@@ -21,7 +21,7 @@ from gateway.model_settings import VariantSettings
 from gateway.pool.lease import ReadyEngine
 from gateway.prepared import Prepared
 from gateway.registry import Metrics, render
-from gateway.shadow.fixed_texts import FixedTextsCheck, Outcome
+from gateway.shadow.fixed_texts import Finding, FixedTextsCheck, Outcome
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 from tests.engine.fakes import MODEL, RunningEngine, running_engine
@@ -77,6 +77,8 @@ class Bench:
     directory: Path | None
     events: list[dict[str, Any]] = field(default_factory=list)
     told: list[Outcome | None] = field(default_factory=list)
+    times: set[float] = field(default_factory=set)
+    """Of the readings that were told of."""
     metrics: Metrics = field(default_factory=Metrics)
     ready: list[ReadyEngine] = field(default_factory=list)
     every_s: float = 0.0
@@ -90,11 +92,14 @@ class Bench:
             lambda: self.ready,
             lambda alias, variant: self.prepared,
             publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
-            tell=lambda alias, variant, found: self.told.append(
-                None if found is None else found.outcome
-            ),
+            tell=self.take,
             every_s=self.every_s,
         )
+
+    def take(self, alias: str, variant: str, found: Finding | None) -> None:
+        """Note what is told."""
+        self.told.append(None if found is None else found.outcome)
+        self.times |= set() if found is None else {found.time}
 
     def look(self, *engines: RunningEngine, looks: int = 1, **info: Any) -> Outcome | None:
         """Let the check see these engines as replicas, each a start of its own."""
@@ -169,7 +174,8 @@ def test_an_engine_is_read_once_unless_told_otherwise(
     """What was read stays known; with a period it is read again."""
     bench = Bench(artifact, every_s=every_s)
     assert bench.look(sound, looks=3) is Outcome.OK
-    assert bench.told == [Outcome.OK] * expected
+    assert bench.told == [Outcome.OK] * 3
+    assert len(bench.times) == expected
     assert len(bench.events) == 1
 
 

@@ -103,6 +103,26 @@ def test_it_outlives_a_monitor_that_begins_anew() -> None:
     assert bench.state() is State.DRIFT
 
 
+def test_a_slice_that_nobody_asked_for_is_shown_while_it_drifts() -> None:
+    """And its series ends with that, or the last value would stand for ever."""
+    bench = Bench(rules())
+    labels = {"model": "tiny", "variant": "int4", "slice": CODE}
+    for changed, expected in (({CODE: CHANGED[ALL]}, 2), ({}, None)):
+        bench.judge.hold("tiny", "int4", changed)
+        bench.judge.look()
+        found = bench.metrics.registry.get_sample_value("narrowgate_drift_state", labels)
+        assert found == expected
+
+
+def test_it_is_told_once_and_when_it_can_be() -> None:
+    """What is told every second makes one event, also where the variant was not known at first."""
+    bench = Bench(rules(), subject=None)
+    for subject in (None, SUBJECT, SUBJECT):
+        bench.subject = subject
+        bench.judge.hold("tiny", "int4", CHANGED)
+    assert [each["to"] for each in bench.events] == ["drift"]
+
+
 def test_what_is_not_loaded_is_not_held() -> None:
     """It has no verdicts either; nor is anything told where nothing was ever wrong."""
     bench = Bench(rules(), subject=None)
