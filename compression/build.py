@@ -79,10 +79,13 @@ def build(
         kernels = time_kernels(plan, directory)
         peak, grown = memory.total_bytes, memory.grown_bytes
         # 4. how far it is from the source
-        fidelity = None
+        fidelity = texts = None
         if is_measured or plan.recipe.budget is not None:
-            fidelity = measure_build(full, plan.facts, plan.recipe, directory, on_progress)
+            measured = measure_build(full, plan.facts, plan.recipe, directory, on_progress)
+            fidelity = measured.fidelity
             require_budget(plan.recipe, fidelity)
+            texts, digests = measured.keep_texts(directory)
+            files |= digests
         # 5. the record, last: a directory without it is no artifact
         manifest = Manifest(
             **_asked(plan, text),
@@ -92,6 +95,7 @@ def build(
             **_sizes(plan),
             prune=pruning,
             fidelity=fidelity,
+            fixed_texts=texts,
             kernels=kernels,
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak,

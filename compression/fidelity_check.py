@@ -1,15 +1,18 @@
 """The fidelity of a finished build, for its manifest and against its recipe's budget."""
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compression.artifact import write_manifest
 from compression.checked_plan import plan_once_pruned
+from compression.digest import hash_file
 from compression.errors import BuildError
 from compression.evaluation import WINDOW_TOKENS, builtin_slices, cut
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts
 from compression.fidelity_record import SliceFidelity
+from compression.fixed_texts import FixedTexts, FixedTextsRecord, write_fixed_texts
 from compression.manifest import Manifest
 from compression.plan import Plan
 from compression.recipe import Recipe
@@ -19,14 +22,30 @@ SLICE_TOKENS = 512
 """Tokens of each built-in slice that a build is measured on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a build is found to be."""
+
+    fidelity: tuple[SliceFidelity, ...]
+    """Of each slice, worst first."""
+    texts: FixedTexts
+    """What its weights predict for them."""
+
+    def keep_texts(self, directory: Path) -> tuple[FixedTextsRecord, dict[str, str]]:
+        """Write the texts beside the weights; return their record, and the file's digest."""
+        path = write_fixed_texts(self.texts, directory)
+        tokens = sum(len(text.top_ids) for text in self.texts.texts)
+        return FixedTextsRecord(file=path.name, tokens=tokens), {path.name: hash_file(path)}
+
+
 def measure_build(
     full: CheckpointFacts,
     served: CheckpointFacts,
     recipe: Recipe,
     directory: Path,
     on_progress: OnProgress,
-) -> tuple[SliceFidelity, ...]:
-    """Return the fidelity of each slice, worst first.
+) -> Measured:
+    """Return the fidelity of each slice, and what the artifact predicts for its text.
 
     Args:
         full: the source.
@@ -37,6 +56,7 @@ def measure_build(
     """
     # Only a build that is measured needs torch and transformers, which take seconds to import.
     from compression.fidelity import summarize
+    from compression.fixed_texts_keeping import Keeping
     from compression.measurement import measure
     from compression.served import ServedWeights
     from compression.tokenizer_file import load_tokenizer
@@ -48,22 +68,38 @@ def measure_build(
         for name, body in builtin_slices().items()
     }
     weights = ServedWeights(directory, recipe)
-    scores = measure(full, served, weights, slices, on_progress, recipe=recipe.name)
+    keeping = Keeping(slices)
+    scores = measure(
+        full, served, weights, slices, on_progress, recipe=recipe.name, on_logits=keeping.take
+    )
     records = (summarize(each).record(name) for name, each in scores.items())
-    return tuple(sorted(records, key=lambda each: -each.kld_mean))
+    fidelity = tuple(sorted(records, key=lambda each: -each.kld_mean))
+    return Measured(fidelity, keeping.texts())
 
 
 def add_fidelity(
     plan: Plan, artifact: Path, manifest: Manifest, on_progress: OnProgress
 ) -> Manifest:
-    """Return the manifest with the artifact's fidelity, measured now if it never was."""
-    if manifest.fidelity is not None:
+    """Return the manifest with the artifact's fidelity, measured now if it never was.
+
+    What was measured before texts were kept is measured again, where the directory can be written.
+    """
+    if manifest.fidelity is not None and (
+        manifest.fixed_texts is not None or not os.access(artifact, os.W_OK)
+    ):
         return manifest
     served = plan.facts
     if plan.recipe.prune.is_active:  # its config lies with the artifact, not with the source
         served = replace(plan_once_pruned(plan).facts, directory=artifact)
-    fidelity = measure_build(plan.facts, served, plan.recipe, artifact, on_progress)
-    measured = manifest.model_copy(update={"fidelity": fidelity})
+    found = measure_build(plan.facts, served, plan.recipe, artifact, on_progress)
+    record, digests = found.keep_texts(artifact)
+    measured = manifest.model_copy(
+        update={
+            "fidelity": found.fidelity,
+            "fixed_texts": record,
+            "files": {**manifest.files, **digests},
+        }
+    )
     write_manifest(measured, artifact)
     return measured
 

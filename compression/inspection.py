@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from compression.fixed_texts import ALL
 from compression.manifest import KernelRecord, Manifest, TensorRecord
 from compression.recipe import KvCache
 
@@ -59,6 +60,7 @@ def _overview(manifest: Manifest) -> Table:
         "activations": recipe.activations,
         "pruned": _pruned(manifest),
         "fidelity": "not measured" if manifest.fidelity is None else "below, worst slice first",
+        "fixed texts": _fixed_texts(manifest),
         "build": (
             f"{manifest.seconds:.1f} s, grew by {_megabytes(manifest.peak_build_bytes)} of "
             f"{_megabytes(manifest.peak_declared_bytes)} declared"
@@ -68,6 +70,16 @@ def _overview(manifest: Manifest) -> Table:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _fixed_texts(manifest: Manifest) -> str:
+    kept = manifest.fixed_texts
+    if kept is None:
+        return "not kept"
+    if kept.reading is None:
+        return f"{kept.tokens} tokens kept, read by no engine"
+    nats = kept.reading.distances[ALL]
+    return f"{kept.tokens} tokens kept, a sound engine is {nats:.4f} nats off"
 
 
 def _pruned(manifest: Manifest) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression.errors import ArtifactError
 from compression.fidelity_record import SliceFidelity
+from compression.fixed_texts import FixedTextsRecord
 from compression.pruning.record import PruneRecord
 from compression.recipe import Recipe
 
@@ -108,6 +109,8 @@ class Manifest(_Record):
     """What was taken out before the weights were quantized."""
     fidelity: tuple[SliceFidelity, ...] | None = None
     """Measured slices, worst first; None where nobody measured."""
+    fixed_texts: FixedTextsRecord | None = None
+    """What engines are held against later; kept where the fidelity was measured."""
     processor: str = ""
     """What ``kernels`` were timed on."""
     kernels: tuple[KernelRecord, ...] = ()

@@ -4,7 +4,7 @@ Weights alone are compared: both models are run in float32 by transformers' own 
 serving kernels add is in ``narrowgate compare``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ def measure(
     on_progress: OnProgress,
     *,
     recipe: str = "compressed",
+    on_logits: Callable[[Tensor], None] | None = None,
 ) -> dict[str, TokenScores]:
     """Return the scores of every slice.
 
@@ -40,6 +41,7 @@ def measure(
         slices: windows of token ids.
         on_progress: is told of layers.
         recipe: what errors call the artifact.
+        on_logits: is given the artifact's logits ``[n, vocabulary]``, the windows in turn.
 
     Raises:
         FidelityError: one of the models gives logits that are infinite or no numbers.
@@ -59,7 +61,7 @@ def measure(
         scores = [
             _score(
                 _Logits(exact, wanted[window.rows], FULL, name),
-                _Logits(compressed, given[window.rows], recipe, name),
+                _Logits(compressed, given[window.rows], recipe, name, on_logits),
                 window.targets,
             )
             for name, window, wanted, given in zip(names, windows, *states, strict=True)
@@ -95,11 +97,14 @@ class _Logits:
     """Normalized final hidden states ``[T, hidden]``."""
     recipe: str
     slice_name: str
+    on_logits: Callable[[Tensor], None] | None = None
 
     def rows(self, rows: slice) -> Tensor:
         """Return some rows ``[n, vocabulary]``; they must be finite."""
         logits = self.stream.logits(self.hidden[rows])
         require_finite(logits, recipe=self.recipe, slice_name=self.slice_name)
+        if self.on_logits is not None:
+            self.on_logits(logits)
         return logits
 
 

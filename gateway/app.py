@@ -27,6 +27,7 @@ from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, Snapshot
 from gateway.registry import Metrics
 from gateway.settings import Settings
+from gateway.shadow.fixed_texts import FixedTextsCheck
 from gateway.shadow.judge import Judge
 from gateway.shadow.ladder_keeper import LadderKeeper
 from gateway.shadow.ladder_state import plan_of
@@ -35,6 +36,7 @@ from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
 from gateway.shadow.rules import Rules, ledger_path, ledger_rules, make_rules
 from gateway.shadow.shadow import Shadow
+from gateway.shadow.since_build import changes_of
 from gateway.shadow.subject import Subject
 from gateway.specs import ModelSpec, make_specs
 from gateway.telemetry import open_tracing
@@ -108,6 +110,14 @@ def create_service(
         metrics=metrics,
         references=references,
         probe=Probe(metrics, pool.ready_engines),
+        fixed_texts=FixedTextsCheck(
+            metrics,
+            pool.ready_engines,
+            lambda alias, variant: pool.find(f"{alias}@{variant}").prepared,
+            publish=pool.events.publish,
+            tell=lambda alias, variant, found: judge.hold(alias, variant, changes_of(found)),
+            every_s=settings.shadow.fixed_texts_every_s,
+        ),
         num_busy=lambda: pool.num_running + admission.num_waiting,
         sinks=(judge,),
         note_slices=judge.drawn,

@@ -14,6 +14,7 @@ from gateway.backends.pulse import Pulse
 from gateway.backends.url import RemoteEngine
 from gateway.backends.vllm_pulse import VllmPulse
 from gateway.errors import SettingsError
+from gateway.fixed_reading import with_reading
 from gateway.job import has_embedded, run_job
 from gateway.prepared import Prepared
 from gateway.settings import Settings
@@ -68,10 +69,14 @@ async def prepare(
     if spec.is_reference:
         words += ["--digest"]
     ready = await run_job(words, on_progress, niceness=spec.niceness, stall_s=stall_s)
-    directory = Path(ready["directory"])
+    directory, manifest = Path(ready["directory"]), ready["manifest"]
     if start is not None:
         require_servable(start, directory, settings.model)
-    return Prepared(directory, ready["manifest"], ready["digest"])
+    elif is_measured:
+        manifest = await with_reading(
+            directory, manifest, on_progress, niceness=spec.niceness, stall_s=stall_s
+        )
+    return Prepared(directory, manifest, ready["digest"])
 
 
 class Launcher:

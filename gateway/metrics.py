@@ -128,6 +128,9 @@ _CHECK = Label("check", ("empty", "repetition", "runs", "encoding", "json", "too
 _RUN = Label("result", ("compared", "unsupported", "too_many", "budget", "unscored", "busy",
                         "timeout", "error", "stopped"))
 _RUN_CHECK = Label("check", (*_CHECK.values, "finish", "refusal"))
+_TEXT = Label("text", bound="all, and the built-in texts: english, german, french, chinese, code, "
+              "json, arithmetic")
+_CHECKED = Label("result", ("changed", "unread", "other_numerics", "not_kept", "ok"))
 _VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
 _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
 _STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
@@ -305,6 +308,13 @@ FAMILIES: tuple[Family, ...] = (
            "One-token probes of fixed prompts."),
     Family("gauge", "nats", "probe_change_nats", _MV,
            "Largest change of a probed log-probability since the engine became ready."),
+    Family("gauge", "state", "fixed_texts_check", (*_MV, _CHECKED),
+           "1 for what became of the variant's engines reading fixed texts, the worst of them, 0 "
+           "for every other result."),
+    Family("gauge", "nats", "fixed_text_distance_nats", (*_MV, _TEXT),
+           "How far the engine's log-probabilities of a fixed text are from what its build kept."),
+    Family("gauge", "nats", "fixed_text_limit_nats", (*_MV, _TEXT),
+           "How far a sound engine's may be."),
 )
 
 ENGINE_LABELS = (_MODEL, _VARIANT, _REPLICA)

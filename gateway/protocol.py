@@ -184,6 +184,8 @@ class EngineInfo(BaseModel):
     kernels: dict[str, str] | None = None
     numerics: dict[str, str] | None = None
     """Bits that a scheme's products are made of: ``W4A16`` has 4-bit weights, 16-bit inputs."""
+    reads_with: str | None = None
+    """What texts are read with: engines that tell the same differ by rounding alone."""
     kv_layers: tuple[str, ...] | None = None
     """vLLM's name for how each layer's keys and values are kept, the first layer's first."""
     kv_scheme: dict[str, dict[str, dict[str, int]]] | None = None

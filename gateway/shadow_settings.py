@@ -141,6 +141,8 @@ class ShadowSettings(Frozen):
     free_run_timeout_s: float = Field(default=300.0, gt=0)
     probe_every_s: float = Field(default=60.0, ge=0)
     """0 is never."""
+    fixed_texts_every_s: float = Field(default=3600.0, ge=0)
+    """0 is only once an engine is ready."""
     slices: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The operator's own: keys of requests' metadata, and the values that are told apart."""
     reference: ReferenceSettings = ReferenceSettings()

@@ -19,6 +19,7 @@ _MVS = "model, variant, slice"
 _NAMED = "{{model}}@{{variant}}"
 _SLICED = "{{model}}@{{variant}} {{slice}}"
 _ALL = 'slice="all"'
+_ALL_TEXTS = 'text="all"'
 _CHOSEN = 'slice=~"$slice"'
 
 
@@ -290,13 +291,18 @@ def _answers() -> tuple[Panel, ...]:
             width=10,
         ),
         lines(
-            "Probes",
+            "Probes and fixed texts",
             "Largest change of a fixed prompt's first log-probability since the engine became "
-            "ready (narrowgate_probe_change_nats). It should stay near 0: a jump means weights or "
-            "cache in memory have changed; restart the engine.",
+            "ready (narrowgate_probe_change_nats), and how far those of fixed texts are from what "
+            "the build kept, beside their limit (narrowgate_fixed_text_distance_nats, "
+            "narrowgate_fixed_text_limit_nats). A jump, or texts above their limit: weights or "
+            "kernels went wrong; restart the engine.",
             units.NATS,
-            "No probe was made",
+            "Nothing was probed or read",
             Query(f"max by ({_MV}) ({probed})", _NAMED),
+            Query(highest("fixed_text_distance_nats", _MV, _ALL_TEXTS), _NAMED + " texts"),
+            Query(highest("fixed_text_limit_nats", _MV, _ALL_TEXTS), _NAMED + " limit"),
+            dashed=("/limit$/",),
         ),
     )
 

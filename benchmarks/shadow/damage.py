@@ -2,10 +2,12 @@
 
 ``python -m benchmarks.shadow.damage`` scores the demo model in int8 and damaged copies of it on
 the built-in texts, once each, and replays these scores in random order until a verdict is
-``drift``.
+``drift``. It also starts the engine of each artifact and has it read the fixed texts, as a gateway
+does at the load; ``--at-load`` does that alone and leaves all other figures as they were.
 """
 
 import argparse
+import asyncio
 import json
 import random
 import statistics
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
+from benchmarks.shadow.at_load import check_at_load
 from benchmarks.shadow.coarse_cache import with_coarse_cache
 from benchmarks.shadow.damaged import DAMAGES, write_damaged
 from benchmarks.shadow.scores import (
@@ -30,10 +33,13 @@ from benchmarks.shadow.scores import (
 )
 from compression.events import ignore
 from compression.fidelity_record import SliceFidelity
+from compression.fixed_texts import ALL as ALL_TEXTS
 from compression.prepare import prepare
 from compression.recipe import FULL
+from gateway.engine.fixed_texts import add_reading
 from gateway.engine.runner import load_runner
 from gateway.shadow.divergence import Divergence, joined
+from gateway.shadow.fixed_texts import Outcome
 from gateway.shadow.monitor import Monitor
 from gateway.shadow.slices import ALL, all_slices
 from gateway.shadow.tolerance import ToleranceRules, Tolerances
@@ -46,6 +52,7 @@ BEYOND = 256
 SOUND_BEFORE = 400
 LIMIT = 3_000
 MAX_MODEL_LEN = 512
+SOUND = "none"
 DECODED, COARSE = "none, decoded token by token", "cache of 2 bits, decoded"
 
 
@@ -125,6 +132,32 @@ def measure(per_kind: int, num_long: int, threads: int) -> tuple[dict[str, list[
     return found, artifact.manifest
 
 
+def measure_at_load(threads: int) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return by damage what engines of the artifacts say of the fixed texts, and their tokens."""
+    artifact = prepare("smollm2", "int8", None, ignore, is_measured=True).directory
+    add_reading(artifact, threads, ignore)
+    found: dict[str, dict[str, Any]] = {}
+    tokens = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, damage in {SOUND: None, **DAMAGES}.items():
+            place = artifact
+            if damage is not None:
+                place = Path(scratch) / name.replace(" ", "-").replace("%", "")
+                write_damaged(artifact, damage, place)
+            seen = asyncio.run(check_at_load(place, threads=threads))
+            tokens = seen.tokens
+            found[name] = {
+                "outcome": seen.outcome,
+                "nats": seen.distances[ALL_TEXTS],
+                "usual": seen.usual[ALL_TEXTS],
+                "limit": seen.limits[ALL_TEXTS],
+                "texts": [each for each in seen.changed if each != ALL_TEXTS],
+                "seconds": seen.seconds,
+            }
+            print(f"{name}: {found[name]}", flush=True)
+    return found, tokens
+
+
 def mean(scored: Sequence[Scored]) -> float:
     """Return the mean of the requests' means, nats a token."""
     return statistics.fmean(each.found.mean_kl for each in scored)
@@ -201,20 +234,43 @@ def render(results: Mapping[str, Any]) -> str:
         f"each run ends at {LIMIT:,} requests. Tolerances are those of the artifact's manifest",
         f"(all: {results['tolerance']:.4f} nats a token). *At once*: damaged from the first "
         f"request; *after*: behind {SOUND_BEFORE} sound ones.",
+        *_words_at_load(results.get("at_load")),
         "",
-        "| damage | mean KLD, nats | at once: requests to the first alarm, median | whole model "
+        "| damage | mean KLD, nats | at load: 0 requests "
+        "| at once: requests to the first alarm, median | whole model "
         "| after: requests to the first alarm, median | whole model | first alarm in |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for each in results["rows"]:
         once, after = each["at_once"], each["after"]
         first = ", ".join(f"{name} ({count})" for name, count in after["first"].items())
         lines.append(
-            f"| {each['damage']} | {each['mean_nats']:.4f} | {_count(once, '')} "
+            f"| {each['damage']} | {each['mean_nats']:.4f} | {_at_load(each.get('at_load'))} "
+            f"| {_count(once, '')} "
             f"| {_count(once, 'whole_')} | {_count(after, '')} | {_count(after, 'whole_')} "
             f"| {first or '-'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _words_at_load(about: Mapping[str, Any] | None) -> list[str]:
+    if about is None:
+        return []
+    return [
+        "",
+        "*At load*: once it is ready, the engine's own process reads fixed texts "
+        f"({about['tokens']:,} tokens), and the log-probabilities",
+        "are held against those that the build kept, before any request is scored. The figure is "
+        "how far off they are over the limit",
+        f"(`{about['command']}`).",
+    ]
+
+
+def _at_load(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    share = f"{found['nats']:.4f} of {found['limit']:.4f} nats"
+    return f"**caught** ({share})" if found["outcome"] == Outcome.CHANGED else f"not ({share})"
 
 
 def _count(part: Mapping[str, Any], prefix: str) -> str:
@@ -232,18 +288,40 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=1, help="long texts of each kind")
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-load", action="store_true", help="only what engines read at load")
     options = parser.parse_args()
+    path = RESULTS / "shadow_damage"
+    if options.at_load:
+        results = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    else:
+        results = measure_scores(options)
+    found, tokens = measure_at_load(options.threads)
+    results["at_load"] = {
+        "command": "python -m benchmarks.shadow.damage --at-load",
+        "machine": describe(),
+        "tokens": tokens,
+    }
+    for each in results["rows"]:
+        if each["damage"] in found:
+            each["at_load"] = found[each["damage"]]
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(render(results), encoding="utf-8")
+    print(render(results))
+
+
+def measure_scores(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all results but those of engines at their load."""
     found, manifest = measure(options.per_kind, options.long, options.threads)
     fidelity = manifest.fidelity
     sound = found["sound"]
-    rows = [row("none", sound, sound, fidelity, options.runs)]
+    rows = [row(SOUND, sound, sound, fidelity, options.runs)]
     rows += [row(each, sound, found[each], fidelity, options.runs) for each in DAMAGES]
     decoded = found[DECODED]
     rows += [row(name, decoded, found[name], fidelity, options.runs) for name in (DECODED, COARSE)]
     for name, (before, after) in composed(found).items():
         rows.append(row(name, before, after, fidelity, options.runs))
     tolerance = Tolerances(ToleranceRules(), fidelity).of(ALL)
-    results = {
+    return {
         "command": "python -m benchmarks.shadow.damage "
         f"--per-kind {options.per_kind} --long {options.long} --runs {options.runs}",
         "machine": describe(),
@@ -252,10 +330,6 @@ def main() -> None:
         "tolerance": tolerance.nats if tolerance else None,
         "rows": rows,
     }
-    path = RESULTS / "shadow_damage"
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(render(results), encoding="utf-8")
-    print(render(results))
 
 
 if __name__ == "__main__":

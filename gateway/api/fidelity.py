@@ -53,7 +53,12 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
     summary = service.judge.summary(spec.alias, spec.variant)
     gap = service.judge.gap(spec.alias, spec.variant)
     worst = summary.worst if summary is not None else None
-    seen = [each for each in verdicts.values() if each.slice == ALL or each.last_scored]
+    seen = [
+        each
+        for each in verdicts.values()
+        if each.slice == ALL or each.last_scored or each.since_build
+    ]
+    read = service.shadow.fixed_texts.finding(spec.alias, spec.variant)
     return {
         "model": spec.alias,
         "variant": spec.variant,
@@ -70,6 +75,8 @@ def _variant(service: Service, shot: Snapshot) -> dict[str, Any]:
         "alarms": {
             each.slice: asdict(each) for each in service.judge.alarms(spec.alias, spec.variant)
         },
+        # What the engine reads otherwise than at the build; no request is needed for it.
+        "fixed_texts": None if read is None else asdict(read),
         "free_runs": service.shadow.free_runs.status(spec.alias, spec.variant),
     }
 

@@ -3,9 +3,10 @@
 import argparse
 
 from compression.errors import CompressionError
-from gateway.cli.jobs import run_job, source
+from gateway.cli.jobs import run_job, run_until_signal, source
 from gateway.cli.recipes import show_recipes
 from gateway.errors import LoadRefused, SettingsError
+from gateway.fixed_reading import with_reading
 from gateway.terminal import Terminal
 
 _NOT_VERIFIED = "Files were not hashed: --verify does that."
@@ -21,6 +22,15 @@ def run_build(options: argparse.Namespace, terminal: Terminal) -> int:
     words += [f"--out={options.out}"]
     words += ["--fidelity"] if options.fidelity else []
     code, ready = run_job(words, terminal, stall_s=options.prepare_timeout_s)
+    if ready is not None and options.fidelity:
+        reading = with_reading(
+            options.out,
+            ready["manifest"],
+            terminal.on_progress,
+            stall_s=options.prepare_timeout_s,
+        )
+        code, manifest = run_until_signal(reading)
+        ready["manifest"] = manifest or ready["manifest"]
     if ready is not None:
         terminal.built(ready["directory"], ready["manifest"])
     return code

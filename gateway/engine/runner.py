@@ -21,6 +21,7 @@ from compression.recipe import FULL, KvCache
 from gateway.engine.cache import Cache, LayerCodecs
 from gateway.engine.kv_codecs import describe_cache, make_codecs, require_applied
 from gateway.engine.model import Model, load_model
+from gateway.engine.scheduler import SMALL_CHUNK
 
 logger = logging.getLogger(__name__)
 _NOTABLE_S = 3.0
@@ -106,8 +107,22 @@ class Runner:
                 for linear in held
             },
             "dense_dtype": str(held[0].dense_dtype).removeprefix("torch."),
+            "reads_with": self.reads_with,
             **describe_cache(self.new_cache(1), kv_cache_of(manifest)),
         }
+
+    @property
+    def reads_with(self) -> str:
+        """Return what a text is read with, in chunks as the scheduler makes them beside others."""
+        dense = str(self.decoder.linears[0].dense_dtype).removeprefix("torch.")
+        products = {
+            f"{each.scheme} {each.numerics}"
+            f" {dense if each.dense_from <= SMALL_CHUNK else each.kernel}"
+            for each in self.decoder.linears
+        }
+        kept = describe_cache(self.new_cache(1), kv_cache_of(self.manifest))["kv_scheme"]
+        caches = [f"{part}s {', '.join(sorted(of['applied']))}" for part, of in kept.items()]
+        return "; ".join([*sorted(products), *caches])
 
 
 def kv_cache_of(manifest: Manifest | None) -> KvCache:

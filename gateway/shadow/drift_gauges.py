@@ -48,7 +48,8 @@ def record_verdicts(
         else:
             with suppress(KeyError):  # older client libraries mind what is not there
                 gauges["drift_alarm_mean_nats"].remove(*labels)
-        is_seen = verdict.last_scored is not None or verdict.state is State.STALE
+        is_told = verdict.state is State.STALE or verdict.since_build is not None
+        is_seen = verdict.last_scored is not None or is_told
         if verdict.slice != ALL and not is_seen:
             continue
         gauges["drift_state"].labels(*labels).set(STATE_VALUES[verdict.state])

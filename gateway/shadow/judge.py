@@ -15,10 +15,19 @@ from gateway.shadow.ledger import Ledger
 from gateway.shadow.monitor import Monitor
 from gateway.shadow.rules import Rules
 from gateway.shadow.scored import ScoredRequest, entry_of
+from gateway.shadow.since_build import overlaid
 from gateway.shadow.slices import ALL
 from gateway.shadow.subject import Subject
 from gateway.shadow.tolerance import Tolerances
-from gateway.shadow.verdict import Change, State, Summary, Verdict, summarize
+from gateway.shadow.verdict import (
+    Change,
+    Reason,
+    SinceBuild,
+    State,
+    Summary,
+    Verdict,
+    summarize,
+)
 from gateway.shadow_settings import Estimator
 
 logger = logging.getLogger(__name__)
@@ -76,6 +85,8 @@ class Judge:
         self._clock = clock
         self._watched: dict[tuple[str, str], _Watched] = {}
         self._floors: dict[str, Floor] = {}
+        self._changed: dict[tuple[str, str], Mapping[str, SinceBuild]] = {}
+        """By variant and slice, what its engines show to have changed since the build."""
         self._kept: Mapping[str, Any] | None = {} if ledger is None else None
         """What monitors knew before this start; None: it is not read yet."""
         self._has_news = False
@@ -136,8 +147,31 @@ class Judge:
         if watched is not None:
             changes = watched.monitor.try_again(self._clock(), unless_since)
             self._tell(model, variant, changes)
-            watched.verdicts = watched.monitor.verdicts()
+            watched.verdicts = self._now(model, variant, watched.monitor)
             watched.is_touched = self._has_news = True
+
+    def hold(self, model: str, variant: str, changed: Mapping[str, SinceBuild]) -> None:
+        """Let the slices drift that a variant's engines show to have changed since the build.
+
+        It holds until it is told otherwise; empty: nothing changed. What is not watched yet takes
+        none of it, so it is to be told again and again.
+        """
+        known = self._changed.get((model, variant), {})
+        watched = self._find(model, variant) if changed or known else None
+        if watched is None or changed == known:
+            return
+        before, self._changed[model, variant] = watched.verdicts, changed
+        watched.verdicts = self._now(model, variant, watched.monitor)
+        # A slice that nobody asked for is shown while it drifts, and not behind that.
+        forget_verdicts(self._metrics, model, variant)
+        watched.is_touched = True
+        reasons = dict.fromkeys(known, Reason.AS_BUILT) | dict.fromkeys(changed, Reason.CHANGED)
+        moved = [
+            Change(name, before[name].state, verdict.state, reasons[name], self._clock(), verdict)
+            for name, verdict in watched.verdicts.items()
+            if name in reasons and verdict.state is not before[name].state
+        ]
+        self._tell(model, variant, moved)
 
     # -- what is known ----------------------------------------------------------------------
 
@@ -199,9 +233,10 @@ class Judge:
             watched.monitor.stale_after_requests = patience
             changes = watched.monitor.watch(now)
             self._tell(model, variant, changes)
-            if watched.is_touched or changes:
+            # Of what changed since the build it is now that it is so.
+            if watched.is_touched or changes or self._changed.get((model, variant)):
                 watched.is_touched, self._has_news = False, True
-                watched.verdicts = watched.monitor.verdicts()
+                watched.verdicts = self._now(model, variant, watched.monitor)
                 verdicts = watched.verdicts.values()
                 record_verdicts(self._metrics, model, variant, verdicts, watched.alarms)
 
@@ -249,8 +284,12 @@ class Judge:
         watched = self._watched[model, variant] = _Watched(
             monitor, subject.recipe_digest, subject.estimator
         )
-        watched.verdicts = monitor.verdicts()
+        watched.verdicts = self._now(model, variant, monitor)
         return watched
+
+    def _now(self, model: str, variant: str, monitor: Monitor) -> Mapping[str, Verdict]:
+        changed = self._changed.get((model, variant), {})
+        return overlaid(monitor.verdicts(), changed, self._clock())
 
     def _tell(self, model: str, variant: str, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -282,6 +282,11 @@ def _in_words(drifting: list[Verdict]) -> str:
 
 
 def _one_in_words(verdict: Verdict) -> str:
+    if (found := verdict.since_build) is not None:
+        return (
+            f"{verdict.slice} changed since the build (fixed text {found.text!r}: "
+            f"{found.distance:.3g} nats a token, limit {found.limit:.3g})"
+        )
     known = "since the alarm nothing is scored yet"
     if verdict.n:
         known = (

@@ -20,6 +20,7 @@ from gateway.shadow.candidate import Candidate, MakeCapture
 from gateway.shadow.capturing import Capturing
 from gateway.shadow.collecting import Collecting
 from gateway.shadow.fidelity_metrics import FidelityMetrics
+from gateway.shadow.fixed_texts import FixedTextsCheck
 from gateway.shadow.free_runs import FreeRuns
 from gateway.shadow.leisure import leisure
 from gateway.shadow.probe import Probe
@@ -52,6 +53,7 @@ class Shadow:
         metrics: Metrics,
         references: References,
         probe: Probe,
+        fixed_texts: FixedTextsCheck,
         num_busy: Callable[[], int],
         sinks: Sequence[Sink] = (),
         note_slices: NoteSlices = lambda model, variant, slices: None,
@@ -63,6 +65,7 @@ class Shadow:
         self._metrics = metrics
         self._references = references
         self._probe = probe
+        self.fixed_texts = fixed_texts
         self._own_slices = own_slices
         self._note_slices = note_slices
         self._aside = Aside()
@@ -148,11 +151,12 @@ class Shadow:
     # -- the whole life ---------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Score, tend references and probe engines, for ever."""
+        """Score, tend references, and probe engines and have them read, for ever."""
         await asyncio.gather(
             self._scoring.run(),
             again_and_again(self._references.tend),
             again_and_again(self._probe_now_and_then),
+            again_and_again(self.fixed_texts.run),
         )
 
     async def settle(self) -> None:

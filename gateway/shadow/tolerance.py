@@ -10,7 +10,7 @@ from compression.fidelity_record import SliceFidelity
 from gateway.errors import SettingsError
 from gateway.shadow.slices import ALL
 
-_MEASURED = MappingProxyType(
+MEASURED = MappingProxyType(
     {
         "arithmetic": "domain:math",
         "chinese": "script:cjk",
@@ -80,9 +80,9 @@ class Tolerances:
     def __init__(self, rules: ToleranceRules, fidelity: Sequence[SliceFidelity] | None) -> None:
         self.rules = rules
         known = {
-            _MEASURED[each.name]: self._calibrated(each.kld_mean, Source.MANIFEST)
+            MEASURED[each.name]: self._calibrated(each.kld_mean, Source.MANIFEST)
             for each in fidelity or ()
-            if each.name in _MEASURED
+            if each.name in MEASURED
         }
         known |= {
             name: Tolerance(nats, Source.SET) for name, nats in rules.by_hand.items() if name != ALL

@@ -33,7 +33,18 @@ class Reason(StrEnum):
     STILL_DRIFT = "the lower bound since the alarm rose above the tolerance"
     UNSCORED = "requests are served, but none is scored"
     SCORED_AGAIN = "requests are scored again"
+    CHANGED = "an engine reads a fixed text otherwise than at the build"
+    AS_BUILT = "the engines read fixed texts as at the build, or are others"
     BEGUN_ANEW = "it is a canary, which only what is scored from now on can prove"
+
+
+@dataclass(frozen=True, slots=True)
+class SinceBuild:
+    """A fixed text that an engine reads otherwise than a sound one; distances in nats a token."""
+
+    text: str
+    distance: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +72,17 @@ class Verdict:
     last_scored: float | None
     confirmed: float | None = None
     """When ``drift`` was last shown by evidence; it begins anew whenever it was."""
+    since_build: SinceBuild | None = None
+    """What shows that the engine changed since the build, without any request."""
 
     @property
     def excess(self) -> float:
-        """Return the lower bound over the tolerance: above 1 is shown damage."""
+        """Return the lower bound over the tolerance: above 1 is shown damage.
+
+        Of what changed since the build it is the distance over its limit.
+        """
+        if self.since_build is not None:
+            return self.since_build.distance / self.since_build.limit
         return self.lower / self.tolerance if self.tolerance else 0.0
 
 
@@ -95,7 +113,7 @@ def summarize(verdicts: Iterable[Verdict]) -> Summary:
     every = list(verdicts)
     whole = next((each.state for each in every if each.slice == ALL), State.LEARNING)
     state = State.DRIFT if any(each.state is State.DRIFT for each in every) else whole
-    scored = [each for each in every if each.n]
+    scored = [each for each in every if each.n or each.since_build]
     return Summary(state, max(scored, key=_badness, default=None))
 
 

@@ -178,6 +178,17 @@ def _answers() -> Iterator[Alert]:
         dashboard=_FIDELITY,
     )
     yield Alert(
+        name="ChangedSinceBuild",
+        severity="critical",
+        expr='narrowgate_fixed_texts_check{result="changed"} == 1',
+        wait="0m",
+        why="one reading has thousands of tokens, and the next may be an hour away",
+        summary="An engine does not compute what its artifact was built to.",
+        description=f"An engine of {_WHERE} reads fixed texts further from what its build kept "
+        "than a sound engine does: weights, kernels or the machine went wrong.",
+        dashboard=_FIDELITY,
+    )
+    yield Alert(
         name="ProbeChanged",
         severity="critical",
         # The last value of an engine that has gone says nothing of the next one.

@@ -235,6 +235,19 @@ def answer_cases() -> Iterator[Case]:
     )
     yield Case("OutputBroken", "60m", {failed: "0+1x60", passed: "0+19x60"})
     yield Case("OutputBroken", "60m", {failed: "0x50 1 2 3x9", passed: "0x60"})  # three answers
+    read = series("narrowgate_fixed_texts_check", VARIANT, result="changed")
+    yield Case(
+        "ChangedSinceBuild",
+        "3m",
+        {read: "0x2 1x9"},
+        VARIANT | {"result": "changed"},
+        f"An engine of {WHERE} reads fixed texts further from what its build kept than a sound "
+        "engine does: weights, kernels or the machine went wrong.",
+        FIDELITY,
+    )
+    yield Case("ChangedSinceBuild", "9m", {read: "0x2 1x3 0x9"})  # it was restarted
+    unread = series("narrowgate_fixed_texts_check", VARIANT, result="unread")
+    yield Case("ChangedSinceBuild", "9m", {read: "0x20", unread: "1x20"})
     change = series("narrowgate_probe_change_nats", VARIANT)
     told = f"A first token's log-probability of {WHERE} has changed by "
     wrong = "nats on a fixed prompt: weights, kernels or the machine went wrong."

@@ -13,6 +13,7 @@ from gateway.model_settings import VariantSettings
 from gateway.protocol import EngineInfo
 from gateway.registry import Metrics, render
 from gateway.settings import load_settings
+from gateway.shadow.fixed_texts import FixedTextsCheck
 from gateway.shadow.probe import Probe
 from gateway.shadow.references import References
 from gateway.shadow.shadow import Shadow
@@ -70,6 +71,14 @@ def make_shadow(told: list[Told] | None = None, **settings: Any) -> Shadow:
         metrics=metrics,
         references=references,
         probe=Probe(metrics, list),
+        fixed_texts=FixedTextsCheck(
+            metrics,
+            list,
+            lambda alias, variant: None,
+            publish=lambda kind, fields: None,
+            tell=lambda alias, variant, found: None,
+            every_s=0,
+        ),
         num_busy=lambda: 0,
         note_slices=lambda model, variant, names: (
             None if told is None else told.append((model, variant, set(names)))

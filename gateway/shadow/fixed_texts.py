@@ -1,0 +1,305 @@
+"""Fixed texts, read by every engine once it is ready: its weights must predict what its build kept.
+
+It costs no scored request. What a sound engine rounds on the way is known from the build, so what
+comes on top of it is damage: of weights in memory, of a kernel, of this machine.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compression.errors import ArtifactError
+from compression.fixed_texts import (
+    ALL,
+    FixedText,
+    FixedTexts,
+    FixedTextsRecord,
+    Reading,
+    distance,
+    mean_distances,
+    read_fixed_texts,
+)
+from compression.recipe import FULL
+from gateway.errors import ApiError
+from gateway.pool.lease import ReadyEngine
+from gateway.prepared import Prepared
+from gateway.registry import Metrics
+from gateway.shadow.embedded_scorer import EmbeddedScorer
+from gateway.shadow.leisure import leisure
+from gateway.upstream import EngineClient
+
+logger = logging.getLogger(__name__)
+
+FACTOR, TEXT_FACTOR = 1.08, 1.2
+"""How many times as far off as at the build an engine may be: on all texts together, and on one."""
+LEAST = 1e-4
+"""What may be added at least, in nats: distances that are near 0 have no factor."""
+
+_POSITIONS = 32
+_LOOK_EVERY_S = 1.0
+_RETRY_S = 60.0
+_TIMEOUT_S = 600.0
+
+
+class Outcome(StrEnum):
+    """What became of the check, from the worst to the best."""
+
+    CHANGED = "changed"
+    """It is further from what the build kept than a sound engine is."""
+    UNREAD = "unread"
+    """The engine did not read the texts, or what was kept of them cannot be used."""
+    OTHER_NUMERICS = "other_numerics"
+    """It computes otherwise than the engine that was read at the build."""
+    NOT_KEPT = "not_kept"
+    """The build kept nothing, no engine was read then, or the artifact is not here."""
+    OK = "ok"
+
+
+_ORDER = tuple(Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of an engine, or of the worst engine of a variant."""
+
+    outcome: Outcome
+    reason: str
+    time: float
+    """In seconds since the epoch."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """By text, and of all: nats a token."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """The same as it was at the build."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float | None = None
+    """That the reading took."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Return the texts beyond their limits, ``all`` first."""
+        return [name for name, limit in self.limits.items() if not self.distances[name] <= limit]
+
+
+def limits_of(reading: Reading) -> dict[str, float]:
+    """Return how far off an engine may be, in nats a token, ``all`` first."""
+    factors = {name: TEXT_FACTOR for name in reading.distances} | {ALL: FACTOR}
+    return {
+        name: max(factors[name] * usual, usual + LEAST)
+        for name, usual in sorted(reading.distances.items(), key=lambda item: item[0] != ALL)
+    }
+
+
+class _Unfit(Exception):
+    """The check does not apply; says how and why."""
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+
+
+@dataclass(slots=True)
+class _Engine:
+    """What is known of one engine; a restarted one is another."""
+
+    client: EngineClient
+    names: tuple[str, str]
+    found: Finding
+    due: float
+    """When it is read again, by the monotonic clock."""
+
+
+class FixedTextsCheck:
+    """Reads each engine that became ready, and again every ``every_s`` seconds; 0: only then.
+
+    ``tell`` is given the finding of each variant at every look; None, once: it has no engine any
+    more.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        engines: Callable[[], Iterable[ReadyEngine]],
+        prepared: Callable[[str, str], Prepared | None],
+        *,
+        publish: Callable[[str, dict[str, Any]], None],
+        tell: Callable[[str, str, Finding | None], None],
+        every_s: float,
+    ) -> None:
+        self._metrics = metrics
+        self._engines = engines
+        self._prepared = prepared
+        self._publish = publish
+        self._tell = tell
+        self._every_s = every_s
+        self._known: dict[str, _Engine] = {}
+
+    def finding(self, model: str, variant: str) -> Finding | None:
+        """Return what was found of the worst engine of a variant; None: none was looked at."""
+        found = [each.found for each in self._known.values() if each.names == (model, variant)]
+        return min(found, key=lambda each: _ORDER.index(each.outcome), default=None)
+
+    async def run(self) -> None:
+        """Look every second for engines to be read, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Forget engines that went, and read those whose turn it is, one after another."""
+        ready = {each.name: each for each in self._engines() if each.spec.variant != FULL}
+        gone = [
+            name
+            for name, known in self._known.items()
+            if name not in ready or ready[name].client is not known.client
+        ]
+        left = {self._known.pop(name).names for name in gone}
+        for names in left:
+            self._show(names)
+        for name, engine in ready.items():
+            known = self._known.get(name)
+            if known is None or time.monotonic() >= known.due:
+                await self._check(engine)
+        for names in left | {each.names for each in self._known.values()}:
+            self._tell(*names, self.finding(*names))
+
+    async def _check(self, engine: ReadyEngine) -> None:
+        names, began = (engine.spec.alias, engine.spec.variant), time.monotonic()
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                found = await self._read(engine)
+        except _Unfit as error:
+            found = Finding(error.outcome, str(error), time.time())
+        except (ApiError, ArtifactError, OSError, TimeoutError) as error:
+            reason = str(error) or f"no answer within {_TIMEOUT_S:g} s"
+            found = Finding(Outcome.UNREAD, reason, time.time())
+        before = self._known.get(engine.name)
+        retry_s = _RETRY_S if found.outcome is Outcome.UNREAD else self._every_s
+        due = time.monotonic() + retry_s if retry_s else float("inf")
+        self._known[engine.name] = _Engine(engine.client, names, found, due)
+        is_news = before is None or before.found.outcome is not found.outcome
+        self._report(engine, found, time.monotonic() - began, is_news=is_news)
+        self._show(names)
+
+    async def _read(self, engine: ReadyEngine) -> Finding:
+        record, reading, directory = self._kept(engine)
+        texts = await asyncio.to_thread(read_fixed_texts, directory)
+        began = time.monotonic()
+        distances = mean_distances(await self._distances(engine.client, texts))
+        seconds = time.monotonic() - began
+        limits = limits_of(reading)
+        if limits.keys() != distances.keys():
+            raise _Unfit(Outcome.UNREAD, "the texts are not those that were read at the build")
+        found = Finding(
+            Outcome.OK,
+            "as at the build",
+            time.time(),
+            distances=distances,
+            usual=reading.distances,
+            limits=limits,
+            tokens=record.tokens,
+            seconds=seconds,
+        )
+        return _judged(found)
+
+    def _kept(self, engine: ReadyEngine) -> tuple[FixedTextsRecord, Reading, Path]:
+        """Return what the build kept for an engine like this one."""
+        prepared = self._prepared(engine.spec.alias, engine.spec.variant)
+        kept = ((prepared.manifest if prepared else None) or {}).get("fixed_texts")
+        if prepared is None or prepared.directory is None or kept is None:
+            raise _Unfit(Outcome.NOT_KEPT, "the build kept no texts, or the artifact is not here")
+        try:
+            record = FixedTextsRecord.model_validate(kept)
+        except ValidationError:
+            raise _Unfit(
+                Outcome.UNREAD, "the manifest's 'fixed_texts' is of no known form"
+            ) from None
+        if record.reading is None:
+            raise _Unfit(Outcome.NOT_KEPT, "no engine read the texts at the build")
+        info = engine.info
+        told = None if info is None else (info.version, info.reads_with)
+        if told != (record.reading.version, record.reading.numerics):
+            raise _Unfit(
+                Outcome.OTHER_NUMERICS,
+                f"version and numerics of the engine are {told}, and at the build were "
+                f"{(record.reading.version, record.reading.numerics)}",
+            )
+        return record, record.reading, prepared.directory
+
+    async def _distances(self, client: EngineClient, texts: FixedTexts) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for text in texts.texts:
+            found.setdefault(text.name, []).extend(await _distances(client, text))
+        return found
+
+    # -- what is told -----------------------------------------------------------------------
+
+    def _report(
+        self, engine: ReadyEngine, found: Finding, seconds: float, *, is_news: bool
+    ) -> None:
+        is_bad = found.outcome is Outcome.CHANGED
+        level = logging.WARNING if is_bad else logging.INFO if is_news else logging.DEBUG
+        logger.log(
+            level,
+            "%s: fixed texts: %s (%s; %.1f s)",
+            engine.name,
+            found.outcome,
+            found.reason,
+            seconds,
+        )
+        if is_news or is_bad:
+            fields = {"model": engine.spec.alias, "variant": engine.spec.variant}
+            self._publish("fixed_texts", {**fields, "engine": engine.name, **asdict(found)})
+
+    def _show(self, names: tuple[str, str]) -> None:
+        """Bring metrics up to what is known of a variant."""
+        gauges, found = self._metrics.gauges, self.finding(*names)
+        for name in ("fixed_text_distance_nats", "fixed_text_limit_nats", "fixed_texts_check"):
+            gauges[name].remove_by_labels({"model": names[0], "variant": names[1]})
+        if found is not None:
+            for outcome in Outcome:
+                value = int(outcome is found.outcome)
+                gauges["fixed_texts_check"].labels(*names, outcome.value).set(value)
+            for text, nats in found.distances.items():
+                gauges["fixed_text_distance_nats"].labels(*names, text).set(nats)
+                gauges["fixed_text_limit_nats"].labels(*names, text).set(found.limits[text])
+
+
+def _judged(found: Finding) -> Finding:
+    changed = found.changed
+    if not changed:
+        return found
+    words = ", ".join(
+        f"{name} {found.distances[name]:.4g} nats (limit {found.limits[name]:.4g}, at the build "
+        f"{found.usual[name]:.4g})"
+        for name in changed
+    )
+    return Finding(
+        Outcome.CHANGED,
+        f"changed since the build: {words}",
+        found.time,
+        distances=found.distances,
+        usual=found.usual,
+        limits=found.limits,
+        tokens=found.tokens,
+        seconds=found.seconds,
+    )
+
+
+async def _distances(client: EngineClient, text: FixedText) -> list[float]:
+    """Return the distance of each predicted token of a text, nats."""
+    told = await EmbeddedScorer(client).score(text.token_ids, text.first, text.top_ids)
+    found: list[float] = []
+    rows = list(zip(text.top_ids, text.logprobs, told, strict=True))
+    for start in range(0, len(rows), _POSITIONS):
+        await leisure()
+        for ids, kept, position in rows[start : start + _POSITIONS]:
+            found.append(distance(kept, [position.logprobs[each] for each in ids]))
+    return found

@@ -1,0 +1,257 @@
+"""Fixed texts that engines read at their load: damage is seen, and nothing else is."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.shadow.at_load import check_at_load
+from benchmarks.shadow.damaged import DAMAGES, Damage, scaled, write_damaged
+from compression.events import ignore
+from compression.fixed_texts import ALL, FILE_NAME
+from compression.manifest import read_manifest
+from compression.prepare import build_to, prepare
+from gateway.engine.fixed_texts import add_reading
+from gateway.engine.runner import Runner, load_runner
+from gateway.engine.tokenizer import load_tokenizer
+from gateway.model_settings import VariantSettings
+from gateway.pool.lease import ReadyEngine
+from gateway.prepared import Prepared
+from gateway.registry import Metrics, render
+from gateway.shadow.fixed_texts import Finding, FixedTextsCheck, Outcome
+from gateway.specs import VariantSpec
+from gateway.upstream import EngineClient
+from tests.engine.fakes import MODEL, RunningEngine, running_engine
+
+SPEC = VariantSpec("tiny", "int8", VariantSettings(model="tiny"))
+RECIPE = "weights: {scheme: int8}\nkv_cache: {key: {scheme: int8}, value: {scheme: int8}}\n"
+TENTH = Damage("a scale", lambda tensors: scaled(tensors, "layers.1.self_attn.v_proj", 1.1))
+
+
+def load(directory: Path) -> Runner:
+    """Load with one thread, as small models need."""
+    return load_runner(directory, threads=1, max_model_len=None)
+
+
+def build(source: Path, place: Path, recipe: str) -> Path:
+    """Build an artifact that is measured and read."""
+    build_to(str(source), recipe, None, place, ignore, is_measured=True)
+    add_reading(place, 1, ignore)
+    return place
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build in int8."""
+    return build(tiny_llama_dir, tmp_path_factory.mktemp("read") / "int8", "int8-fast")
+
+
+def serve(directory: Path) -> Any:
+    """Serve an artifact in this process."""
+    return running_engine(load(directory), load_tokenizer(directory), token_budget=128)
+
+
+@pytest.fixture(scope="module")
+def sound(artifact: Path) -> Iterator[RunningEngine]:
+    """Serve the artifact as it was built."""
+    with serve(artifact) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def damaged(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
+    """Serve it with the scales of one of its layers 10 % too large."""
+    place = tmp_path_factory.mktemp("broken") / "int8"
+    write_damaged(artifact, TENTH, place)
+    with serve(place) as engine:
+        yield engine
+
+
+@dataclass
+class Bench:
+    """A check of one engine and all that it tells."""
+
+    directory: Path | None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    told: list[Outcome | None] = field(default_factory=list)
+    times: set[float] = field(default_factory=set)
+    """Of the readings that were told of."""
+    metrics: Metrics = field(default_factory=Metrics)
+    ready: list[ReadyEngine] = field(default_factory=list)
+    every_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        manifest = None if self.directory is None else read_manifest(self.directory)
+        fields = None if manifest is None else manifest.model_dump(mode="json")
+        self.prepared = Prepared(self.directory, fields)
+        self.check = FixedTextsCheck(
+            self.metrics,
+            lambda: self.ready,
+            lambda alias, variant: self.prepared,
+            publish=lambda kind, fields: self.events.append({"kind": kind, **fields}),
+            tell=self.take,
+            every_s=self.every_s,
+        )
+
+    def take(self, alias: str, variant: str, found: Finding | None) -> None:
+        """Note what is told."""
+        self.told.append(None if found is None else found.outcome)
+        self.times |= set() if found is None else {found.time}
+
+    def look(self, *engines: RunningEngine, looks: int = 1, **info: Any) -> Outcome | None:
+        """Let the check see these engines as replicas, each a start of its own."""
+
+        async def use() -> None:
+            self.ready.clear()
+            for number, engine in enumerate(engines):
+                client = EngineClient(engine.url, served_name=MODEL, read_timeout_s=60)
+                found = (await client.info()).model_copy(update=info)
+                self.ready.append(ReadyEngine(SPEC, f"tiny@int8/{number}", client, number, found))
+            for _ in range(looks):
+                await self.check.look()
+            for each in self.ready:
+                await each.client.aclose()
+
+        asyncio.run(use())
+        found = self.check.finding("tiny", "int8")
+        return None if found is None else found.outcome
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        """Return a gauge's value; None: it is not there."""
+        labels = {"model": "tiny", "variant": "int8", **labels}
+        return self.metrics.registry.get_sample_value(f"narrowgate_{name}", labels)
+
+
+def test_a_sound_engine_is_as_it_was_at_the_build(artifact: Path, sound: RunningEngine) -> None:
+    """The same processor reads the same way, in whatever company: to a thousandth."""
+    bench = Bench(artifact)
+    assert bench.look(sound) is Outcome.OK
+    found = bench.check.finding("tiny", "int8")
+    assert found is not None
+    assert found.distances == pytest.approx(found.usual, rel=1e-3)
+    assert bench.sample("fixed_texts_check", result="ok") == 1
+    assert bench.sample("fixed_texts_check", result="changed") == 0
+    assert bench.sample("fixed_text_distance_nats", text=ALL) == found.distances[ALL]
+    assert [each["outcome"] for each in bench.events] == ["ok"]
+
+
+def test_a_damaged_scale_is_seen_before_any_request(
+    artifact: Path, sound: RunningEngine, damaged: RunningEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By event, log, gauges and finding; a restart that mends it takes all back."""
+    bench = Bench(artifact)
+    assert bench.look(damaged) is Outcome.CHANGED
+    (event,) = bench.events
+    assert event["kind"] == "fixed_texts"
+    assert event["distances"][ALL] > event["limits"][ALL] > event["usual"][ALL]
+    assert "changed since the build: all" in event["reason"]
+    assert "changed since the build: all" in caplog.text
+    assert bench.sample("fixed_texts_check", result="changed") == 1
+    assert bench.look(sound) is Outcome.OK
+    assert bench.sample("fixed_texts_check", result="changed") == 0
+    assert bench.told[-1] is Outcome.OK
+
+
+def test_one_damaged_replica_is_enough(
+    artifact: Path, sound: RunningEngine, damaged: RunningEngine
+) -> None:
+    """The worst engine speaks for the variant, and once it is gone the others do."""
+    bench = Bench(artifact)
+    assert bench.look(sound, damaged, sound) is Outcome.CHANGED
+    assert bench.look(sound) is Outcome.OK
+    assert bench.look() is None
+    assert bench.told[-1] is None
+    assert b"fixed_texts_check{" not in render(bench.metrics.registry, "text/plain")[0]
+
+
+@pytest.mark.parametrize(("every_s", "expected"), [(0.0, 1), (1e-9, 3)])
+def test_an_engine_is_read_once_unless_told_otherwise(
+    artifact: Path, sound: RunningEngine, every_s: float, expected: int
+) -> None:
+    """What was read stays known; with a period it is read again."""
+    bench = Bench(artifact, every_s=every_s)
+    assert bench.look(sound, looks=3) is Outcome.OK
+    assert bench.told == [Outcome.OK] * 3
+    assert len(bench.times) == expected
+    assert len(bench.events) == 1
+
+
+def test_what_is_not_kept_is_no_finding(
+    tiny_llama_dir: Path, artifact: Path, sound: RunningEngine, tmp_path: Path
+) -> None:
+    """Artifacts that were not measured, engines elsewhere, and builds that no engine read."""
+    place = tmp_path / "unmeasured"
+    build_to(str(tiny_llama_dir), "int8-fast", None, place, ignore)
+    assert Bench(place).look(sound) is Outcome.NOT_KEPT
+    assert Bench(None).look(sound) is Outcome.NOT_KEPT
+    unread = Bench(artifact)
+    assert unread.prepared.manifest is not None
+    fields = dict(unread.prepared.manifest)
+    fields["fixed_texts"] = {**fields["fixed_texts"], "reading": None}
+    unread.prepared = Prepared(artifact, fields)
+    assert unread.look(sound) is Outcome.NOT_KEPT
+    assert unread.sample("fixed_texts_check", result="not_kept") == 1
+
+
+def test_engines_that_compute_otherwise_are_held_against_nothing(
+    artifact: Path, damaged: RunningEngine
+) -> None:
+    """Other products, another version, or an engine that does not tell: the check says so."""
+    bench = Bench(artifact)
+    for info in ({"reads_with": "W8A8"}, {"version": "9"}, {"reads_with": None}):
+        assert bench.look(damaged, **info) is Outcome.OTHER_NUMERICS
+    assert len(bench.events) == 3
+
+
+def test_what_cannot_be_read_is_said(artifact: Path, sound: RunningEngine, tmp_path: Path) -> None:
+    """A file that is missing or does not fit, and an engine that has gone."""
+    bench = Bench(artifact)
+    bench.look(sound)
+
+    async def use() -> None:
+        away = EngineClient("http://127.0.0.1:9", served_name=MODEL, read_timeout_s=1)
+        bench.ready = [replace(bench.ready[0], client=away)]
+        await bench.check.look()
+        await away.aclose()
+
+    asyncio.run(use())
+    found = bench.check.finding("tiny", "int8")
+    assert found is not None
+    assert found.outcome is Outcome.UNREAD
+    missing = Bench(artifact)
+    missing.prepared = Prepared(tmp_path, missing.prepared.manifest)
+    assert missing.look(sound) is Outcome.UNREAD
+    (tmp_path / FILE_NAME).write_text("{")
+    assert missing.look(sound) is Outcome.UNREAD
+
+
+def test_a_cache_of_eight_bits_is_read_as_it_is_served(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """What the cache rounds is part of what is usual, and damage is seen through it."""
+    recipe = tmp_path / "kv8.yaml"
+    recipe.write_text(RECIPE)
+    place = build(tiny_llama_dir, tmp_path / "kv8", str(recipe))
+    with serve(place) as engine:
+        assert Bench(place).look(engine) is Outcome.OK
+    write_damaged(place, TENTH, tmp_path / "broken")
+    with serve(tmp_path / "broken") as engine:
+        assert Bench(place).look(engine) is Outcome.CHANGED
+
+
+@pytest.mark.real_model
+def test_two_percent_in_one_layer_of_the_real_model_are_seen(tmp_path: Path) -> None:
+    """By the engine's own process, at its load; the artifact as it was built passes."""
+    stored = prepare("smollm2", "int8-fast", None, ignore, is_measured=True).directory
+    add_reading(stored, 1, ignore)
+    found = asyncio.run(check_at_load(stored, threads=1))
+    assert found.outcome is Outcome.OK
+    assert found.distances[ALL] == pytest.approx(found.usual[ALL], rel=0.03)
+    write_damaged(stored, DAMAGES["scale 2 %"], tmp_path / "damaged")
+    found = asyncio.run(check_at_load(tmp_path / "damaged", threads=1))
+    assert found.outcome is Outcome.CHANGED
+    assert found.distances[ALL] > 1.2 * found.limits[ALL]
+    assert {"code", "german"} <= set(found.changed)
