@@ -39,6 +39,9 @@ _FAILING: Mapping[str, str] = MappingProxyType(
 )
 """vLLM's kernel of a scheme, which ours stands in for where it fails."""
 
+_SCHEMES: Mapping[type[AnyWeight], str] = MappingProxyType({Int8: "int8", Int4: "int4"})
+"""What the kernels for a scheme of weights are called by."""
+
 _FP8_WEIGHTS = frozenset({"fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"})
 _CUDA_FP8 = (8, 9)
 _CUDA_PACKED = (7, 5)
@@ -88,7 +91,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class OwnKernel:
-    """A kernel of ours stands in for one of vLLM's that fails on this processor."""
+    """A kernel of ours stands in for one of vLLM's that fails here or rounds what it should not."""
 
     scheme: str
     reason: str
@@ -180,6 +183,8 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
     """
     # A checkpoint that somebody else has quantized meets the same kernels.
     own = {each.scheme: each for each in own_kernels(facts)}
+    if recipe is not None and _rounds_inputs_unasked(recipe, facts):
+        own.setdefault("int8", _UNROUNDED)
     environment = {}
     if own:
         environment = {
@@ -192,13 +197,27 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
     for verdict in verdicts:
         if isinstance(verdict, Refusal):
             raise _refused(recipe, verdict)
-    notes = [each.reason for each in verdicts if isinstance(each, OwnKernel)]
+    schemes = {_SCHEMES.get(type(scheme)) for scheme in recipe.schemes}
+    notes = [own[scheme].reason for scheme in sorted(own) if scheme in schemes]
     if recipe.kv_cache.is_quantized:
         notes.append(_KV_NOTE)
     if not isinstance(recipe.embeddings, Unquantized):
         notes.append("vLLM keeps embeddings and the output head as the files have them, in 16 bits")
     kept = _kept(recipe, facts)
     return VllmPlan(_kv_options(recipe, facts), environment, tuple(notes), kept)
+
+
+_UNROUNDED = OwnKernel(
+    "int8",
+    "vLLM's int8 product on a processor rounds the layers' inputs to 8 bits, which the recipe does "
+    "not ask for: they stay in 16 bits instead; recipe w8a8 asks for it",
+)
+
+
+def _rounds_inputs_unasked(recipe: Recipe, facts: VllmFacts) -> bool:
+    """Return whether vLLM's own kernel would serve int8 layers as another recipe."""
+    has_int8 = any(isinstance(scheme, Int8) for scheme in recipe.schemes)
+    return facts.device == "cpu" and has_int8 and recipe.activations == "none"
 
 
 def require_fp8_weights(asked: object, facts: VllmFacts) -> None:

@@ -91,12 +91,22 @@ def test_tables_are_complete() -> None:
     assert set(CUDA_KV) == set(get_args(AnyKv))
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int4-gptq", "w8a8"])
+@pytest.mark.parametrize("name", ["int4", "int4-gptq", "w8a8"])
 def test_plain_artifacts_need_nothing(name: str) -> None:
     """On a processor that has the kernels an artifact is served as it is."""
     made = plan(PRESETS[name], facts())
     assert (dict(made.options), dict(made.environment)) == ({}, {})
     assert any("embeddings" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-fast"])
+def test_inputs_are_rounded_only_where_the_recipe_asks(name: str) -> None:
+    """vLLM's int8 kernel rounds them in any case, so ours serves what leaves them as they are."""
+    made = plan(PRESETS[name], facts())
+    assert made.environment["NARROWGATE_VLLM_KERNELS"] == "int8"
+    assert made.environment["VLLM_DISABLED_KERNELS"] == "CPUInt8ScaledMMLinearKernel"
+    assert any("recipe w8a8 asks for it" in note for note in made.notes)
+    assert dict(plan(PRESETS[name], gpu()).environment) == {}
 
 
 def test_full_model() -> None:

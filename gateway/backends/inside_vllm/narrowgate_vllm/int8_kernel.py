@@ -1,9 +1,9 @@
 """int8 weights times unrounded activations on a processor, for vLLM's table of kernels.
 
-Processors without VNNI add pairs of 8-bit products in 16 bits, which overflow and are cut off:
-vLLM's own kernel for int8 weights and int8 activations (oneDNN's) then gives wrong sums without a
-word (oneDNN, developer guide, "Nuances of int8 computations"). This one keeps activations in
-16 bits, as the embedded engine does, and is exact up to rounding.
+vLLM's own kernel for int8 weights rounds the inputs to 8 bits, too. And processors without VNNI add
+pairs of 8-bit products in 16 bits, which overflow and are cut off: that kernel (oneDNN's) then
+gives wrong sums without a word (oneDNN, developer guide, "Nuances of int8 computations"). This one
+keeps activations in 16 bits, as the embedded engine does, and is exact up to rounding.
 """
 
 import torch
@@ -15,6 +15,8 @@ from vllm.platforms import current_platform
 
 DENSE_FROM_ROWS = 48
 """From so many rows on a float32 product is faster than the packed kernel (measured on AVX2)."""
+NATIVE_FROM_ROWS = 16
+"""The same of a bf16 product, where the processor has one (measured with AMX)."""
 
 _PACKED_COLUMNS = 16
 """PyTorch's packed kernel reads rows in steps of so many values, and crashes at others."""
@@ -23,8 +25,12 @@ _PACKED_COLUMNS = 16
 @torch.library.custom_op("narrowgate::int8_linear", mutates_args=())
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return ``x [M, K]`` times ``weight [N, K]`` int8 transposed, scaled by ``scales [N]``."""
-    if x.shape[0] < DENSE_FROM_ROWS and x.shape[1] % _PACKED_COLUMNS == 0:
+    is_native = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    few = NATIVE_FROM_ROWS if is_native else DENSE_FROM_ROWS
+    if x.shape[0] < few and x.shape[1] % _PACKED_COLUMNS == 0:
         return torch._weight_int8pack_mm(x.contiguous(), weight, scales)
+    if is_native:  # bf16 holds every code, and sums are taken in float32
+        return (x @ weight.to(x.dtype).t()).mul_(scales)
     return (x.float() @ weight.float().t()).mul_(scales.float()).to(x.dtype)
 
 
