@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -105,9 +105,9 @@ def _matrix_shape(model: Any, parameter: str) -> tuple[int, int]:
 def _routers(model: Any) -> frozenset[str]:
     """Return the linear layers that choose experts or weigh a shared one.
 
-    They lie beside experts and have a row for each, or a single one. A choice between two experts
-    that is decided otherwise changes a token altogether, and other engines do not look for codes
-    there.
+    They lie beside experts and have a row for each, or a single one, and no layer beside them takes
+    what they give, as the second of an MLP would. A choice that is decided otherwise is another
+    computation, and other engines do not look for codes there.
     """
     found = set()
     for path, module in model.named_modules():
@@ -115,10 +115,19 @@ def _routers(model: Any) -> frozenset[str]:
             continue
         parent = path.rpartition(".")[0]
         counts = {1, int(module.down_proj.shape[0])}
-        for inner, layer in model.get_submodule(parent).named_modules():
-            if isinstance(layer, nn.Linear) and layer.out_features in counts:
-                found.add(f"{parent}.{inner}")
+        for inner, owner in model.get_submodule(parent).named_modules():
+            layers = {name: each for name, each in owner.named_children() if _is_linear(each)}
+            taken = {each.in_features for each in layers.values()}
+            found |= {
+                ".".join(filter(None, (parent, inner, name)))
+                for name, each in layers.items()
+                if each.out_features in counts - taken
+            }
     return frozenset(found)
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(module, nn.Linear)
 
 
 def _require_known_experts(model: nn.Module, name: str, directory: Path) -> None:
