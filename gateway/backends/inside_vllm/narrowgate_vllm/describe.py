@@ -158,8 +158,9 @@ def _packed_bytes(layer: torch.nn.Module) -> int:
     weight: Any = getattr(layer, "weight", None)
     if getattr(layer, "cpu_linear", None) is None or weight is None or weight.numel():
         return 0
-    rows: Any = getattr(layer, "output_size_per_partition", None)
-    columns: Any = getattr(layer, "input_size_per_partition", None)
+    # A layer that every worker holds whole, such as a router, has no partitions.
+    rows: Any = getattr(layer, "output_size_per_partition", None) or layer.output_size
+    columns: Any = getattr(layer, "input_size_per_partition", None) or layer.input_size
     return int(rows) * int(columns) * int(weight.element_size())
 
 
