@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work, prefix="narrowgate-build-") as work:
         source = Path(work, "source")
-        _run([sys.executable, "-m", "benchmarks.build_memory_source", str(source)])
+        peak_of([sys.executable, "-m", "benchmarks.build_memory_source", str(source)])
         figures = measure(source, Path(work, "artifact"), options.recipe)
     figures["machine"] = describe()
     RESULT.parent.mkdir(exist_ok=True)
@@ -55,10 +55,10 @@ def main() -> None:
 
 def measure(source: Path, artifact: Path, recipe: str) -> dict[str, Any]:
     """Return the peaks of a bare interpreter with torch and of a build, and the build's time."""
-    bare = _run([sys.executable, "-c", "import torch"])
+    bare = peak_of([sys.executable, "-c", "import torch"])
     start = time.perf_counter()
     words = ["-m", "compression", "build", f"--model={source}", f"--recipe={recipe}"]
-    peak = _run([sys.executable, *words, f"--out={artifact}"])
+    peak = peak_of([sys.executable, *words, f"--out={artifact}"])
     seconds = time.perf_counter() - start
     manifest = json.loads((artifact / "compression_manifest.json").read_text(encoding="utf-8"))
     return {
@@ -74,7 +74,7 @@ def measure(source: Path, artifact: Path, recipe: str) -> dict[str, Any]:
     }
 
 
-def _run(command: list[str]) -> int:
+def peak_of(command: list[str]) -> int:
     """Run a child to its end and return its peak resident memory in bytes."""
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)

@@ -1,8 +1,8 @@
 """What a checkpoint holds, read from its headers alone: no weight is loaded."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,20 @@ class TensorFact:
     num_bytes: int
     offset: int
     """Where the first byte lies in the file."""
+    is_transposed: bool = False
+    """Whether the file holds a matrix as its transpose, ``[columns, rows]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A tensor of the files that holds one matrix of every expert."""
+
+    modules: tuple[str, ...]
+    """The path that each expert's matrix gets, in the order of the tensor."""
+    shape: tuple[int, ...]
+    """[rows, columns] of each."""
+    is_transposed: bool
+    """Whether each is held as its transpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,11 @@ class Outline:
 
     name: str
     linears: Mapping[str, tuple[int, ...]]
-    """Module path → [rows, columns]; without the output head."""
+    """Path in the files → [rows, columns]; each expert's matrices, no router and no output head."""
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
+    """Name of a tensor in the files → how it is cut into experts."""
+    routers: frozenset[str] = frozenset()
+    """Paths in the files of the linear layers that choose experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +92,11 @@ class CheckpointFacts:
     """Paths of the linear modules inside the decoder whose weights the files hold."""
     files: tuple[str, ...]
     tensors: Mapping[str, TensorFact]
-    """The tensors to keep, in file order: all that the architecture needs."""
+    """The tensors to keep, in file order: all that the architecture needs.
+
+    Experts that the files hold in one tensor are here one by one."""
+    routers: frozenset[str] = frozenset()
+    """Paths of linear modules that choose experts; they stay as they are."""
 
     @property
     def architecture(self) -> Architecture:
@@ -106,7 +128,7 @@ def read_facts(directory: Path) -> CheckpointFacts:
     config = read_config(directory)
     architecture = parse_architecture(config, where=str(directory))
     files = checkpoint_files(directory)
-    found = _read_headers(directory, files)
+    found = read_headers(directory, files)
     wanted = architecture.tensors()
     for name, shape in wanted.items():
         if name not in found:
@@ -140,7 +162,12 @@ def read_outlined_facts(directory: Path, outline: Outline) -> CheckpointFacts:
     config = read_config(directory)
     require_unquantized(config, where=str(directory))
     files = checkpoint_files(directory)
-    found = _read_headers(directory, files)
+    found = read_headers(directory, files)
+    found = {
+        part.name: part
+        for fact in read_headers(directory, files).values()
+        for part in _parts(fact, outline.stacks.get(fact.name))
+    }
     linears = tuple(module for module in outline.linears if f"{module}.weight" in found)
     if not linears:
         raise UnsupportedArchitecture(
@@ -157,10 +184,35 @@ def read_outlined_facts(directory: Path, outline: Outline) -> CheckpointFacts:
         linears=linears,
         files=files,
         tensors=MappingProxyType(found),
+        routers=outline.routers,
     )
 
 
-def _read_headers(directory: Path, files: tuple[str, ...]) -> dict[str, TensorFact]:
+def _parts(fact: TensorFact, stack: Stack | None) -> Iterator[TensorFact]:
+    """Yield a tensor, or the matrix of each expert that it holds."""
+    if stack is None:
+        yield fact
+        return
+    inner = stack.shape[::-1] if stack.is_transposed else stack.shape
+    _require_float(fact, (len(stack.modules), *inner))
+    size = fact.num_bytes // len(stack.modules)
+    for index, module in enumerate(stack.modules):
+        yield replace(
+            fact,
+            name=f"{module}.weight",
+            shape=stack.shape,
+            num_bytes=size,
+            offset=fact.offset + index * size,
+            is_transposed=stack.is_transposed,
+        )
+
+
+def read_headers(directory: Path, files: tuple[str, ...]) -> dict[str, TensorFact]:
+    """Return the tensors that all files declare, in file order.
+
+    Raises:
+        CorruptCheckpoint: a file is truncated, or its header contradicts itself.
+    """
     found: dict[str, TensorFact] = {}
     for file in files:
         found |= read_header(directory / file)

@@ -21,6 +21,8 @@ _PER_WEIGHT = 16
 """Bytes a weight of the matrix in work: as read, in f32, rounded in f32, codes, packed."""
 _TIMED_BYTES = 256 * 1024 * 1024
 """Timing a kernel: a weight of 16 million numbers as codes, nibbles, packed, and in bf16."""
+_PER_TURNED_BYTE = 3
+"""Bytes a byte of a matrix that the file holds as its transpose: as read, turned, checked."""
 _PER_CALIBRATED_WEIGHT = 28
 """Bytes a weight of the matrix in work, where codes are chosen by what inputs see (f32 copies)."""
 _MOMENTS = 10
@@ -38,7 +40,8 @@ def build_bytes(facts: CheckpointFacts, recipe: Recipe) -> int:
         for module in facts.linears
         if not isinstance(recipe.scheme_for(module), Unquantized)
     }
-    copied = 24 * PIECE_BYTES
+    turned = [fact.num_bytes for fact in facts.tensors.values() if fact.is_transposed]
+    copied = max(24 * PIECE_BYTES, _PER_TURNED_BYTE * max(turned, default=0))
     at_work = _PER_WEIGHT * max(sizes.values(), default=0)
     calibrated = 0
     if facts.known is not None and _is_calibrated(facts, recipe):

@@ -152,7 +152,7 @@ def _kinds(manifest: Manifest) -> dict[tuple[str, str, str, str, str], list[Tens
     """Return the tensors by what, requested, applied, method and reason, over all layers."""
     kinds: dict[tuple[str, str, str, str, str], list[TensorRecord]] = {}
     for record in manifest.tensors:
-        what = _LAYER.sub(".*.", record.name, count=1)
+        what = _LAYER.sub(".*.", record.name)
         key = (what, record.requested, record.applied, record.method or "", record.reason)
         kinds.setdefault(key, []).append(record)
     return kinds

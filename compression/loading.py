@@ -158,8 +158,13 @@ def select_rows(weight: Weight, rows: Tensor) -> Weight:
 def _kind(part: Weight) -> tuple[object, ...]:
     """Return what parts must have in common to be stacked."""
     if isinstance(part, Codes):
-        return Codes, part.bits, part.zeros is None
+        return Codes, part.bits, part.zeros is None, part.scales.shape[1]
     return (type(part),)
+
+
+def can_stack(parts: list[Weight]) -> bool:
+    """Return whether weights have one scheme, so that :func:`stack_rows` takes them."""
+    return len({_kind(part) for part in parts}) == 1
 
 
 def stack_rows(parts: list[Weight]) -> Weight:
@@ -169,7 +174,7 @@ def stack_rows(parts: list[Weight]) -> Weight:
         ValueError: the parts have different schemes.
         ArtifactError: the weights are nf4 and their blocks reach across rows.
     """
-    if len({_kind(part) for part in parts}) > 1:
+    if not can_stack(parts):
         raise ValueError("weights of different schemes cannot be fused")
     dense = [part for part in parts if isinstance(part, Tensor)]
     nf4 = [part for part in parts if isinstance(part, Nf4Codes)]

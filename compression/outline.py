@@ -1,15 +1,16 @@
-"""The linear layers of any causal language model that transformers can build from its config."""
+"""The linear layers and experts of any causal language model that transformers can build."""
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compression.errors import UnsupportedArchitecture
-from compression.facts import Outline
+from compression.experts import is_experts, read_naming, stacked
+from compression.facts import Outline, checkpoint_files, read_headers
 
 _BUILD_ERRORS = (
     AttributeError,
@@ -44,36 +45,97 @@ def build_outline_model(directory: Path) -> Any:
 
 
 def read_outline(directory: Path) -> Outline:
-    """Build the model without weights and list its ``nn.Linear``.
+    """Build the model without weights and list its ``nn.Linear`` and its experts' matrices.
 
-    The output head is left out: engines keep it as it is.
+    The output head is left out, because engines keep it as it is, and so is what chooses experts.
 
     Raises:
-        UnsupportedArchitecture: transformers cannot build it, it has no linear layer, or most of
-            what it computes with are experts stacked in one tensor, which are none.
+        SourceError: there is no safetensors file.
+        UnsupportedArchitecture: transformers cannot build it, it has no linear layer, or its
+            experts are stacked in a way that is not known.
+        CorruptCheckpoint: a file is truncated or unreadable, or an expert is missing.
     """
     model = build_outline_model(directory)
     name = type(model).__name__
-    _require_no_stacked_experts(model, name, directory)
-    head = model.get_output_embeddings()
-    linears = {
-        path: tuple(module.weight.shape)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    if not linears:
+    _require_known_experts(model, name, directory)
+    modules = _linear_modules(model)
+    if not modules and not stacked(model):
         raise UnsupportedArchitecture(
             f"{str(directory)!r}: {name!r} has no linear layer (torch.nn.Linear) to quantize: "
             "serve it as it is"
         )
-    return Outline(name=name, linears=MappingProxyType(linears))
+    names = read_headers(directory, checkpoint_files(directory))
+    naming = read_naming(model, names, repr(str(directory)))
+    routers = _routers(model)
+    linears = {
+        naming.weights[path]: tuple(module.weight.shape)
+        for path, module in modules.items()
+        if path in naming.weights and path not in routers
+    }
+    for parameter, experts in naming.experts.items():
+        rows, columns = _matrix_shape(model, parameter)
+        for matrices in experts:
+            shape = (rows // len(matrices), columns)
+            linears |= {matrix.removesuffix(".weight"): shape for matrix in matrices}
+    return Outline(
+        name=name,
+        linears=MappingProxyType(linears),
+        stacks=naming.stacks,
+        routers=frozenset(naming.weights[path] for path in routers if path in naming.weights),
+    )
 
 
-def _require_no_stacked_experts(model: nn.Module, name: str, directory: Path) -> None:
+def _linear_modules(model: Any) -> dict[str, nn.Linear]:
+    """Return the linear layers by path, without the output head."""
+    head = model.get_output_embeddings()
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def _matrix_shape(model: Any, parameter: str) -> tuple[int, int]:
+    """Return [rows, columns] of one expert's part of a parameter."""
+    _, first, second = model.get_parameter(parameter).shape
+    is_transposed = model.get_submodule(parameter.rpartition(".")[0]).is_transposed
+    return (second, first) if is_transposed else (first, second)
+
+
+def _routers(model: Any) -> frozenset[str]:
+    """Return the linear layers that choose experts or weigh a shared one.
+
+    They lie beside experts and have a row for each, or a single one, and no layer beside them takes
+    what they give, as the second of an MLP would. A choice that is decided otherwise is another
+    computation, and other engines do not look for codes there.
+    """
+    found = set()
+    for path, module in model.named_modules():
+        if not is_experts(module):
+            continue
+        parent = path.rpartition(".")[0]
+        counts = {1, int(module.down_proj.shape[0])}
+        for inner, owner in model.get_submodule(parent).named_modules():
+            layers = {name: each for name, each in owner.named_children() if _is_linear(each)}
+            taken = {each.in_features for each in layers.values()}
+            found |= {
+                ".".join(filter(None, (parent, inner, name)))
+                for name, each in layers.items()
+                if each.out_features in counts - taken
+            }
+    return frozenset(found)
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(module, nn.Linear)
+
+
+def _require_known_experts(model: nn.Module, name: str, directory: Path) -> None:
     for path, parameter in model.named_parameters():
-        if parameter.dim() == 3 and "experts" in path:
+        owner = model.get_submodule(path.rpartition(".")[0])
+        if parameter.dim() == 3 and "experts" in path and not is_experts(owner):
             raise UnsupportedArchitecture(
-                f"{str(directory)!r}: {name!r} is a mixture of experts, whose experts are one "
-                f"tensor ({path!r}) and no linear layers: it would stay as it is, so serve it as "
-                "it is, or give a dense model"
+                f"{str(directory)!r}: {name!r} is a mixture of experts, whose experts "
+                f"({path!r}) are run by code of their own: they would stay as they are, so serve "
+                "the model with recipe full, or give another one"
             )

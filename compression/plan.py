@@ -124,11 +124,11 @@ def make_plan(facts: CheckpointFacts, recipe: Recipe) -> Plan:
     """
     carried, why = choose_methods(facts, recipe)
     require_possible(facts, carried)
-    linears = frozenset(facts.linears)
+    kinds = _Modules(frozenset(facts.linears), facts.routers)
     tensors = tuple(
         _plan_table(fact, facts, carried, why if method_of(recipe.embeddings) == AUTO else "")
         if facts.known is not None and fact.name in EMBEDDINGS
-        else _plan_tensor(fact, carried, linears, why if _is_left_open(recipe, fact) else "")
+        else _plan_tensor(fact, carried, kinds, why if _is_left_open(recipe, fact) else "")
         for fact in facts.tensors.values()
     )
     refusals = (*_refusals(facts, recipe), *_mostly_untouched(facts, recipe, tensors))
@@ -176,15 +176,25 @@ def head_of(facts: CheckpointFacts) -> str:
     return EMBEDDING if facts.architecture.tied else HEAD
 
 
-def _plan_tensor(fact: TensorFact, recipe: Recipe, linears: frozenset[str], why: str) -> TensorPlan:
+@dataclass(frozen=True, slots=True)
+class _Modules:
+    """Paths by what becomes of their weights."""
+
+    linears: frozenset[str]
+    routers: frozenset[str]
+
+
+def _plan_tensor(fact: TensorFact, recipe: Recipe, kinds: _Modules, why: str) -> TensorPlan:
     module = module_of(fact.name)
-    if module in linears and fact.name == f"{module}.weight":
+    if module in kinds.linears and fact.name == f"{module}.weight":
         scheme = recipe.scheme_for(module)
         is_kept = any(matches(target, module) for target in recipe.keep)
         reason = "kept by the recipe" if is_kept else why
         return TensorPlan(fact, scheme, stored_tensors(fact, scheme), True, reason)
     kept = (StoredTensor(fact.name, fact.dtype, fact.shape),)
     reason = "no linear layer" if len(fact.shape) > 1 else "no matrix"
+    if module in kinds.routers:
+        reason = "chooses experts"
     return TensorPlan(fact, Unquantized(), kept, False, reason)
 
 

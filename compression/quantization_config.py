@@ -25,7 +25,7 @@ def quantization_config(plan: Plan) -> dict[str, Any] | None:
     for tensor in plan.linears:
         kind = _format_of(tensor.scheme)
         modules.setdefault(kind, []).append(module_of(tensor.fact.name))
-    kept = modules.pop(Unquantized(), [])
+    kept = [*modules.pop(Unquantized(), []), *sorted(plan.facts.routers)]
     if not modules:
         return None
     if Nf4() in modules:

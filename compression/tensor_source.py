@@ -66,10 +66,14 @@ class TensorSource:
             CorruptCheckpoint: the file cannot be read, or is shorter than it was.
         """
         fact = self._tensors[name]
+        if fact.is_transposed:
+            return self._read(fact, fact.offset, fact.shape[::-1]).t().contiguous()
         return self._read(fact, fact.offset, fact.shape)
 
     def rows(self, name: str, indices: Tensor) -> Tensor:
         """Return the rows (first dimension) with these int64 ``indices [n]``, and read no others.
+
+        Of a tensor that is held as it is, and not as its transpose.
 
         Raises:
             CorruptCheckpoint: the file cannot be read, or is shorter than it was.
@@ -90,11 +94,13 @@ class TensorSource:
     def pieces(self, name: str, num_bytes: int) -> Iterator[Tensor]:
         """Yield a tensor as runs of whole rows (first dimension) of about ``num_bytes`` each.
 
+        A matrix that is held as its transpose comes whole.
+
         Raises:
             CorruptCheckpoint: the file cannot be read, or is shorter than it was.
         """
         fact = self._tensors[name]
-        if fact.num_bytes <= num_bytes or len(fact.shape) < 2:
+        if fact.num_bytes <= num_bytes or len(fact.shape) < 2 or fact.is_transposed:
             yield self.read(name)
             return
         rows, *rest = fact.shape

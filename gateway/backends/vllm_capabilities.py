@@ -25,6 +25,7 @@ from compression.schemes import (
     Nf4,
     Unquantized,
 )
+from gateway.backends.vllm_experts import require_experts_servable
 from gateway.backends.vllm_facts import VllmFacts
 from gateway.errors import LoadRefused
 
@@ -237,7 +238,7 @@ def require_fp8_weights(asked: object, facts: VllmFacts) -> None:
 
 
 def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
-    """Check that vLLM knows a checkpoint's family and shapes.
+    """Check that vLLM knows a checkpoint's family and shapes, and runs its experts' codes.
 
     ``config`` is its config.json, ``name`` what the operator calls it.
 
@@ -257,6 +258,7 @@ def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) 
             f"model {name!r} has heads of {head_dim} values; vLLM's attention on a processor "
             f"takes {sizes}: use engine 'embedded'"
         )
+    require_experts_servable(facts, config, name)
 
 
 def _kv_options(recipe: Recipe, facts: VllmFacts) -> dict[str, str | tuple[str, ...]]:

@@ -11,7 +11,6 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
-    MixtralConfig,
     PhiConfig,
 )
 
@@ -97,15 +96,6 @@ def test_model_that_is_mostly_tables(tmp_path: Path) -> None:
     assert built.manifest is not None
     refused = {each.subject: each.reason for each in built.manifest.refusals}
     assert "% of the bytes of PhiForCausalLM's matrices are linear layers" in refused["weights"]
-
-
-def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
-    """Experts in one tensor are no linear layers: nothing is built that would leave them out."""
-    config = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
-    source = save(config, tmp_path / "source")
-    with pytest.raises(UnsupportedArchitecture, match="'MixtralForCausalLM' is a mixture of exp"):
-        build_to(str(source), "int4-fast", None, tmp_path / "out", ignore)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

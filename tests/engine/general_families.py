@@ -132,6 +132,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssConfig",
         GROUPED | {"head_dim": 16, "num_local_experts": 4, "sliding_window": 7},
     ),
+    "granitemoe": ("GraniteMoeConfig", GROUPED | {"num_local_experts": 4}),
     "diffllama": ("DiffLlamaConfig", GROUPED),
     "llama, gelu": ("LlamaConfig", GROUPED | {"hidden_act": "gelu"}),
 }

@@ -1,24 +1,26 @@
 """From an open checkpoint or artifact to a model that transformers' modelling runs."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 from transformers.masking_utils import sdpa_mask
 
 from compression.architecture import read_config, require_unquantized
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
+from compression.experts import Naming, read_naming
 from compression.loading import Checkpoint, make_linear
 from compression.recipe import KvCache
 from gateway.engine.cache import Cache
 from gateway.engine.general.attention import NAME, attend
 from gateway.engine.general.blueprint import Blueprint, decoder_of, read_blueprint
 from gateway.engine.general.decoder import GeneralDecoder
+from gateway.engine.general.experts import empty, pack_experts
 from gateway.engine.general.linears import PackedModule, Vacant, dense_layer, is_plain_linear
 from gateway.engine.general.precision import settle
 from gateway.engine.general.rotations import pin_longrope
@@ -43,7 +45,7 @@ def load_general(checkpoint: Checkpoint, wanted: int) -> GeneralDecoder:
         blueprint = read_blueprint(directory)
         coded = _coded(blueprint, checkpoint)
         model = _load_dense(blueprint, checkpoint, coded)
-    _pack(model, checkpoint)
+    _pack(model, checkpoint, coded)
     settle(model)
     max_tokens = min(wanted, blueprint.shape.context or wanted)
     pin_longrope(model, max_tokens)
@@ -54,23 +56,45 @@ def load_general(checkpoint: Checkpoint, wanted: int) -> GeneralDecoder:
     return decoder
 
 
-def _coded(blueprint: Blueprint, checkpoint: Checkpoint) -> frozenset[str]:
-    """Return the paths of the modules whose weights are held as codes."""
-    linears = {
-        path: module
-        for path, module in blueprint.model.named_modules()
-        if isinstance(module, nn.Linear) and checkpoint.holds_codes(f"{path}.weight")
-    }
-    for path, module in linears.items():
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """What of a model is held as codes."""
+
+    linears: Mapping[str, str]
+    """Module path → path in the files."""
+    experts: frozenset[str]
+    """Paths of the modules of experts."""
+    naming: Naming | None
+    """None of a plain checkpoint."""
+
+
+def _coded(blueprint: Blueprint, checkpoint: Checkpoint) -> _Coded:
+    """Return the modules whose weights are held as codes.
+
+    Of experts all are read from the artifact where some of a module are: what is left as it is
+    becomes one layer for each expert too.
+    """
+    if checkpoint.manifest is None:
+        return _Coded({}, frozenset(), None)
+    where = repr(str(checkpoint.directory))
+    names = [each.name for each in checkpoint.manifest.tensors]
+    naming = read_naming(blueprint.model, names, where)
+    linears = {}
+    for path, module in blueprint.model.named_modules():
+        file_path = naming.weights.get(path)
+        if file_path is None or not checkpoint.holds_codes(f"{file_path}.weight"):
+            continue
         if not is_plain_linear(module):
             raise UnsupportedArchitecture(
-                f"{str(checkpoint.directory)!r}: {path!r} is quantized, and as a "
-                f"{type(module).__name__!r} it is more than a linear layer: keep it in the recipe"
+                f"{where}: {path!r} is quantized, and as a {type(module).__name__!r} it is more "
+                "than a linear layer: keep it in the recipe"
             )
-    return frozenset(linears)
+        linears[path] = file_path
+    experts = {parameter.rpartition(".")[0] for parameter in naming.experts}
+    return _Coded(linears, frozenset(experts), naming)
 
 
-def _load_dense(blueprint: Blueprint, checkpoint: Checkpoint, coded: frozenset[str]) -> Any:
+def _load_dense(blueprint: Blueprint, checkpoint: Checkpoint, coded: _Coded) -> Any:
     """Return the model with all weights that are no codes, in bf16."""
     config = blueprint.model.config
     if hasattr(config, "quantization_config"):
@@ -100,27 +124,30 @@ def _load_dense(blueprint: Blueprint, checkpoint: Checkpoint, coded: frozenset[s
     return model.eval().requires_grad_(False)
 
 
-def _with_vacancies(model_class: Any, paths: frozenset[str]) -> Any:
-    """Return the class with nothing at ``paths``, so that no memory is taken for them."""
+def _with_vacancies(model_class: Any, coded: _Coded) -> Any:
+    """Return the class with nothing where codes belong, so that no memory is taken for them."""
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        for path in paths:
+        for path in coded.linears:
             self.set_submodule(path, Vacant())
+        for path in coded.experts:
+            empty(self.get_submodule(path))
 
     body = {"__init__": build, "__module__": model_class.__module__}
-    return type(model_class.__name__, (model_class,), body) if paths else model_class
+    return type(model_class.__name__, (model_class,), body)
 
 
-def _pack(model: Any, checkpoint: Checkpoint) -> None:
-    """Put a packed layer in the place of every linear layer."""
+def _pack(model: Any, checkpoint: Checkpoint, coded: _Coded) -> None:
+    """Put packed layers in the place of every linear layer, and of experts that are codes."""
     made: dict[int, PackedModule] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if id(module) not in made:
             if isinstance(module, Vacant):
+                stem = coded.linears[path]
                 weight, bias = (
-                    checkpoint.weight(f"{path}.weight"),
-                    checkpoint.vector(f"{path}.bias"),
+                    checkpoint.weight(f"{stem}.weight"),
+                    checkpoint.vector(f"{stem}.bias"),
                 )
                 packed = make_linear(weight, bias, activations=checkpoint.activations)
             else:
@@ -130,6 +157,10 @@ def _pack(model: Any, checkpoint: Checkpoint) -> None:
                 packed = dense
             made[id(module)] = PackedModule(packed)
         model.set_submodule(path, made[id(module)])
+    if coded.naming is not None:
+        for path in sorted(coded.experts):
+            family = model.get_submodule(path)
+            model.set_submodule(path, pack_experts(family, path, coded.naming, checkpoint))
 
 
 def _require_runs(decoder: GeneralDecoder) -> None:

@@ -29,9 +29,10 @@ class WorkerExtension:
         schemes: dict[str, int] = {}
         kernels: dict[str, set[str]] = {}
         numerics: dict[str, set[str]] = {}
-        for layer in _linears(model):
-            label, kernel, numeric = _describe_linear(layer)
-            schemes[label] = schemes.get(label, 0) + _num_parts(layer)
+        described = [(_describe_linear(each), _num_parts(each)) for each in _linears(model)]
+        described += [(_describe_experts(each), _num_matrices(each)) for each in _experts(model)]
+        for (label, kernel, numeric), count in described:
+            schemes[label] = schemes.get(label, 0) + count
             kernels.setdefault(label, set()).add(kernel)
             numerics.setdefault(label, set()).add(numeric)
         return {
@@ -55,6 +56,18 @@ def _linears(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     for module in model.modules():
         if isinstance(module, LinearBase):
             yield module
+
+
+def _experts(model: torch.nn.Module) -> Iterator[Any]:
+    """Yield the modules that hold a layer's experts; older versions have another name for them."""
+    for module in model.modules():
+        if type(module).__name__ == "RoutedExperts":
+            yield module
+
+
+def _num_matrices(experts: Any) -> int:
+    """Return of how many matrices of the checkpoint the experts of a layer are made."""
+    return (3 if experts.moe_config.is_act_and_mul else 2) * int(experts.local_num_experts)
 
 
 def _num_parts(layer: torch.nn.Module) -> int:
@@ -98,6 +111,25 @@ def _describe_linear(layer: torch.nn.Module) -> tuple[str, str, str]:
     return type(scheme or method).__name__, name, "unknown"
 
 
+def _describe_experts(experts: Any) -> tuple[str, str, str]:
+    """Return the experts' scheme in our words, their kernel, and the bits that are multiplied."""
+    method = experts.quant_method
+    kernel = getattr(method, "experts_cls", None)
+    name = type(method).__name__ if kernel is None else kernel.__name__
+    match type(method).__name__:
+        case "CompressedTensorsW8A8Int8MoEMethod":
+            return "int8-rows", name, "W8A8"
+        case "CompressedTensorsWNA16MoEMethod":
+            kind = "sym" if method.symmetric else "asym"
+            # on a processor activations are rounded inside the kernel
+            bits = 8 if name == "CPUExpertsInt4" else 16
+            label = f"int{method.num_bits}-g{method.group_size}-{kind}"
+            return label, name, f"W{method.num_bits}A{bits}"
+        case "UnquantizedFusedMoEMethod":
+            return "none", name, "W16A16"
+    return type(method).__name__, name, "unknown"
+
+
 def _dense_kernel(layer: torch.nn.Module) -> str:
     """Return what multiplies an unquantized layer; on a processor vLLM chooses it layer by layer.
 
@@ -130,8 +162,9 @@ def _packed_bytes(layer: torch.nn.Module) -> int:
     weight: Any = getattr(layer, "weight", None)
     if getattr(layer, "cpu_linear", None) is None or weight is None or weight.numel():
         return 0
-    rows: Any = getattr(layer, "output_size_per_partition", None)
-    columns: Any = getattr(layer, "input_size_per_partition", None)
+    # A layer that every worker holds whole, such as a router, has no partitions.
+    rows: Any = getattr(layer, "output_size_per_partition", None) or layer.output_size
+    columns: Any = getattr(layer, "input_size_per_partition", None) or layer.input_size
     return int(rows) * int(columns) * int(weight.element_size())
 
 
