@@ -6,6 +6,9 @@ gives wrong sums without a word (oneDNN, developer guide, "Nuances of int8 compu
 keeps activations in 16 bits, as the embedded engine does, and is exact up to rounding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (
     Int8ScaledMMLinearKernel,
@@ -15,8 +18,8 @@ from vllm.platforms import current_platform
 
 DENSE_FROM_ROWS = 48
 """From so many rows on a float32 product is faster than the packed kernel (measured on AVX2)."""
-NATIVE_FROM_ROWS = 16
-"""The same of a bf16 product, where the processor has one (measured with AMX)."""
+NATIVE_FROM_ROWS = 32
+"""The same where the processor multiplies bf16 and adds in float32 (measured with AMX)."""
 
 _PACKED_COLUMNS = 16
 """PyTorch's packed kernel reads rows in steps of so many values, and crashes at others."""
@@ -25,13 +28,25 @@ _PACKED_COLUMNS = 16
 @torch.library.custom_op("narrowgate::int8_linear", mutates_args=())
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return ``x [M, K]`` times ``weight [N, K]`` int8 transposed, scaled by ``scales [N]``."""
+    # bf16 holds inputs and codes as they are, so that the products lose nothing by it.
     is_native = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     few = NATIVE_FROM_ROWS if is_native else DENSE_FROM_ROWS
     if x.shape[0] < few and x.shape[1] % _PACKED_COLUMNS == 0:
         return torch._weight_int8pack_mm(x.contiguous(), weight, scales)
-    if is_native:  # bf16 holds every code, and sums are taken in float32
-        return (x @ weight.to(x.dtype).t()).mul_(scales)
-    return (x.float() @ weight.float().t()).mul_(scales.float()).to(x.dtype)
+    with _float32_products_in("bf16" if is_native else "ieee"):
+        return (x.float() @ weight.float().t()).mul_(scales.float()).to(x.dtype)
+
+
+@contextmanager
+def _float32_products_in(precision: str) -> Iterator[None]:
+    """Have oneDNN multiply float32 matrices in another precision; sums are float32 in any."""
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    products.fp32_precision = precision
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 @int8_linear.register_fake
