@@ -34,7 +34,11 @@ class FakeLaunch:
     ) -> None:
         matrices = [{"shape": [8, 8], "applied": label} for label in applied]
         norm = {"shape": [8], "applied": "none"}
-        self.manifest = {"source": {"digest": "f" * 64}, "tensors": [*matrices, norm]}
+        self.manifest = {
+            "source": {"digest": "f" * 64},
+            "recipe": {"name": "fake"},
+            "tensors": [*matrices, norm],
+        }
         self.prepare_s = prepare_s
         self.tidy_s = tidy_s
         self.nll = dict(nll or {})  # by variant: what its engines find recorded tokens to cost
