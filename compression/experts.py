@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -69,6 +69,34 @@ def stacked(model: nn.Module) -> dict[str, nn.Module]:
         if is_experts(module)
         for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
     }
+
+
+def routers(model: nn.Module) -> frozenset[str]:
+    """Return the paths of the modules that choose experts or weigh a shared one.
+
+    They lie beside experts and have a weight with a row for each, or a single one, and nothing
+    beside them takes what they give, as the second layer of an MLP would. A choice that is decided
+    otherwise is another computation, and other engines do not look for codes there.
+    """
+    found = set()
+    for path, module in model.named_modules():
+        if not is_experts(module):
+            continue
+        parent = path.rpartition(".")[0]
+        counts = {1, int(module.down_proj.shape[0])}
+        for inner, owner in model.get_submodule(parent).named_modules():
+            matrices = {
+                name: weight.shape
+                for name, each in owner.named_children()
+                if isinstance(weight := getattr(each, "weight", None), Tensor) and weight.dim() == 2
+            }
+            taken = {columns for _, columns in matrices.values()}
+            found |= {
+                ".".join(filter(None, (parent, inner, name)))
+                for name, (rows, _) in matrices.items()
+                if rows in counts - taken
+            }
+    return frozenset(found)
 
 
 def split_name(parameter: str, expert: int) -> str:

@@ -75,7 +75,7 @@ class Outline:
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     """Name of a tensor in the files → how it is cut into experts."""
     routers: frozenset[str] = frozenset()
-    """Paths in the files of the linear layers that choose experts."""
+    """Paths in the files of the modules that choose experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class CheckpointFacts:
 
     Experts that the files hold in one tensor are here one by one."""
     routers: frozenset[str] = frozenset()
-    """Paths of linear modules that choose experts; they stay as they are."""
+    """Paths of modules that choose experts; they stay as they are."""
 
     @property
     def architecture(self) -> Architecture:
@@ -162,7 +162,6 @@ def read_outlined_facts(directory: Path, outline: Outline) -> CheckpointFacts:
     config = read_config(directory)
     require_unquantized(config, where=str(directory))
     files = checkpoint_files(directory)
-    found = read_headers(directory, files)
     found = {
         part.name: part
         for fact in read_headers(directory, files).values()

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compression.errors import UnsupportedArchitecture
-from compression.experts import is_experts, read_naming, stacked
+from compression.experts import is_experts, read_naming, routers, stacked
 from compression.facts import Outline, checkpoint_files, read_headers
 
 _BUILD_ERRORS = (
@@ -66,11 +66,11 @@ def read_outline(directory: Path) -> Outline:
         )
     names = read_headers(directory, checkpoint_files(directory))
     naming = read_naming(model, names, repr(str(directory)))
-    routers = _routers(model)
+    choosing = routers(model)
     linears = {
         naming.weights[path]: tuple(module.weight.shape)
         for path, module in modules.items()
-        if path in naming.weights and path not in routers
+        if path in naming.weights and path not in choosing
     }
     for parameter, experts in naming.experts.items():
         rows, columns = _matrix_shape(model, parameter)
@@ -81,7 +81,7 @@ def read_outline(directory: Path) -> Outline:
         name=name,
         linears=MappingProxyType(linears),
         stacks=naming.stacks,
-        routers=frozenset(naming.weights[path] for path in routers if path in naming.weights),
+        routers=frozenset(naming.weights[path] for path in choosing if path in naming.weights),
     )
 
 
@@ -100,34 +100,6 @@ def _matrix_shape(model: Any, parameter: str) -> tuple[int, int]:
     _, first, second = model.get_parameter(parameter).shape
     is_transposed = model.get_submodule(parameter.rpartition(".")[0]).is_transposed
     return (second, first) if is_transposed else (first, second)
-
-
-def _routers(model: Any) -> frozenset[str]:
-    """Return the linear layers that choose experts or weigh a shared one.
-
-    They lie beside experts and have a row for each, or a single one, and no layer beside them takes
-    what they give, as the second of an MLP would. A choice that is decided otherwise is another
-    computation, and other engines do not look for codes there.
-    """
-    found = set()
-    for path, module in model.named_modules():
-        if not is_experts(module):
-            continue
-        parent = path.rpartition(".")[0]
-        counts = {1, int(module.down_proj.shape[0])}
-        for inner, owner in model.get_submodule(parent).named_modules():
-            layers = {name: each for name, each in owner.named_children() if _is_linear(each)}
-            taken = {each.in_features for each in layers.values()}
-            found |= {
-                ".".join(filter(None, (parent, inner, name)))
-                for name, each in layers.items()
-                if each.out_features in counts - taken
-            }
-    return frozenset(found)
-
-
-def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return isinstance(module, nn.Linear)
 
 
 def _require_known_experts(model: nn.Module, name: str, directory: Path) -> None:

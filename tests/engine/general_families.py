@@ -133,6 +133,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED | {"head_dim": 16, "num_local_experts": 4, "sliding_window": 7},
     ),
     "granitemoe": ("GraniteMoeConfig", GROUPED | {"num_local_experts": 4}),
+    "hunyuan_v1_moe": ("HunYuanMoEV1Config", EXPERTS | {"head_dim": 16, "moe_topk": 2}),
+    "gemma4": (
+        "Gemma4TextConfig",
+        EXPERTS
+        | {
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "jetmoe": ("JetMoeConfig", GROUPED | {"kv_channels": 16, "num_local_experts": 4}),
     "diffllama": ("DiffLlamaConfig", GROUPED),
     "llama, gelu": ("LlamaConfig", GROUPED | {"hidden_act": "gelu"}),
 }

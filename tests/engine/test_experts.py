@@ -29,9 +29,9 @@ from tests.engine.test_decoder import FLOOR, kld
 from tests.engine.test_general import IDS, reference, stepwise
 from tests.processor import ROUNDS_SUMS
 
-SEPARATE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+SEPARATE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "hunyuan_v1_moe")
 """Each matrix of each expert lies in the files under a name of its own."""
-STACKED = ("gpt_oss", "granitemoe")
+STACKED = ("gpt_oss", "granitemoe", "gemma4")
 """One tensor of the files holds all experts: as transposes, with biases; as they are."""
 SCHEMES = {
     "int8": "weights: {scheme: int8}",
@@ -230,10 +230,11 @@ def test_only_experts_with_tokens_run(tmp_path: Path) -> None:
     assert len(ran) == 2 * 2
 
 
-def test_no_stack_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_no_stack_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     """While an artifact is loaded no parameter holds all experts, and no converter runs."""
     source = save_model("olmoe", tmp_path / "source")
-    build(source, SCHEMES["int4"], tmp_path / "out")
+    build(source, SCHEMES[scheme], tmp_path / "out")
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("experts were stacked")
@@ -252,7 +253,8 @@ def test_router_is_never_quantized(tmp_path: Path) -> None:
     gate = "model.layers.0.mlp.shared_expert_gate"
     assert records[f"{gate}.weight"].applied == "none"
     assert records[f"{gate}.weight"].reason == "chooses experts"
-    assert records["model.layers.0.mlp.gate.weight"].applied == "none"
+    router = records["model.layers.0.mlp.gate.weight"]
+    assert (router.applied, router.reason) == ("none", "chooses experts")
     assert records["model.layers.0.mlp.shared_expert.up_proj.weight"].applied == "int8-rows"
     entry = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert gate in entry["ignore"]

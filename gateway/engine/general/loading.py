@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 from compression.architecture import read_config, require_unquantized
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
-from compression.experts import Naming, read_naming
+from compression.experts import Naming, read_naming, routers
 from compression.loading import Checkpoint, make_linear
 from compression.recipe import KvCache
 from gateway.engine.cache import Cache
@@ -45,7 +45,7 @@ def load_general(checkpoint: Checkpoint, wanted: int) -> GeneralDecoder:
         blueprint = read_blueprint(directory)
         coded = _coded(blueprint, checkpoint)
         model = _load_dense(blueprint, checkpoint, coded)
-    _pack(model, checkpoint, coded)
+    _pack(model, checkpoint, coded, routers(blueprint.model))
     settle(model)
     max_tokens = min(wanted, blueprint.shape.context or wanted)
     pin_longrope(model, max_tokens)
@@ -138,10 +138,15 @@ def _with_vacancies(model_class: Any, coded: _Coded) -> Any:
     return type(model_class.__name__, (model_class,), body)
 
 
-def _pack(model: Any, checkpoint: Checkpoint, coded: _Coded) -> None:
-    """Put packed layers in the place of every linear layer, and of experts that are codes."""
+def _pack(model: Any, checkpoint: Checkpoint, coded: _Coded, choosing: frozenset[str]) -> None:
+    """Put packed layers in the place of every linear layer, and of experts that are codes.
+
+    What chooses experts stays transformers' own, in float32: some modules look at its weight.
+    """
     made: dict[int, PackedModule] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path in choosing:
+            continue
         if id(module) not in made:
             if isinstance(module, Vacant):
                 stem = coded.linears[path]
