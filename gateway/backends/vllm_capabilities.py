@@ -211,7 +211,8 @@ def plan(recipe: Recipe | None, facts: VllmFacts) -> VllmPlan:
 _UNROUNDED = OwnKernel(
     "int8",
     "vLLM's int8 product on a processor rounds the layers' inputs to 8 bits, which the recipe does "
-    "not ask for: they stay in 16 bits instead; recipe w8a8 asks for it",
+    "not ask for: they stay in 16 bits instead, but for those of a mixture's experts; recipe w8a8 "
+    "asks for it",
 )
 
 
