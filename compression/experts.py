@@ -17,7 +17,6 @@ from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
-    apply_renamings,
     dot_natural_key,
     rename_source_key,
 )
@@ -25,7 +24,7 @@ from transformers.core_model_loading import (
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
 from compression.facts import Stack
 
-_MARKS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate")
+_MARKS = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
 """What ``use_experts_implementation`` of transformers puts on a module of experts."""
 
 
@@ -164,7 +163,8 @@ def _sources(model: Any, names: Iterable[str]) -> list[_Source]:
             target, pattern = name, None
         if pattern is not None:
             converter = by_pattern[pattern]
-            expert = _number(pattern, apply_renamings(name, renamings))
+            renamed, _ = rename_source_key(name, renamings, [])
+            expert = _number(pattern, renamed)
             part = converter.source_patterns.index(pattern)
             sources.append(_Source(name, target, converter, part, expert))
         elif name in own:

@@ -1,6 +1,6 @@
 """Packed experts in the places where transformers' models have theirs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,9 @@ class PackedExperts(nn.Module):
         family = self.family
         inner = family._apply_gate(inner) if family.has_gate else family.act_fn(inner)
         result: Tensor = self.down[number](inner)
-        return family.post_expert_norm(result) if family.has_post_expert_norm else result
+        # older versions of transformers have no such mark
+        has_norm = getattr(family, "has_post_expert_norm", False)
+        return family.post_expert_norm(result) if has_norm else result
 
 
 def empty(family: Any) -> None:
@@ -92,9 +94,9 @@ def _layers(
     weights = [checkpoint.weight(name) for name in names]
     if can_stack(weights):
         weights = [stack_rows(weights)]
-    make: Callable[..., Any] = make_linear
-    biases = [None] * len(weights) if bias is None else bias.chunk(len(weights))
+    count = len(weights)
+    biases: Sequence[Tensor | None] = [None] * count if bias is None else bias.chunk(count)
     return [
-        PackedModule(make(weight, each, activations=checkpoint.activations))
+        PackedModule(make_linear(weight, each, activations=checkpoint.activations))
         for weight, each in zip(weights, biases, strict=True)
     ]

@@ -71,8 +71,7 @@ class _Coded:
 def _coded(blueprint: Blueprint, checkpoint: Checkpoint) -> _Coded:
     """Return the modules whose weights are held as codes.
 
-    Of experts all are read from the artifact where some of a module are: what is left as it is
-    becomes one layer for each expert too.
+    Experts of an artifact are read one by one, those that the recipe keeps as well.
     """
     if checkpoint.manifest is None:
         return _Coded({}, frozenset(), None)
