@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,18 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.core_model_loading import MergeModulelist
+from transformers.core_model_loading import Concatenate, MergeModulelist
 
+import compression.experts
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
 from compression.events import ignore
 from compression.experts import is_experts
 from compression.facts import read_header
-from compression.loading import Checkpoint
+from compression.loading import Checkpoint, make_linear
 from compression.manifest import Manifest
 from compression.packed import Bf16Linear
 from compression.prepare import build_to, read_any_facts
 from compression.tensor_source import TensorSource
 from gateway.engine.general.experts import PackedExperts
+from gateway.engine.general.linears import PackedModule
 from gateway.engine.runner import Runner, load_runner
 from tests.engine.general_families import save_model
 from tests.engine.test_decoder import FLOOR, kld
@@ -282,6 +285,50 @@ def test_every_matrix_is_read_as_it_is(tmp_path: Path, family: str) -> None:
     with TensorSource(facts) as tensors:
         read = [tensors.read(f"model.layers.1.{name}.weight") for name in names[family]]
     assert torch.equal(torch.cat(read), stack[2])
+
+
+def test_norm_after_each_expert_and_none_chosen() -> None:
+    """Without a gate, with a norm after each expert; a number beyond the last stands for none."""
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(32, 64, generator=generator).bfloat16() for _ in range(2)]
+    down = [torch.randn(64, 32, generator=generator).bfloat16() for _ in range(2)]
+    family = SimpleNamespace(
+        has_gate=False,
+        act_fn=torch.relu,
+        has_post_expert_norm=True,
+        post_expert_norm=lambda x: x / x.norm(dim=-1, keepdim=True),
+    )
+    experts = PackedExperts(
+        family,
+        [[PackedModule(make_linear(weight, None))] for weight in first],
+        [PackedModule(make_linear(weight, None)) for weight in down],
+    )
+    x = torch.randn(3, 64, generator=generator)
+    index, share = torch.tensor([[0, 2], [1, 0], [2, 2]]), torch.rand(3, 2, generator=generator)
+    expected = torch.zeros(3, 64)
+    for token, choice in ((0, 0), (1, 0), (1, 1)):
+        expert = int(index[token, choice])
+        made = down[expert].float() @ torch.relu(first[expert].float() @ x[token])
+        expected[token] += share[token, choice] * made / made.norm()
+    assert torch.allclose(experts(x, index, share), expected, atol=0.02)
+
+
+def test_unknown_conversions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that transformers would put beside each other are not read as rows."""
+    source = save_model("mixtral", tmp_path / "source")
+    mapping = compression.experts.get_model_conversion_mapping
+
+    def beside(model: Any) -> list[Any]:
+        found = mapping(model)
+        for converter in found:
+            for each in getattr(converter, "operations", ()):
+                if isinstance(each, Concatenate):
+                    each.dim = 2
+        return found
+
+    monkeypatch.setattr(compression.experts, "get_model_conversion_mapping", beside)
+    with pytest.raises(UnsupportedArchitecture, match=r"in a way that is not known here.*full"):
+        build(source, SCHEMES["int8"], tmp_path / "out")
 
 
 def _without_one(weights: dict[str, Tensor], name: str) -> None:

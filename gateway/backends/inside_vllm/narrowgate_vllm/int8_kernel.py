@@ -40,7 +40,7 @@ def int8_linear(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> 
 @contextmanager
 def _float32_products_in(precision: str) -> Iterator[None]:
     """Have oneDNN multiply float32 matrices in another precision; sums are float32 in any."""
-    products = torch.backends.mkldnn.matmul
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
     before = products.fp32_precision
     products.fp32_precision = precision
     try:
