@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist
 
-import compression.experts
 from compression.errors import CorruptCheckpoint, UnsupportedArchitecture
 from compression.events import ignore
 from compression.experts import is_experts
@@ -316,17 +316,16 @@ def test_norm_after_each_expert_and_none_chosen() -> None:
 def test_unknown_conversions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts that transformers would put beside each other are not read as rows."""
     source = save_model("mixtral", tmp_path / "source")
-    mapping = compression.experts.get_model_conversion_mapping
 
     def beside(model: Any) -> list[Any]:
-        found = mapping(model)
+        found: list[Any] = get_model_conversion_mapping(model)
         for converter in found:
             for each in getattr(converter, "operations", ()):
                 if isinstance(each, Concatenate):
                     each.dim = 2
         return found
 
-    monkeypatch.setattr(compression.experts, "get_model_conversion_mapping", beside)
+    monkeypatch.setattr("compression.experts.get_model_conversion_mapping", beside)
     with pytest.raises(UnsupportedArchitecture, match=r"in a way that is not known here.*full"):
         build(source, SCHEMES["int8"], tmp_path / "out")
 
