@@ -94,6 +94,36 @@ def test_scores_do_not_take_it_back() -> None:
     assert bench.state(CODE) is State.OK
 
 
+def test_no_event_takes_back_what_still_stands() -> None:
+    """Scores that are fine make no event of a slice that drifts, and it drifts since it began."""
+    bench = Bench(rules(tolerance={"all": 0.02}))
+    bench.judge.hold("tiny", "int4", {CODE: SinceBuild("code", 0.008, 0.005)})
+    began = bench.now
+    for _ in range(3):
+        bench.now += 60
+        bench.score(0.001, 100)
+    told = [(each["slice"], each["to"]) for each in bench.events]
+    assert (ALL, "ok") in told
+    assert [to for name, to in told if name == CODE] == ["drift"]
+    assert [each.slice for each in bench.judge.alarms("tiny", "int4")] == [CODE]
+    verdict = bench.judge.verdicts("tiny", "int4")[CODE]
+    assert (verdict.since, verdict.confirmed) == (began, bench.now)
+    labels = {"model": "tiny", "variant": "int4", "slice": CODE}
+    sample = bench.metrics.registry.get_sample_value
+    assert sample("narrowgate_drift_alarm_mean_nats", labels) is None
+
+
+def test_what_scores_show_as_well_goes_on() -> None:
+    """Engines that are as at the build take back their own evidence alone."""
+    bench = Bench(rules(tolerance={"all": 0.02}))
+    bench.judge.hold("tiny", "int4", CHANGED)
+    bench.score(0.2, 300)
+    bench.judge.hold("tiny", "int4", {})
+    assert bench.state() is State.DRIFT
+    alarm = next(each for each in bench.judge.alarms("tiny", "int4") if each.slice == ALL)
+    assert (alarm.since_build, alarm.n > 0) == (None, True)
+
+
 def test_it_outlives_a_monitor_that_begins_anew() -> None:
     """Another reference makes other evidence, and the same engine."""
     bench = Bench(rules())
