@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.shadow.fixed_texts import Finding, Outcome
+from compression.fixed_texts import Reading
+from gateway.shadow.fixed_texts import Finding, Outcome, limits_of
 from gateway.shadow.ladder import decide
 from gateway.shadow.ladder_rules import Act, Canary, LadderRules, Situation
 from gateway.shadow.since_build import changes_of
@@ -46,6 +47,14 @@ def test_texts_stand_for_slices(distances: dict[str, float], expected: dict[str,
     told = {name: each.text for name, each in found.items()}
     assert told == expected | ({"domain:json": "json"} if "json" in distances else {})
     assert changes_of(None) == {}
+
+
+def test_limits_are_what_was_measured_to_tell_damage() -> None:
+    """Wider ones would let 2 % in one layer pass, which only the real model shows."""
+    distances = {"code": 0.004, "all": 0.005, "json": 0.0}
+    found = limits_of(Reading(version="1", numerics="W8A16", distances=distances))
+    assert list(found) == ["all", "code", "json"]
+    assert found == pytest.approx({"all": 0.0054, "code": 0.0048, "json": 0.0001})
 
 
 def test_a_changed_engine_is_drift_without_any_request() -> None:
