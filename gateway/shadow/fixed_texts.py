@@ -190,8 +190,6 @@ class FixedTextsCheck:
             logger.exception("%s: fixed texts could not be read", engine.name)
             found = Finding(Outcome.UNREAD, f"a defect: {type(error).__name__}", time.time())
         before = self._known.get(engine.name)
-        if before is not None and before.client is not engine.client:
-            before = None
         num_failed, retry_s = 0, self._every_s
         if found.outcome is Outcome.UNREAD:
             num_failed = 1 + (0 if before is None else before.num_failed)
