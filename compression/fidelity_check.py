@@ -1,5 +1,6 @@
 """The fidelity of a finished build, for its manifest and against its recipe's budget."""
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from compression.artifact import write_manifest
 from compression.checked_plan import plan_once_pruned
 from compression.digest import hash_file
-from compression.errors import BuildError
+from compression.errors import BuildError, CompressionError
 from compression.evaluation import WINDOW_TOKENS, builtin_slices, cut
 from compression.events import OnProgress
 from compression.facts import CheckpointFacts
@@ -17,6 +18,8 @@ from compression.manifest import Manifest
 from compression.plan import Plan
 from compression.recipe import Recipe
 from compression.search.budget import violations
+
+logger = logging.getLogger(__name__)
 
 SLICE_TOKENS = 512
 """Tokens of each built-in slice that a build is measured on."""
@@ -82,12 +85,22 @@ def add_fidelity(
 ) -> Manifest:
     """Return the manifest with the artifact's fidelity, measured now if it never was.
 
-    What was measured before texts were kept is measured again, where the directory can be written.
+    What was measured before texts were kept is measured again, where the directory can be written;
+    where that fails, it stays as it was.
     """
-    if manifest.fidelity is not None and (
-        manifest.fixed_texts is not None or not os.access(artifact, os.W_OK)
-    ):
+    if manifest.fidelity is None:
+        return _measured(plan, artifact, manifest, on_progress)
+    if manifest.fixed_texts is not None or not os.access(artifact, os.W_OK):
         return manifest
+    try:
+        return _measured(plan, artifact, manifest, on_progress)
+    except (CompressionError, OSError) as error:
+        # Its fidelity is known, and nothing but the check of its engines wants more.
+        logger.warning("%s keeps no fixed texts: %s", artifact, error)
+        return manifest
+
+
+def _measured(plan: Plan, artifact: Path, manifest: Manifest, on_progress: OnProgress) -> Manifest:
     served = plan.facts
     if plan.recipe.prune.is_active:  # its config lies with the artifact, not with the source
         served = replace(plan_once_pruned(plan).facts, directory=artifact)

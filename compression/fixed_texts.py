@@ -69,8 +69,11 @@ def distance(kept: Sequence[float], told: Sequence[float]) -> float:
     """Return the square root of twice the KL divergence, nats, over some tokens and one bin more.
 
     Where distributions are near, that is how much log-probabilities differ: the root mean square
-    over what is likely. Both are natural log-probabilities of the same tokens.
+    over what is likely. Both are natural log-probabilities of the same tokens. Of what is no number
+    it is infinite.
     """
+    if any(map(math.isnan, told)):
+        return math.inf
     known = sum(math.exp(a) * (a - b) for a, b in zip(kept, told, strict=True))
     rest = max(_LEAST_REST, 1 - sum(map(math.exp, kept)))
     rest_told = max(_LEAST_REST, 1 - sum(map(math.exp, told)))
@@ -92,9 +95,9 @@ def write_fixed_texts(texts: FixedTexts, directory: Path) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    path = directory / FILE_NAME
-    path.write_text(texts.model_dump_json(), encoding="utf-8")
-    return path
+    path, temporary = directory / FILE_NAME, directory / f".{FILE_NAME}"
+    temporary.write_text(texts.model_dump_json(), encoding="utf-8")
+    return temporary.replace(path)  # at once: an engine may be hashing what is there
 
 
 def read_fixed_texts(directory: Path) -> FixedTexts:
@@ -109,6 +112,8 @@ def read_fixed_texts(directory: Path) -> FixedTexts:
     except (OSError, ValueError, RecursionError) as error:
         reason = "no texts" if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise _unusable(path, reason) from None
+    if not texts.texts:
+        raise _unusable(path, "no texts")
     for text in texts.texts:
         count = len(text.token_ids) - text.first
         widths = zip(text.top_ids, text.logprobs, strict=False)
@@ -116,7 +121,7 @@ def read_fixed_texts(directory: Path) -> FixedTexts:
             not 0 < text.first < len(text.token_ids)
             or not len(text.top_ids) == len(text.logprobs) == count
             or not all(0 < len(ids) == len(logprobs) for ids, logprobs in widths)
-            or not all(math.isfinite(each) for row in text.logprobs for each in row)
+            or not all(-math.inf < each <= 0 for row in text.logprobs for each in row)
         ):
             raise _unusable(path, f"text {text.name!r} does not fit its tokens")
     return texts

@@ -5,6 +5,7 @@ read as a serving engine reads them in the background: one at a time, in the sch
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from compression.manifest import Manifest, read_manifest
 from compression.verification import require_unchanged
 from gateway.engine.runner import Runner, load_runner
 from gateway.engine.scheduler import SMALL_CHUNK
+
+logger = logging.getLogger(__name__)
 
 
 def read(runner: Runner, text: FixedText) -> list[float]:
@@ -55,6 +58,8 @@ def _chunks(runner: Runner, text: FixedText) -> Iterator[torch.Tensor]:
 def add_reading(directory: Path, threads: int | None, on_progress: OnProgress) -> Manifest:
     """Read the texts that an artifact keeps, and put how far off that was into its manifest.
 
+    Where that cannot be written, as in a read-only store, it is in what is returned alone.
+
     Raises:
         ArtifactError: it is no artifact, keeps no texts, or its files are not as they were built.
         CompressionError: it cannot be loaded.
@@ -78,7 +83,10 @@ def add_reading(directory: Path, threads: int | None, on_progress: OnProgress) -
     known = manifest.model_copy(
         update={"fixed_texts": record.model_copy(update={"reading": reading})}
     )
-    write_manifest(known, directory)
+    try:
+        write_manifest(known, directory)
+    except OSError as error:
+        logger.warning("the texts are read at each load, as this cannot be kept: %s", error)
     return known
 
 

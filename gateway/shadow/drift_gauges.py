@@ -43,7 +43,7 @@ def record_verdicts(
     for verdict in verdicts:
         labels = (model, variant, verdict.slice)
         alarm = alarms.get(verdict.slice)
-        if verdict.state is State.DRIFT and alarm is not None:
+        if verdict.state is State.DRIFT and alarm is not None and alarm.since_build is None:
             gauges["drift_alarm_mean_nats"].labels(*labels).set(alarm.mean)
         else:
             with suppress(KeyError):  # older client libraries mind what is not there

@@ -44,7 +44,8 @@ LEAST = 1e-4
 
 _POSITIONS = 32
 _LOOK_EVERY_S = 1.0
-_RETRY_S = 60.0
+_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
+"""After the first reading that failed, and at most: the pause doubles."""
 _TIMEOUT_S = 600.0
 
 
@@ -114,6 +115,8 @@ class _Engine:
     found: Finding
     due: float
     """When it is read again, by the monotonic clock."""
+    num_failed: int = 0
+    """Readings in a row that came to nothing."""
 
 
 class FixedTextsCheck:
@@ -161,13 +164,15 @@ class FixedTextsCheck:
             if name not in ready or ready[name].client is not known.client
         ]
         left = {self._known.pop(name).names for name in gone}
+        # Before any reading, which may take minutes: nobody is to answer for an engine that went.
         for names in left:
             self._show(names)
+            self._tell(*names, self.finding(*names))
         for name, engine in ready.items():
             known = self._known.get(name)
             if known is None or time.monotonic() >= known.due:
                 await self._check(engine)
-        for names in left | {each.names for each in self._known.values()}:
+        for names in {each.names for each in self._known.values()}:
             self._tell(*names, self.finding(*names))
 
     async def _check(self, engine: ReadyEngine) -> None:
@@ -180,10 +185,22 @@ class FixedTextsCheck:
         except (ApiError, ArtifactError, OSError, TimeoutError) as error:
             reason = str(error) or f"no answer within {_TIMEOUT_S:g} s"
             found = Finding(Outcome.UNREAD, reason, time.time())
+        except Exception as error:
+            # The border of one engine: a defect must not have it read every second, or stop others.
+            logger.exception("%s: fixed texts could not be read", engine.name)
+            found = Finding(Outcome.UNREAD, f"a defect: {type(error).__name__}", time.time())
         before = self._known.get(engine.name)
-        retry_s = _RETRY_S if found.outcome is Outcome.UNREAD else self._every_s
+        num_failed, retry_s = 0, self._every_s
+        if found.outcome is Outcome.UNREAD:
+            num_failed = 1 + (0 if before is None else before.num_failed)
+            retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(num_failed - 1, 30))
         due = time.monotonic() + retry_s if retry_s else float("inf")
-        self._known[engine.name] = _Engine(engine.client, names, found, due)
+        if before is not None and num_failed and before.found.outcome is Outcome.CHANGED:
+            # What a reading has shown stands until another one shows otherwise.
+            logger.info("%s: fixed texts: not read again (%s)", engine.name, found.reason)
+            before.due, before.num_failed = due, num_failed
+            return
+        self._known[engine.name] = _Engine(engine.client, names, found, due, num_failed)
         is_news = before is None or before.found.outcome is not found.outcome
         self._report(engine, found, time.monotonic() - began, is_news=is_news)
         self._show(names)

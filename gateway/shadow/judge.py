@@ -114,7 +114,7 @@ class Judge:
         watched.is_touched = True
         divergences = {name: score.divergence for name, score in entry.slices.items()}
         changes = watched.monitor.observe(divergences, record.time)
-        self._tell(record.model, record.variant, changes)
+        self._tell_scored(record.model, record.variant, changes)
 
     def served(self, model: str, variant: str) -> None:
         """Note a request that an engine has begun to answer, drawn or not."""
@@ -146,7 +146,7 @@ class Judge:
         watched = self._find(model, variant)
         if watched is not None:
             changes = watched.monitor.try_again(self._clock(), unless_since)
-            self._tell(model, variant, changes)
+            self._tell_scored(model, variant, changes)
             watched.verdicts = self._now(model, variant, watched.monitor)
             watched.is_touched = self._has_news = True
 
@@ -172,6 +172,9 @@ class Judge:
             if name in reasons and verdict.state is not before[name].state
         ]
         self._tell(model, variant, moved)
+        for name in known.keys() - changed.keys():
+            if (verdict := watched.verdicts[name]).state is State.DRIFT:
+                watched.alarms[name] = verdict  # scores show it as well
 
     # -- what is known ----------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class Judge:
             patience = self.rules.monitor_at(self._rate_of(model)).stale_after_requests
             watched.monitor.stale_after_requests = patience
             changes = watched.monitor.watch(now)
-            self._tell(model, variant, changes)
+            self._tell_scored(model, variant, changes)
             # Of what changed since the build it is now that it is so.
             if watched.is_touched or changes or self._changed.get((model, variant)):
                 watched.is_touched, self._has_news = False, True
@@ -289,7 +292,14 @@ class Judge:
 
     def _now(self, model: str, variant: str, monitor: Monitor) -> Mapping[str, Verdict]:
         changed = self._changed.get((model, variant), {})
-        return overlaid(monitor.verdicts(), changed, self._clock())
+        watched = self._watched.get((model, variant))
+        before = {} if watched is None else watched.verdicts
+        return overlaid(monitor.verdicts(), changed, self._clock(), before)
+
+    def _tell_scored(self, model: str, variant: str, changes: Sequence[Change]) -> None:
+        """Tell what scores changed; a slice that fixed texts hold in drift stays there."""
+        held = self._changed.get((model, variant), {})
+        self._tell(model, variant, [each for each in changes if each.slice not in held])
 
     def _tell(self, model: str, variant: str, changes: Sequence[Change]) -> None:
         for change in changes:

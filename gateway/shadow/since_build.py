@@ -26,9 +26,15 @@ def changes_of(found: Finding | None) -> dict[str, SinceBuild]:
 
 
 def overlaid(
-    verdicts: Mapping[str, Verdict], changes: Mapping[str, SinceBuild], now: float
+    verdicts: Mapping[str, Verdict],
+    changes: Mapping[str, SinceBuild],
+    now: float,
+    before: Mapping[str, Verdict],
 ) -> Mapping[str, Verdict]:
-    """Return verdicts, of which the changed slices are in drift, shown ``now``."""
+    """Return verdicts, of which the changed slices are in drift, shown ``now``.
+
+    ``before`` is what was told last: what drifted already does so since then.
+    """
     if not changes:
         return verdicts
     return {
@@ -39,7 +45,11 @@ def overlaid(
             state=State.DRIFT,
             confirmed=now,
             since_build=changes[name],
-            since=verdict.since if verdict.state is State.DRIFT else now,
+            since=before[name].since if _drifts(before.get(name)) else now,
         )
         for name, verdict in verdicts.items()
     }
+
+
+def _drifts(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.state is State.DRIFT

@@ -1,5 +1,8 @@
 """Attention of single queries over int8 keys and values against sums in float64."""
 
+import ctypes
+import mmap
+import multiprocessing
 from typing import Any
 
 import numba
@@ -13,6 +16,10 @@ from compression.kernels.compiling import call
 
 KV_HEADS, HEAD = 3, 1
 """Heads that lie side by side, and which of them is read."""
+
+QUERIES = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
+WEIGHTS = np.random.default_rng(2).random((3, 64), np.float32)
+BEFORE = np.zeros((3, 66), np.float32)
 
 
 @numba.njit  # type: ignore[untyped-decorator]
@@ -28,6 +35,8 @@ class Kept:
         self.codes = made.integers(-127, 128, (count, KV_HEADS, size)).astype(np.int8)
         scales = made.uniform(0.001, 0.1, (count, KV_HEADS)).astype(np.float32)
         self.scales = torch.from_numpy(scales).bfloat16()
+        self.place: int = self.codes.ctypes.data + HEAD * size
+        """Address of the codes that are read first."""
 
     @property
     def numbers(self) -> np.ndarray:
@@ -38,7 +47,7 @@ class Kept:
     def arguments(self, size: int) -> tuple[int, ...]:
         """Return the addresses and strides, in bytes, that kernels read by."""
         return (
-            self.codes.ctypes.data + HEAD * size,
+            self.place,
             KV_HEADS * size,
             self.scales.data_ptr() + 2 * HEAD,
             2 * KV_HEADS,
@@ -108,6 +117,45 @@ def test_what_lies_behind_the_last_token_is_not_read_into_it() -> None:
     some, more = Kept(21, 64), Kept(64, 64)
     some.codes[:], some.scales[:] = more.codes[:21], more.scales[:21]
     assert np.array_equal(_scores(queries, some), _scores(queries, more)[:, :21])
+
+
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_nothing_is_read_behind_the_last_token(count: int) -> None:
+    """It may be the last of a page: a process ends that reads on."""
+    made = multiprocessing.get_context("fork").Process(target=_read_to_the_edge, args=(count,))
+    made.start()
+    made.join()
+    assert made.exitcode == 0
+
+
+def _read_to_the_edge(count: int) -> None:
+    """Read codes right behind which memory begins that cannot be read."""
+    kept = Kept(count, 64)
+    expected = _scores(QUERIES, kept), _sums(WEIGHTS[:, :count], kept, BEFORE)
+    room = mmap.mmap(-1, 64 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    edge = 63 * mmap.PAGESIZE
+    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + edge), mmap.PAGESIZE, 0):
+        raise OSError("mprotect")
+    readable = kept.codes.nbytes - (KV_HEADS - 1 - HEAD) * 64
+    room[edge - readable : edge] = kept.codes.tobytes()[:readable]
+    kept.place += start + edge - readable - kept.codes.ctypes.data
+    found = _scores(QUERIES, kept), _sums(WEIGHTS[:, :count], kept, BEFORE)
+    assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("size", [512, 544])
+@pytest.mark.parametrize("code", [-128, 127])
+def test_the_largest_products_fit(size: int, code: int) -> None:
+    """Every channel, code and weight at its limit; beyond 512 channels int32 would overflow."""
+    kept = Kept(64, size)
+    kept.codes[:] = code
+    expected = np.full((3, 64), size * code) * kept.scales[:, HEAD].double().numpy()
+    found = _scores(np.ones((3, size), np.float32), kept)
+    assert np.allclose(found, expected, rtol=1e-5, atol=0)
+    kept.scales[:] = 0.5
+    sums = _sums(np.ones((3, 64), np.float32), kept, np.zeros((3, size + 2), np.float32))
+    assert np.allclose(sums[:, :size], 32.0 * code, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

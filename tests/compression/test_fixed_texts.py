@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from compression.digest import hash_file
-from compression.errors import ArtifactError
+from compression.errors import ArtifactError, FidelityError
 from compression.events import ignore
 from compression.fixed_texts import (
     ALL,
@@ -107,6 +107,34 @@ def test_what_was_measured_before_texts_were_kept_is_measured_again(
     require_unchanged(made.directory, manifest_of(made.directory))
 
 
+def test_what_cannot_be_measured_again_is_served_as_it_was(
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An artifact of an earlier version still loads; one that was never measured is refused."""
+    monkeypatch.setenv("NARROWGATE_HOME", str(tmp_path))
+    model = str(tiny_llama_dir)
+    made = prepare(model, "int8-fast", None, ignore, is_measured=True)
+    path = made.directory / MANIFEST
+    fields = json.loads(path.read_text())
+
+    def fail(*arguments: Any) -> None:
+        raise FidelityError("logits are no numbers")
+
+    monkeypatch.setattr("compression.fidelity_check.measure_build", fail)
+    fields["fixed_texts"] = None
+    path.write_text(json.dumps(fields))
+    again = prepare(model, "int8-fast", None, ignore, is_measured=True)
+    assert again.manifest is not None
+    assert again.manifest.fixed_texts is None
+    assert "keeps no fixed texts: logits are no numbers" in caplog.text
+    path.write_text(json.dumps(fields | {"fidelity": None}))
+    with pytest.raises(FidelityError):
+        prepare(model, "int8-fast", None, ignore, is_measured=True)
+
+
 def test_a_changed_file_is_refused_like_any_other(artifact: Path, tmp_path: Path) -> None:
     """An engine does not start on it."""
     place = Path(shutil.copytree(artifact, tmp_path / "copy"))
@@ -123,6 +151,7 @@ def test_a_changed_file_is_refused_like_any_other(artifact: Path, tmp_path: Path
         lambda text: text | {"logprobs": text["logprobs"][1:]},
         lambda text: text | {"top_ids": [[1], *text["top_ids"][1:]]},
         lambda text: text | {"logprobs": [["x"], *text["logprobs"][1:]]},
+        lambda text: text | {"logprobs": [[0.5] * NUM_TOP, *text["logprobs"][1:]]},
         lambda text: {"name": "english"},
     ],
 )
@@ -134,6 +163,9 @@ def test_texts_that_do_not_fit_are_refused(artifact: Path, tmp_path: Path, spoil
         read_fixed_texts(tmp_path)
     with pytest.raises(ArtifactError, match="build the artifact again"):
         read_fixed_texts(tmp_path / "nowhere")
+    (tmp_path / FILE_NAME).write_text('{"texts": []}')
+    with pytest.raises(ArtifactError, match="no texts"):
+        read_fixed_texts(tmp_path)
 
 
 def test_the_distance_is_the_change_of_log_probabilities() -> None:
@@ -143,6 +175,11 @@ def test_the_distance_is_the_change_of_log_probabilities() -> None:
     total = math.log(sum(map(math.exp, tilted)))
     assert distance(kept, kept) == 0.0
     assert distance(kept, [each - total for each in tilted]) == pytest.approx(0.02, rel=0.05)
+
+
+def test_no_number_is_no_small_distance() -> None:
+    """NaN must not pass for what is as at the build."""
+    assert distance([-1.0, -2.0], [-1.0, math.nan]) == math.inf
 
 
 @given(

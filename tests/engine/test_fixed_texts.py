@@ -1,9 +1,12 @@
 """Fixed texts that engines read at their load: damage is seen, and nothing else is."""
 
 import asyncio
+import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +20,12 @@ from compression.prepare import build_to, prepare
 from gateway.engine.fixed_texts import add_reading
 from gateway.engine.runner import Runner, load_runner
 from gateway.engine.tokenizer import load_tokenizer
+from gateway.errors import EngineDown, EngineTimeout
 from gateway.model_settings import VariantSettings
 from gateway.pool.lease import ReadyEngine
 from gateway.prepared import Prepared
 from gateway.registry import Metrics, render
+from gateway.shadow.embedded_scorer import EmbeddedScorer
 from gateway.shadow.fixed_texts import Finding, FixedTextsCheck, Outcome
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
@@ -226,6 +231,102 @@ def test_what_cannot_be_read_is_said(artifact: Path, sound: RunningEngine, tmp_p
     assert missing.look(sound) is Outcome.UNREAD
     (tmp_path / FILE_NAME).write_text("{")
     assert missing.look(sound) is Outcome.UNREAD
+
+
+def test_what_was_shown_outlives_readings_that_fail(
+    artifact: Path, damaged: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine under load that reads no text is as damaged as before, and is not asked at once."""
+    bench = Bench(artifact, every_s=1e-9)
+    assert bench.look(damaged) is Outcome.CHANGED
+    asked: list[float] = []
+
+    async def fail(self: EmbeddedScorer, *arguments: Any) -> None:
+        asked.append(1.0)
+        raise EngineTimeout("the engine took too long")
+
+    monkeypatch.setattr(EmbeddedScorer, "score", fail)
+
+    async def use() -> None:
+        for _ in range(3):
+            await bench.check.look()
+
+    asyncio.run(use())
+    found = bench.check.finding("tiny", "int8")
+    assert found is not None
+    assert found.outcome is Outcome.CHANGED
+    assert len(asked) == 1
+    assert bench.told == [Outcome.CHANGED] * 4
+    assert [each["outcome"] for each in bench.events] == ["changed"]
+
+
+def test_readings_that_fail_again_and_again_become_rare(
+    artifact: Path, sound: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that is too long for an engine's context is not tried every minute for ever."""
+    bench = Bench(artifact)
+    bench.look(sound)
+    now, asked = [0.0], []
+    # The check's own clock alone: the engine serves in another thread of this process.
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("gateway.shadow.fixed_texts.time", clock)
+
+    async def fail(self: EmbeddedScorer, *arguments: Any) -> None:
+        asked.append(now[0])
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(EmbeddedScorer, "score", fail)
+    bench.ready = [replace(bench.ready[0], client=EngineClient(sound.url, served_name=MODEL,
+                                                             read_timeout_s=1))]  # fmt: skip
+
+    async def use() -> None:
+        for second in range(0, 15_000, 20):
+            now[0] = float(second)
+            await bench.check.look()
+
+    asyncio.run(use())
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert pauses[:6] == [60, 120, 240, 480, 960, 1920]
+    assert set(pauses[6:]) == {3600}
+    found = bench.check.finding("tiny", "int8")
+    assert found is not None
+    assert (found.outcome, found.reason) == (Outcome.UNREAD, "a defect: KeyError")
+    assert [each["outcome"] for each in bench.events] == ["ok", "unread"]
+
+
+def test_an_engine_that_went_is_told_before_others_are_read(
+    artifact: Path, damaged: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading may take minutes, in which nothing must stand of an engine that is gone."""
+    bench = Bench(artifact)
+    bench.look(damaged)
+    told_before: list[Outcome | None] = []
+
+    async def note(self: EmbeddedScorer, *arguments: Any) -> None:
+        told_before.extend(bench.told)
+        raise EngineDown("gone")
+
+    monkeypatch.setattr(EmbeddedScorer, "score", note)
+    bench.look(damaged)
+    assert told_before == [Outcome.CHANGED, None]
+
+
+def test_a_reading_that_cannot_be_kept_is_told(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a store that is mounted read-only: engines are held against it all the same."""
+    before = read_manifest(artifact)
+    assert before is not None
+    assert before.fixed_texts is not None
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("gateway.engine.fixed_texts.write_manifest", fail)
+    found = add_reading(artifact, 1, ignore)
+    assert found.fixed_texts is not None
+    assert found.fixed_texts.reading == before.fixed_texts.reading
+    assert read_manifest(artifact) == before
 
 
 def test_a_cache_of_eight_bits_is_read_as_it_is_served(

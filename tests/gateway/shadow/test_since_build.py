@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.shadow.fixed_texts import Finding, Outcome
+from compression.fixed_texts import Reading
+from gateway.shadow.fixed_texts import Finding, Outcome, limits_of
 from gateway.shadow.ladder import decide
 from gateway.shadow.ladder_rules import Act, Canary, LadderRules, Situation
 from gateway.shadow.since_build import changes_of
@@ -46,6 +47,14 @@ def test_texts_stand_for_slices(distances: dict[str, float], expected: dict[str,
     told = {name: each.text for name, each in found.items()}
     assert told == expected | ({"domain:json": "json"} if "json" in distances else {})
     assert changes_of(None) == {}
+
+
+def test_limits_are_what_was_measured_to_tell_damage() -> None:
+    """Wider ones would let 2 % in one layer pass, which only the real model shows."""
+    distances = {"code": 0.004, "all": 0.005, "json": 0.0}
+    found = limits_of(Reading(version="1", numerics="W8A16", distances=distances))
+    assert list(found) == ["all", "code", "json"]
+    assert found == pytest.approx({"all": 0.0054, "code": 0.0048, "json": 0.0001})
 
 
 def test_a_changed_engine_is_drift_without_any_request() -> None:
@@ -92,6 +101,36 @@ def test_scores_do_not_take_it_back() -> None:
     assert summary.state is State.DRIFT
     bench.judge.hold("tiny", "int4", {})
     assert bench.state(CODE) is State.OK
+
+
+def test_no_event_takes_back_what_still_stands() -> None:
+    """Scores that are fine make no event of a slice that drifts, and it drifts since it began."""
+    bench = Bench(rules(tolerance={"all": 0.02}))
+    bench.judge.hold("tiny", "int4", {CODE: SinceBuild("code", 0.008, 0.005)})
+    began = bench.now
+    for _ in range(3):
+        bench.now += 60
+        bench.score(0.001, 100)
+    told = [(each["slice"], each["to"]) for each in bench.events]
+    assert (ALL, "ok") in told
+    assert [to for name, to in told if name == CODE] == ["drift"]
+    assert [each.slice for each in bench.judge.alarms("tiny", "int4")] == [CODE]
+    verdict = bench.judge.verdicts("tiny", "int4")[CODE]
+    assert (verdict.since, verdict.confirmed) == (began, bench.now)
+    labels = {"model": "tiny", "variant": "int4", "slice": CODE}
+    sample = bench.metrics.registry.get_sample_value
+    assert sample("narrowgate_drift_alarm_mean_nats", labels) is None
+
+
+def test_what_scores_show_as_well_goes_on() -> None:
+    """Engines that are as at the build take back their own evidence alone."""
+    bench = Bench(rules(tolerance={"all": 0.02}))
+    bench.judge.hold("tiny", "int4", CHANGED)
+    bench.score(0.2, 300)
+    bench.judge.hold("tiny", "int4", {})
+    assert bench.state() is State.DRIFT
+    alarm = next(each for each in bench.judge.alarms("tiny", "int4") if each.slice == ALL)
+    assert (alarm.since_build, alarm.n > 0) == (None, True)
 
 
 def test_it_outlives_a_monitor_that_begins_anew() -> None:
