@@ -50,6 +50,7 @@ VLLM: dict[str, Any] = {
     "has_bitsandbytes_plugin": False,
     "cpu_features": [],
     "head_sizes": [],
+    "fp8_weights": None,
 }
 
 

@@ -94,7 +94,7 @@ def test_a_reference_that_hangs_holds_up_no_other_one(start_gateway: StartGatewa
     scored = found["scored"]
     eventually(lambda: counts(gateway, "sound")["scored"] > scored)
     held = counts(gateway, "hang")
-    assert (held["scored"], held["dropped"].keys() - {"queue_full", "busy"}) == (0, set())
+    assert held["scored"] == 0
     assert held["candidates"] == sum(held["dropped"].values()) + held["in_flight"]
     assert held["in_flight"] <= 4 + 1
 
