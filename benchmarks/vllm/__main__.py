@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.vllm import cores, loss, proxy, replicas
+from benchmarks.vllm.engines import RECIPE
 from gateway.backends.vllm_facts import find_python, probe
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,6 +47,7 @@ def main() -> None:
             "machine": describe(),
             "vllm": facts.version,
             "command": command,
+            "artifact": None if part == "cores" else RECIPE,
             "measured": measured,
         }
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -67,10 +69,15 @@ def _page(results: Mapping[str, Any]) -> str:
         parts.append(
             f"## {_TITLES[part]}\n\n| what | measured |\n|---|---|\n" + "\n".join(rows) + "\n\n"
             f"`{found['command']}` on {machine['processor']}, {machine['cores']} cores; "
-            f"vLLM {found['vllm']}, Narrowgate {machine['versions']['narrowgate']}; the demo "
-            "model's int8 artifact, `enforce-eager`.\n"
+            f"vLLM {found['vllm']}, Narrowgate {machine['versions']['narrowgate']}"
+            f"{_served(found)}.\n"
         )
     return "\n".join(parts)
+
+
+def _served(found: Mapping[str, Any]) -> str:
+    artifact = found["artifact"]
+    return "" if artifact is None else f"; the demo model's {artifact} artifact, `enforce-eager`"
 
 
 def _shown(value: object) -> str:

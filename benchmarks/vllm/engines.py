@@ -13,7 +13,7 @@ import psutil
 from benchmarks.gateway.ways import narrowgate
 
 ALIAS = "m"
-RECIPE = "int8"
+RECIPE = "w8a8"
 STREAMS = 16
 MORE = {"ignore_eos": True, "temperature": 0}
 """Every answer has its full length, whoever serves it."""
