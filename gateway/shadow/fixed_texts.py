@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -298,16 +298,7 @@ def _judged(found: Finding) -> Finding:
         f"{found.usual[name]:.4g})"
         for name in changed
     )
-    return Finding(
-        Outcome.CHANGED,
-        f"changed since the build: {words}",
-        found.time,
-        distances=found.distances,
-        usual=found.usual,
-        limits=found.limits,
-        tokens=found.tokens,
-        seconds=found.seconds,
-    )
+    return replace(found, outcome=Outcome.CHANGED, reason=f"changed since the build: {words}")
 
 
 async def _distances(client: EngineClient, text: FixedText) -> list[float]:
