@@ -1,12 +1,10 @@
-"""Attention of a block of queries over the kept keys and values of one head.
+"""Attention of several queries over the kept keys and values of one head; functions of codecs.
 
-The softmax is taken online over blocks of positions (Milakov & Gimelshein 2018, arXiv 1805.02867).
-A single query reads what is kept as it lies; several share what is decoded once for them.
+A single query reads what is kept as it lies (:mod:`compression.kernels.attention_row`); several
+share what is decoded once for them.
 """
 
 from typing import Any
-
-import numpy as np
 
 from compression.kernels.attention_integers import MOST_CHANNELS, score_integers, sum_integers
 from compression.kernels.attention_tiles import (
@@ -15,23 +13,16 @@ from compression.kernels.attention_tiles import (
     INT8,
     PLAIN,
     POSITIONS,
-    exponentials,
-    largest_of,
     score_tile,
     transposed,
     value_tile,
 )
 from compression.kernels.compiling import call, compiled, compiled_as, linked
-from compression.kernels.exponential import exponential
 from compression.kernels.integer_tiles import CHANNELS, HAS_QUADS
 from compression.kernels.kv import recall
 from compression.kernels.llvm import LANES
-from compression.kernels.memory import floats, prefetch
-
-_LINE = 64
-"""Bytes of a cache line."""
-_NOTHING = np.float32(-1e30)
-"""Below every score; finite, so that differences stay numbers."""
+from compression.kernels.memory import floats
+from compression.kernels.softmax import begin, weigh
 
 
 def _scores_of(kind: int) -> Any:
@@ -39,21 +30,21 @@ def _scores_of(kind: int) -> Any:
     one, two, three, four = (score_tile(kind, count) for count in (1, 2, 3, 4))
 
     @compiled_as(f"scores_of_{kind}")
-    def run(queries, num, size, keys, stride, scales, scale_stride, group, count, out):
+    def run(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out):
         first = 0
         while first < num:
             query, place = queries + 4 * first * size, out + 4 * first * POSITIONS
             if num - first >= 4:
-                four(query, size, keys, stride, scales, scale_stride, group, count, place,
+                four(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
                      POSITIONS)  # fmt: skip
             elif num - first == 3:
-                three(query, size, keys, stride, scales, scale_stride, group, count, place,
+                three(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
                       POSITIONS)  # fmt: skip
             elif num - first == 2:
-                two(query, size, keys, stride, scales, scale_stride, group, count, place,
+                two(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
                     POSITIONS)  # fmt: skip
             else:
-                one(query, size, keys, stride, scales, scale_stride, group, count, place,
+                one(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
                     POSITIONS)  # fmt: skip
             first += 4
 
@@ -65,22 +56,22 @@ def _sums_of(kind: int) -> Any:
     one, two, three, four = (value_tile(kind, count) for count in (1, 2, 3, 4))
 
     @compiled_as(f"sums_of_{kind}")
-    def run(weights, num, size, values, stride, scales, scale_stride, group, count, out):
+    def run(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out):
         first, pitch = 0, 4 * (size + 2)
         while first < num:
             weight, place = weights + 4 * first * POSITIONS, out + first * pitch
             if num - first >= 4:
                 four(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                     place, pitch)  # fmt: skip
+                     ahead, place, pitch)  # fmt: skip
             elif num - first == 3:
                 three(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                      place, pitch)  # fmt: skip
+                      ahead, place, pitch)  # fmt: skip
             elif num - first == 2:
                 two(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                    place, pitch)  # fmt: skip
+                    ahead, place, pitch)  # fmt: skip
             else:
                 one(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                    place, pitch)  # fmt: skip
+                    ahead, place, pitch)  # fmt: skip
             first += 4
 
     return run
@@ -91,44 +82,60 @@ _int8_scores, _int8_sums = _scores_of(INT8), _sums_of(INT8)
 _int4_scores, _int4_sums = _scores_of(INT4), _sums_of(INT4)
 
 
-@linked(11)
+@linked(12)
 def _score_plain(
-    queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch
+    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
 ):
-    _plain_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+    _plain_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out)
 
 
-@linked(11)
+@linked(12)
 def _sum_plain(
-    weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch
+    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
 ):
-    _plain_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+    _plain_sums(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out)
 
 
-@linked(11)
-def _score_int8(queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch):
+@linked(12)
+def _score_int8(
+    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
+):
     if size % LANES == 0 and size <= MOST_CHANNELS:
-        score_integers(queries, num, size, keys, stride, scales, scale_stride, count, out, scratch)
+        score_integers(
+            queries, num, size, keys, stride, scales, scale_stride, count, ahead, out, scratch
+        )
     else:
-        _int8_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+        _int8_scores(
+            queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out
+        )
 
 
-@linked(11)
-def _sum_int8(weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch):
+@linked(12)
+def _sum_int8(
+    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
+):
     if HAS_QUADS and size % CHANNELS == 0:
-        sum_integers(weights, num, size, values, stride, scales, scale_stride, count, out, scratch)
+        sum_integers(
+            weights, num, size, values, stride, scales, scale_stride, count, ahead, out, scratch
+        )
     else:
-        _int8_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+        _int8_sums(
+            weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out
+        )
 
 
-@linked(11)
-def _score_int4(queries, num, size, keys, stride, scales, scale_stride, group, count, out, scratch):
-    _int4_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, out)
+@linked(12)
+def _score_int4(
+    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
+):
+    _int4_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out)
 
 
-@linked(11)
-def _sum_int4(weights, num, size, values, stride, scales, scale_stride, group, count, out, scratch):
-    _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, out)
+@linked(12)
+def _sum_int4(
+    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
+):
+    _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out)
 
 
 _mix_one, _mix_four = value_tile(DECODED, 1), value_tile(DECODED, 4)
@@ -140,36 +147,40 @@ def _mix(weights, pitch, num, size, values, count, out, out_pitch):
     while first < num:
         weight, place = weights + 4 * first * pitch, out + first * out_pitch
         if num - first >= 4:
-            _mix_four(weight, pitch, size, values, 4 * size, 0, 0, size, count, place, out_pitch)
+            _mix_four(weight, pitch, size, values, 4 * size, 0, 0, size, count, 0, place,
+                      out_pitch)  # fmt: skip
             first += 4
         else:
-            _mix_one(weight, pitch, size, values, 4 * size, 0, 0, size, count, place, out_pitch)
+            _mix_one(weight, pitch, size, values, 4 * size, 0, 0, size, count, 0, place,
+                      out_pitch)  # fmt: skip
             first += 1
 
 
 SCORES = (_score_plain, _score_int8, _score_int4)
 """By how keys are held: queries, their number, size of a head, keys, stride, scales, stride of
-scales, size of a group, number of keys, scores."""
+scales, size of a group, number of keys, where those lie that are read next, scores, memory to work
+in."""
 SUMS = (_sum_plain, _sum_int8, _sum_int4)
-"""The same for values: weights first, sums last."""
+"""The same for values, with weights and sums."""
 MIX = _mix
 """Adds weighted sums of ``count`` float32 ``[size]`` to ``num`` of them: weights, numbers from one
 sum's to the next's, ``num``, ``size``, values, ``count``, sums, bytes from one to the next."""
+
+_transposed = transposed(POSITIONS)
 
 
 @compiled
 def attend(
     queries, query_stride, rows, per_head, size, position, window, start, stop,
-    key, value, head, asks, layout, functions, out, out_stride, scratch,
+    key, value, head, layout, mix, out, out_stride, scratch,
 ):  # fmt: skip
     """Attend from ``rows`` queries of each of ``per_head`` query heads to positions ``start…stop``.
 
     The first row is at ``position``, the next one after it; a row sees positions up to its own, the
     last ``window`` of them (0: all). ``layout`` holds kinds, strides, and groups of keys and
-    values, ``functions`` the addresses of :data:`SCORES` and :data:`SUMS` for them as they lie, and
-    of :data:`MIX`. A single row asks for that many heads ahead, its own the first. ``out`` gets for
-    each row and head its sum of values, its largest score and its sum of weights: to be merged
-    with those of other positions.
+    values, ``mix`` is the address of :data:`MIX`. ``out`` gets a result of
+    :mod:`compression.kernels.softmax` for each row and head: to be merged with those of other
+    positions.
     """
     num = rows * per_head
     decoded = scratch + 4 * POSITIONS * size
@@ -184,51 +195,26 @@ def attend(
         key_scales = key[1] + (block * layout[3] + head) * 2 * layout[4]
         values = value[0] + block * layout[7] + head * layout[8]
         value_scales = value[1] + (block * layout[9] + head) * 2 * layout[10]
-        if rows > 1:
-            _decode(layout, 0, keys, key_scales, count, size, decoded)
-            # What lay here before may be numbers that the processor is slow with.
-            _clear(decoded + 4 * count * size, (POSITIONS - count) * size)
-            _transpose(decoded, size, scratch)
-            _decode(layout, 6, values, value_scales, count, size, decoded)
-            _clear(weights, num * POSITIONS)
-            # Scores are sums of channels of keys, weighted by a query's: a vector is keys.
-            call(functions[2],
-                 (own, size, num, POSITIONS, scratch, size, weights, 4 * POSITIONS))  # fmt: skip
-        else:
-            if asks:
-                _ask_for(keys, layout[1], asks * layout[2], count)
-                _ask_for(values, layout[7], asks * layout[8], count)
-            call(functions[0],
-                 (own, num, size, keys, layout[1], key_scales, layout[3] * 2 * layout[4],
-                  size // max(1, layout[5]), count, weights, scratch))  # fmt: skip
+        _decode(layout, 0, keys, key_scales, count, size, decoded)
+        # What lay here before may be numbers that the processor is slow with.
+        _clear(decoded + 4 * count * size, (POSITIONS - count) * size)
+        _transposed(decoded, size, scratch)
+        _decode(layout, 6, values, value_scales, count, size, decoded)
+        _clear(weights, num * POSITIONS)
+        # Scores are sums of channels of keys, weighted by a query's: a vector is keys.
+        call(mix, (own, size, num, POSITIONS, scratch, size, weights, 4 * POSITIONS))
         for each in range(num):
             row = each // per_head
             seen = min(count, position + row + 1 - block)
             hidden = max(0, position + row - window + 1 - block) if window else 0
             result = floats(results + 4 * each * (size + 2), size + 2)
-            _weigh(weights + 4 * each * POSITIONS, hidden, seen, size, result)
-        if rows > 1:
-            call(functions[2],
-                 (weights, POSITIONS, num, size, decoded, count, results,
-                  4 * (size + 2)))  # fmt: skip
-        else:
-            call(functions[1],
-                 (weights, num, size, values, layout[7], value_scales,
-                  layout[9] * 2 * layout[10], size // max(1, layout[11]), count,
-                  results, scratch))  # fmt: skip
+            weigh(weights + 4 * each * POSITIONS, hidden, seen, size, result)
+        call(mix, (weights, POSITIONS, num, size, decoded, count, results, 4 * (size + 2)))
     for row in range(rows):
         source = floats(results + 4 * row * per_head * (size + 2), per_head * (size + 2))
         target = floats(out + row * out_stride, per_head * (size + 2))
         for index in range(per_head * (size + 2)):
             target[index] = source[index]
-
-
-@compiled
-def _ask_for(place, stride, size, count):
-    """Ask for the heads of some tokens, which lie too far apart for the processor to foresee."""
-    for token in range(count):
-        for line in range(0, size, _LINE):
-            prefetch(place + token * stride + line)
 
 
 @compiled
@@ -240,10 +226,7 @@ def _gather(queries, query_stride, rows, per_head, size, own, results):
         for index in range(per_head * size):
             target[index] = source[index]
     for each in range(rows * per_head):
-        result = floats(results + 4 * each * (size + 2), size + 2)
-        for index in range(size):
-            result[index] = 0.0
-        result[size], result[size + 1] = _NOTHING, np.float32(0.0)
+        begin(results + 4 * each * (size + 2), size)
 
 
 @compiled
@@ -261,54 +244,3 @@ def _decode(layout, half, place, scales, count, size, out):
             scales + index * layout[half + 3] * 2 * layout[half + 4], layout[half + 5], size,
             out + 4 * index * size,
         )  # fmt: skip
-
-
-_largest, _transpose = largest_of(POSITIONS), transposed(POSITIONS)
-_exponentials = exponentials(POSITIONS)
-
-
-@compiled
-def _weigh(place, hidden, seen, size, result):
-    """Turn one query's :data:`POSITIONS` scores into weights, and keep their sum.
-
-    What it does not see, or is beyond the last key, weighs nothing.
-    """
-    weights = floats(place, POSITIONS)
-    if seen <= hidden:
-        for index in range(POSITIONS):
-            weights[index] = 0.0
-        return
-    for index in range(min(hidden, POSITIONS)):
-        weights[index] = _NOTHING
-    for index in range(max(0, seen), POSITIONS):
-        weights[index] = _NOTHING
-    largest = max(result[size], _largest(place))
-    if largest != result[size]:
-        factor = exponential(result[size] - largest)
-        for channel in range(size):
-            result[channel] *= factor
-        result[size + 1] *= factor
-        result[size] = largest
-    result[size + 1] += _exponentials(place, largest)
-
-
-@compiled
-def merge(place: int, slots: int, slot_stride: int, size: int, out: int) -> None:
-    """Write ``size`` float32: the weighted mean of values from the results of ``slots`` parts."""
-    mixed = floats(out, size)
-    largest = _NOTHING
-    for slot in range(slots):
-        largest = max(largest, floats(place + slot * slot_stride, size + 2)[size])
-    for channel in range(size):
-        mixed[channel] = 0.0
-    total = np.float32(0.0)
-    for slot in range(slots):
-        part = floats(place + slot * slot_stride, size + 2)
-        if part[size + 1] == np.float32(0.0):
-            continue
-        factor = exponential(part[size] - largest)
-        total += factor * part[size + 1]
-        for channel in range(size):
-            mixed[channel] += factor * part[channel]
-    for channel in range(size):
-        mixed[channel] /= total

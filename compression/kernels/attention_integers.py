@@ -61,7 +61,9 @@ def _scales(scales, stride, count, out):
 
 
 @compiled
-def score_integers(queries, num, size, keys, stride, scales, scale_stride, count, out, scratch):
+def score_integers(
+    queries, num, size, keys, stride, scales, scale_stride, count, ahead, out, scratch
+):
     """Write the products of ``num`` float32 heads with ``count`` keys, :data:`POSITIONS` a head."""
     factors, found = floats(scratch, POSITIONS), scratch + 4 * POSITIONS
     rounded = found + 4 * _MOST_QUERIES * POSITIONS
@@ -71,14 +73,14 @@ def score_integers(queries, num, size, keys, stride, scales, scale_stride, count
         of_one = _round_query(query, size, rounded)
         of_two = of_three = of_one
         if some == 1:
-            _score_one(rounded, size, keys, stride, count, found)
+            _score_one(rounded, size, keys, stride, count, ahead, found)
         else:
             of_two = _round_query(query + 4 * size, size, rounded + 2 * size)
             if some == 2:
-                _score_two(rounded, size, keys, stride, count, found)
+                _score_two(rounded, size, keys, stride, count, ahead, found)
             else:
                 of_three = _round_query(query + 8 * size, size, rounded + 4 * size)
-                _score_three(rounded, size, keys, stride, count, found)
+                _score_three(rounded, size, keys, stride, count, ahead, found)
         scale = (of_one, of_two, of_three)
         for each in range(some):
             products = ints(found + 4 * each * POSITIONS, POSITIONS)
@@ -108,7 +110,9 @@ def _round_weights(weights, factors, out):
 
 
 @compiled
-def sum_integers(weights, num, size, values, stride, scales, scale_stride, count, out, scratch):
+def sum_integers(
+    weights, num, size, values, stride, scales, scale_stride, count, ahead, out, scratch
+):
     """Add weighted values to ``num`` float32 heads at ``out``, each with two numbers behind it."""
     planes, found = scratch + 4 * POSITIONS, scratch + (4 + 2 * _MOST_QUERIES) * POSITIONS
     _scales(scales, scale_stride, count, scratch)
@@ -117,14 +121,14 @@ def sum_integers(weights, num, size, values, stride, scales, scale_stride, count
         of_one = _round_weights(weight, scratch, planes)
         of_two = of_three = of_one
         if some == 1:
-            _sum_one(planes, size, values, stride, count, found)
+            _sum_one(planes, size, values, stride, count, ahead, found)
         else:
             of_two = _round_weights(weight + 4 * POSITIONS, scratch, planes + 2 * POSITIONS)
             if some == 2:
-                _sum_two(planes, size, values, stride, count, found)
+                _sum_two(planes, size, values, stride, count, ahead, found)
             else:
                 of_three = _round_weights(weight + 8 * POSITIONS, scratch, planes + 4 * POSITIONS)
-                _sum_three(planes, size, values, stride, count, found)
+                _sum_three(planes, size, values, stride, count, ahead, found)
         scale = (of_one, of_two, of_three)
         for each in range(some):
             sums = ints(found + 4 * each * size, size)

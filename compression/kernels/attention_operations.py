@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from compression.kernels.attention import attend, merge
+from compression.kernels.attention import attend
+from compression.kernels.attention_row import attend_row
 from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.fields import (
     ATTEND_ON_UNIT,
@@ -50,6 +51,7 @@ from compression.kernels.row_operations import (
     rows_of_chunk,
     write_quads,
 )
+from compression.kernels.softmax import merge
 
 
 @compiled
@@ -112,23 +114,28 @@ def _attend(o, task, row_table, scratch):
     cache = longs(caches, CACHE_FIELDS)
     slot = known[ROW_SLOT] + task[TASK_SLOT]
     part = 4 * (size + 2)
-    for index in range(task[TASK_HEADS]):
-        head = task[TASK_HEAD] + index
-        queries = o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + head * per_head)
-        out = o[PARTS] + (slot * heads + head * per_head) * part
-        if o[ATTEND_ON_UNIT] and task[TASK_COUNT] > 1:
-            call(
-                o[ATTEND_ON_UNIT],
-                (queries, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION],
-                 o[WINDOW], task[TASK_START], task[TASK_STOP], caches, o[LAYOUT], head, out,
-                 known[ROW_SLOTS] * heads * part, scratch),
-            )  # fmt: skip
-            continue
+    layout = longs(o[LAYOUT], LAYOUT_FIELDS)
+    functions = o[SCORE_FUNCTIONS : SCORE_FUNCTIONS + 3]
+    queries = o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + task[TASK_HEAD] * per_head)
+    out = o[PARTS] + (slot * heads + task[TASK_HEAD] * per_head) * part
+    if task[TASK_COUNT] == 1:
+        attend_row(
+            queries, per_head, size, known[ROW_POSITION], o[WINDOW], task[TASK_START],
+            task[TASK_STOP], cache[0:2], cache[2:4], task[TASK_HEAD], task[TASK_HEADS], layout,
+            functions, out, scratch,
+        )  # fmt: skip
+    elif o[ATTEND_ON_UNIT]:
+        call(
+            o[ATTEND_ON_UNIT],
+            (queries, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION],
+             o[WINDOW], task[TASK_START], task[TASK_STOP], caches, o[LAYOUT], task[TASK_HEAD], out,
+             known[ROW_SLOTS] * heads * part, scratch),
+        )  # fmt: skip
+    else:
         attend(
             queries, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION],
-            o[WINDOW], task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], head,
-            0 if index else task[TASK_HEADS], longs(o[LAYOUT], LAYOUT_FIELDS),
-            o[SCORE_FUNCTIONS : SCORE_FUNCTIONS + 3], out, known[ROW_SLOTS] * heads * part, scratch,
+            o[WINDOW], task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], task[TASK_HEAD],
+            layout, functions[2], out, known[ROW_SLOTS] * heads * part, scratch,
         )  # fmt: skip
 
 

@@ -18,12 +18,16 @@ PLAIN, INT8, INT4, DECODED = range(4)
 """How keys or values are held; the last is float32, already decoded."""
 POSITIONS = 64
 """Keys and values that are looked at in one go."""
+LINE = 64
+"""Bytes of a cache line."""
 _WIDTH = LANES // 2
 """Channels of a vector."""
 _LEAST = 8
 """The size of a head is a multiple, for int4 of twice as many."""
 _MOST_QUERIES = 4
 """Queries of a tile; their sums and those of as many keys or channels fit the registers."""
+_BITS = {PLAIN: 16, INT8: 8, INT4: 4}
+"""Of a channel in a cache."""
 
 
 def _together(queries: int) -> int:
@@ -39,6 +43,17 @@ class _Kept:
         self._kind = kind
         self._size = size
         self._group = group
+
+    def ask(self, ahead: Any, channel: Any, channels: Any) -> None:
+        """Ask for some channels, ``channel`` the first, of a head that is read soon."""
+        if self._kind == DECODED:
+            return
+        code, builder = self._code, self._code.builder
+        first, last = (
+            builder.lshr(code.times(each, _BITS[self._kind]), long(3))
+            for each in (channel, builder.add(channel, channels))
+        )
+        code.steps(first, last, LINE, lambda line: code.prefetch(code.at(ahead, line)))
 
     def factor(self, scales: Any) -> Any:
         """Return what the whole head is to be multiplied by, or None."""
@@ -96,19 +111,22 @@ def _accumulators(builder: Any, count: int, width: int) -> list[Any]:
 
 
 def score_tile(kind: int, queries: int) -> Any:
-    """Return ``tile(query, size, keys, stride, scales, scale_stride, group, count, out, pitch)``.
+    """Return a tile of scores.
 
-    It writes the products of ``queries`` float32 heads, one after another, with ``count`` keys:
-    ``out[query * pitch + key]``. Strides are bytes, ``group`` is an int4 group's channels.
+    ``tile(query, size, keys, stride, scales, scale_stride, group, count, ahead, out, pitch)`` is
+    called for ``queries`` float32 heads, one after another, and writes their products with
+    ``count`` keys: ``out[query * pitch + key]``. Strides are bytes, ``group`` is an int4 group's
+    channels. Keys at ``ahead``, as far apart, are asked for meanwhile.
     """
 
     @intrinsic
     def tile(
         typing_context: Any, query: Any, size: Any, keys: Any, stride: Any, scales: Any,
-        scale_stride: Any, group: Any, count: Any, out: Any, pitch: Any,
+        scale_stride: Any, group: Any, count: Any, ahead: Any, out: Any, pitch: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            query, size, keys, stride, scales, scale_stride, group, count, out, pitch = arguments
+            (query, size, keys, stride, scales, scale_stride, group, count, ahead, out,
+             pitch) = arguments  # fmt: skip
             code = Code(builder)
             kept = _Kept(code, kind, size, group)
             sums = [_accumulators(builder, _together(queries), _WIDTH) for _ in range(queries)]
@@ -118,6 +136,8 @@ def score_tile(kind: int, queries: int) -> Any:
                 tokens = [builder.add(token, long(index)) for index in range(num)]
                 places = [code.at(keys, builder.mul(stride, each)) for each in tokens]
                 factors = [code.at(scales, builder.mul(scale_stride, each)) for each in tokens]
+                for each in tokens:
+                    kept.ask(code.at(ahead, builder.mul(stride, each)), long(0), size)
                 for row in sums:
                     for held in row[:num]:
                         builder.store(ir.Constant(wide(F32, _WIDTH), None), held)
@@ -167,7 +187,7 @@ def score_tile(kind: int, queries: int) -> Any:
                 score(builder.add(first, rest), 1)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), generate
+        return types.void(*[types.int64] * 11), generate
 
     return tile
 
@@ -175,17 +195,18 @@ def score_tile(kind: int, queries: int) -> Any:
 def value_tile(kind: int, queries: int) -> Any:
     """Return the twin of :func:`score_tile` that adds weighted values.
 
-    ``tile(weights, pitch, size, values, stride, scales, scale_stride, group, count, out,
+    ``tile(weights, pitch, size, values, stride, scales, scale_stride, group, count, ahead, out,
     out_stride)`` adds to float32 heads at ``out``, ``out_stride`` bytes apart.
     """
 
     @intrinsic
     def tile(
         typing_context: Any, weights: Any, pitch: Any, size: Any, values: Any, stride: Any,
-        scales: Any, scale_stride: Any, group: Any, count: Any, out: Any, out_stride: Any,
+        scales: Any, scale_stride: Any, group: Any, count: Any, ahead: Any, out: Any,
+        out_stride: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            (weights, pitch, size, values, stride, scales, scale_stride, group, count, out,
+            (weights, pitch, size, values, stride, scales, scale_stride, group, count, ahead, out,
              out_stride) = arguments  # fmt: skip
             code = Code(builder)
             kept = _Kept(code, kind, size, group)
@@ -206,6 +227,8 @@ def value_tile(kind: int, queries: int) -> Any:
                     place = code.at(values, builder.mul(stride, token))
                     scale = code.at(scales, builder.mul(scale_stride, token))
                     factor = kept.factor(scale)
+                    channels = long(width * len(sums[0]))
+                    kept.ask(code.at(ahead, builder.mul(stride, token)), channel, channels)
                     found = [
                         kept.vector(place, scale, builder.add(channel, long(width * at)), width)
                         for at in range(len(sums[0]))
@@ -231,7 +254,7 @@ def value_tile(kind: int, queries: int) -> Any:
             code.steps(whole, size, _LEAST, lambda channel: add(channel, least, _LEAST))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), generate
+        return types.void(*[types.int64] * 12), generate
 
     return tile
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from compression.kernels.attention_tiles import POSITIONS
+from compression.kernels.attention_tiles import LINE, POSITIONS
 from compression.kernels.llvm import I8, I16, I32, LANES, Code, long, processor, wide
 
 CHANNELS = 64
@@ -80,29 +80,39 @@ class _Lanes:
 
 
 def score_tile(queries: int) -> Any:
-    """Return ``tile(query, size, keys, stride, count, out)``.
+    """Return ``tile(query, size, keys, stride, count, ahead, out)``.
 
     It writes the int32 products of ``queries`` int16 heads, one after another, with ``count`` keys
-    and what follows to a multiple of vectors: ``out[query * POSITIONS + key]``.
+    and what follows to a multiple of vectors: ``out[query * POSITIONS + key]``. Keys at ``ahead``,
+    as far apart, are asked for meanwhile.
     """
 
     @intrinsic
     def tile(
-        typing_context: Any, query: Any, size: Any, keys: Any, stride: Any, count: Any, out: Any
-    ) -> Any:
+        typing_context: Any, query: Any, size: Any, keys: Any, stride: Any, count: Any, ahead: Any,
+        out: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            query, size, keys, stride, count, out = arguments
+            query, size, keys, stride, count, ahead, out = arguments
             code = Code(builder)
             lanes, last = _Lanes(code), builder.sub(count, long(1))
             zero = ir.Constant(wide(I32, _WIDTH), None)
 
             def four(token: Any) -> list[Any]:
                 """Return the folded products of each query with four keys."""
-                places = []
+                places, asked = [], []
                 for offset in range(_QUAD):
                     at = builder.add(token, long(offset))
                     at = builder.select(builder.icmp_signed("<", at, last), at, last)
-                    places.append(code.at(keys, builder.mul(stride, at)))
+                    far = builder.mul(stride, at)
+                    places.append(code.at(keys, far))
+                    asked.append(code.at(ahead, far))
+
+                def ask(line: Any) -> None:
+                    for each in asked:
+                        code.prefetch(code.at(each, line))
+
+                code.steps(long(0), size, LINE, ask)
                 sums = [[code.held(zero) for _ in places] for _ in range(queries)]
 
                 def add(channel: Any) -> None:
@@ -134,25 +144,26 @@ def score_tile(queries: int) -> Any:
             code.steps(long(0), count, _WIDTH, many)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile
 
 
 def value_tile(queries: int) -> Any:
-    """Return ``tile(weights, size, values, stride, count, out)``.
+    """Return ``tile(weights, size, values, stride, count, ahead, out)``.
 
     It writes the int32 sums of ``count`` values: ``out[query * size + channel]``. Weights are two
     planes of :data:`POSITIONS` bytes of each query, high before low, and 0 beyond the values.
+    Values at ``ahead``, as far apart, are asked for meanwhile.
     """
 
     @intrinsic
     def tile(
         typing_context: Any, weights: Any, size: Any, values: Any, stride: Any, count: Any,
-        out: Any,
+        ahead: Any, out: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            weights, size, values, stride, count, out = arguments
+            weights, size, values, stride, count, ahead, out = arguments
             code = Code(builder)
             lanes, last = _Lanes(code), builder.sub(count, long(1))
             kind = wide(I32, _WIDTH)
@@ -185,7 +196,9 @@ def value_tile(queries: int) -> Any:
                     for offset in range(_QUAD):
                         at = builder.add(token, long(offset))
                         at = builder.select(builder.icmp_signed("<", at, last), at, last)
-                        place = code.at(values, builder.mul(stride, at), channel)
+                        far = builder.mul(stride, at)
+                        code.prefetch(code.at(ahead, far, channel))
+                        place = code.at(values, far, channel)
                         rows.append(code.load(place, wide(I8, 64)))
                     pairs = [unpack(rows[0], rows[1], 1), unpack(rows[2], rows[3], 1)]
                     quads = [
@@ -222,6 +235,6 @@ def value_tile(queries: int) -> Any:
             code.steps(long(0), size, CHANNELS, block)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile

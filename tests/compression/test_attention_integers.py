@@ -53,6 +53,7 @@ class Kept:
             2 * KV_HEADS,
             0,
             len(self.codes),
+            self.place,
         )
 
 

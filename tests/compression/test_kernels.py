@@ -286,9 +286,9 @@ def test_what_two_processes_compiled_can_be_used_by_a_third(tmp_path: Path) -> N
         "codes, scales = np.full((4, 8), 3, np.int8), np.full(4, 0x3f80, np.uint16)\n"  # 1.0
         "for kind, keys, stride in ((PLAIN, plain, 16), (INT8, codes, 8)):\n"
         "    out = np.zeros(64, np.float32)\n"
-        "    score = CFUNCTYPE(None, *[c_longlong] * 10)(SCORES[kind].address)\n"
+        "    score = CFUNCTYPE(None, *[c_longlong] * 11)(SCORES[kind].address)\n"
         "    places = [each.ctypes.data for each in (queries, keys, scales, out)]\n"
-        "    score(places[0], 1, 8, places[1], stride, places[2], 2, 8, 4, places[3])\n"
+        "    score(places[0], 1, 8, places[1], stride, places[2], 2, 8, 4, places[1], places[3])\n"
         "    print(*out[:4])\n"
     )
     done = subprocess.run(
