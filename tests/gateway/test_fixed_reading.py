@@ -1,6 +1,7 @@
 """The engine's reading of fixed texts behind a build: made once, and never in the way."""
 
 import asyncio
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from compression.prepare import build_to
 from compression.processor import instruction_sets
 from gateway.errors import ChildFailed
 from gateway.fixed_reading import with_reading
+from gateway.launch import Launcher
+from gateway.prepared import Prepared
 from gateway.program import program
+from gateway.settings import load_settings
+from gateway.specs import make_specs
 
 
 def told(nats: float, **fields: Any) -> dict[str, Any]:
@@ -87,6 +92,37 @@ def test_an_upgrade_that_puts_engines_further_off_is_told(
     asyncio.run(with_reading(Path("/somewhere"), kept, ignore))
     assert ("than those of torch 2.0 were" in caplog.text) is is_told
     assert ("all 0.0056 nats (before 0.005)" in caplog.text) is is_told
+
+
+@pytest.mark.parametrize(
+    ("fields", "directory", "is_asked"),
+    [
+        ({}, "/somewhere", True),
+        ({"recipe": "full"}, "/somewhere", False),
+        ({"engine": "vllm"}, "/somewhere", False),
+        ({"urls": ["http://127.0.0.1:9"]}, None, False),
+    ],
+)
+def test_engines_that_read_no_texts_are_not_asked(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], directory: str | None, is_asked: bool
+) -> None:
+    """The texts need not be scored, only kept; all else of what was prepared stays."""
+    asked: list[float] = []
+    after = {"fixed_texts": {"reading": told(0.005)}}
+
+    async def run(words: list[str], on_progress: Any, **limits: Any) -> dict[str, Any]:
+        asked.append(limits["stall_s"])
+        return {"manifest": after}
+
+    monkeypatch.setattr("gateway.fixed_reading.run_job", run)
+    models = {"models": {"a": {"model": "x", **fields}}, "prepare_timeout_s": 7}
+    settings = load_settings(None, models, {})
+    spec = make_specs(settings)[0].variants[0]
+    place = None if directory is None else Path(directory)
+    prepared = Prepared(place, {"fixed_texts": {"reading": None}}, digest="d")
+    found = asyncio.run(Launcher(settings).read(spec, prepared, ignore))
+    assert asked == ([7] if is_asked else [])
+    assert found == (replace(prepared, manifest=after) if is_asked else prepared)
 
 
 def test_what_cannot_be_read_is_served_all_the_same(
