@@ -2,7 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -22,6 +23,10 @@ read by the same kernels at every start."""
 
 LONG_TEXT = 256
 """Rows of a step from which on bf16 products are worth their noise to integer weights."""
+
+READING = 64
+"""Rows from which on products that are timed are dense where a text is only read: one figure for
+all loads, near those that were timed."""
 
 _SPEED_BUDGET_S = 0.1
 _LEAST_RUNS = 5
@@ -104,8 +109,8 @@ def _median_us(runs: list[_Run]) -> float:
 
 
 def tune(linears: list[PackedLinear]) -> None:
-    """Set ``dense_from`` and ``dense_dtype`` of every layer; layers that are timed share
-    their kernel's figure.
+    """Set ``dense_from``, ``is_timed`` and ``dense_dtype`` of every layer; layers that are timed
+    share their kernel's figure.
 
     A small stand-in is timed, so that it takes milliseconds. The compiled kernels are for any
     number of rows where nothing but f32 could take their place, and where they run on a matrix
@@ -127,6 +132,28 @@ def tune(linears: list[PackedLinear]) -> None:
         probe.dense_dtype = dtype
         dense_from = _crossover(probe)
         for linear in group:
+            linear.dense_from, linear.is_timed = dense_from, True
+
+
+def reading_from(linear: PackedLinear) -> int:
+    """Return from how many rows on a layer is multiplied densely where a text is only read."""
+    return READING if linear.is_timed else linear.dense_from
+
+
+@contextmanager
+def as_at_any_load(linears: Iterable[PackedLinear]) -> Iterator[None]:
+    """Multiply by row counts that no clock has found, while the block is open.
+
+    bf16 rounds what kernels sum exactly: an engine whose clock chose otherwise would read a text
+    otherwise.
+    """
+    timed = [(linear, linear.dense_from) for linear in linears if linear.is_timed]
+    for linear, _ in timed:
+        linear.dense_from = reading_from(linear)
+    try:
+        yield
+    finally:
+        for linear, dense_from in timed:
             linear.dense_from = dense_from
 
 

@@ -19,6 +19,11 @@ ALL = "all"
 NUM_TOP = 4
 """Tokens of each position whose log-probabilities are kept; all others are one bin."""
 
+FACTOR, TEXT_FACTOR = 1.08, 1.2
+"""How many times as far off as at the build an engine may be: on all texts together, and on one."""
+LEAST = 1e-4
+"""What may be added at least, in nats: distances that are near 0 have no factor."""
+
 _LEAST_REST = 1e-5
 """A bin that is told by what it leaves of 1 is known no better than this."""
 
@@ -48,11 +53,13 @@ class Reading(_Record):
     """How far a sound engine was from what is kept."""
 
     version: str
-    """Of the engine's program."""
+    """Of the engine's program and of the libraries that compute for it."""
     numerics: str
     """What it reads texts with, in its own words; of engines with others this says nothing."""
     distances: dict[str, float]
     """By text, and of all together: means over tokens of :func:`distance`, nats."""
+    processors: tuple[str, ...] = ()
+    """Instruction sets of machines where an engine is known to have these numerics."""
 
 
 class FixedTextsRecord(_Record):
@@ -86,6 +93,15 @@ def mean_distances(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {
         name: math.fsum(distances) / len(distances)
         for name, distances in {ALL: together, **found}.items()
+    }
+
+
+def limits_of(reading: Reading) -> dict[str, float]:
+    """Return how far off an engine may be, in nats a token, ``all`` first."""
+    factors = {name: TEXT_FACTOR for name in reading.distances} | {ALL: FACTOR}
+    return {
+        name: max(factors[name] * usual, usual + LEAST)
+        for name, usual in sorted(reading.distances.items(), key=lambda item: item[0] != ALL)
     }
 
 

@@ -1,6 +1,8 @@
 """From a model's settings to a started engine: prepare in a child process, then start."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +30,11 @@ class Launch(Protocol):
 
     async def prepare(self, spec: VariantSpec, on_progress: OnProgress) -> Prepared:
         """Return what engines can serve."""
+
+    async def read(
+        self, spec: VariantSpec, prepared: Prepared, on_progress: OnProgress
+    ) -> Prepared:
+        """Return it with what its engines are held against; their memory is set aside by then."""
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine."""
@@ -72,10 +79,6 @@ async def prepare(
     directory, manifest = Path(ready["directory"]), ready["manifest"]
     if start is not None:
         require_servable(start, directory, settings.model)
-    elif is_measured:
-        manifest = await with_reading(
-            directory, manifest, on_progress, niceness=spec.niceness, stall_s=stall_s
-        )
     return Prepared(directory, manifest, ready["digest"])
 
 
@@ -113,21 +116,41 @@ class Launcher:
             ChildFailed: the compression crashed, or made no progress.
         """
 
-        def tell(progress: Progress) -> None:
-            self._begun.drop()  # what makes progress takes long, and the memory with it
-            on_progress(progress)
-
         self._begun.keep_for(spec)
         try:
             return await prepare(
                 spec,
-                tell,
+                self._alone(on_progress),
                 is_measured=self._needs_fidelity(spec),
                 stall_s=self._settings.prepare_timeout_s,
             )
         except BaseException:
             self._begun.drop()
             raise
+
+    async def read(
+        self, spec: VariantSpec, prepared: Prepared, on_progress: OnProgress
+    ) -> Prepared:
+        """Return it with what a sound engine reads of its fixed texts, read now if need be.
+
+        That is a process beside the gateway, which ends before an engine starts and holds less: it
+        lives in the memory that is set aside for the engines.
+        """
+        directory, is_ours = prepared.directory, spec.settings.engine != vllm.BACKEND
+        if directory is None or not is_ours or spec.variant == FULL:
+            return prepared
+        try:
+            manifest = await with_reading(
+                directory,
+                prepared.manifest,
+                self._alone(on_progress),
+                niceness=spec.niceness,
+                stall_s=self._settings.prepare_timeout_s,
+            )
+        except BaseException:
+            self._begun.drop()
+            raise
+        return replace(prepared, manifest=manifest)
 
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return a ready engine: a child that serves the directory, or one that others run.
@@ -193,6 +216,15 @@ class Launcher:
         shadow = self._settings.shadow
         is_exact = shadow.estimator_of(spec.alias, spec.settings) == "exact"
         return int(shadow.exact_memory) if is_exact else 0
+
+    def _alone(self, on_progress: OnProgress) -> Callable[[Progress], None]:
+        """Return a listener that ends what was begun at the first sign of work beside it."""
+
+        def tell(progress: Progress) -> None:
+            self._begun.drop()  # what makes progress takes long, and the memory with it
+            on_progress(progress)
+
+        return tell
 
     def _client(self, spec: VariantSpec, port: int) -> EngineClient:
         return EngineClient(

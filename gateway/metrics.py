@@ -311,6 +311,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("gauge", "state", "fixed_texts_check", (*_MV, _CHECKED),
            "1 for what became of the variant's engines reading fixed texts, the worst of them, 0 "
            "for every other result."),
+    Family("gauge", "seconds", "fixed_texts_due_timestamp_seconds", _MV,
+           "When the variant's engines are to have read fixed texts again, the first of them, in "
+           "Unix time; in the past where none of the tries since then came to anything."),
     Family("gauge", "nats", "fixed_text_distance_nats", (*_MV, _TEXT),
            "How far the engine's log-probabilities of a fixed text are from what its build kept."),
     Family("gauge", "nats", "fixed_text_limit_nats", (*_MV, _TEXT),

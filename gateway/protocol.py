@@ -198,6 +198,8 @@ class EngineInfo(BaseModel):
     threads: int | None = None
     pid: int | None = None
     version: str | None = None
+    program: str | None = None
+    """What computes, with the versions of its libraries; others may round otherwise."""
 
     @property
     def kv_dtype(self) -> str | None:

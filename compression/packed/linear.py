@@ -16,7 +16,11 @@ NEVER = 1 << 30
 
 
 class PackedLinear(nn.Module, ABC):
-    """``y = x Wᵀ + b`` with ``W [rows, columns]`` held in the form its kernel reads."""
+    """``y = x Wᵀ + b`` with ``W [rows, columns]`` held in the form its kernel reads.
+
+    From ``dense_from`` rows of inputs on it is multiplied densely, in ``dense_dtype``; ``is_timed``
+    says that this row count comes from a clock, and so differs from load to load.
+    """
 
     kernel: str
     """The name of the kernel for few rows, as reports show it."""
@@ -29,6 +33,7 @@ class PackedLinear(nn.Module, ABC):
         self.rows = rows
         self.columns = columns
         self.dense_from = NEVER
+        self.is_timed = False
         self.dense_dtype = torch.float32
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 

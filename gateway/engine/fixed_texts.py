@@ -1,14 +1,15 @@
 """``python -m gateway.engine.fixed_texts``: how far a sound engine is from what a build kept.
 
-It is run once a build, on the machine that built, and ends with the artifact's manifest. Texts are
-read as a serving engine reads them in the background: one at a time, in the scheduler's chunks.
+It is run once a build, once an upgrade of what computes, and once a kind of processor, and ends
+with the artifact's manifest. Texts are read as a serving engine reads them in the background: one
+at a time, in the scheduler's chunks.
 """
 
 import argparse
 import logging
+import math
 import sys
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from compression.fixed_texts import (
     read_fixed_texts,
 )
 from compression.manifest import Manifest, read_manifest
+from compression.processor import instruction_sets
 from compression.verification import require_unchanged
 from gateway.engine.runner import Runner, load_runner
 from gateway.engine.scheduler import SMALL_CHUNK
+from gateway.program import program
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def _chunks(runner: Runner, text: FixedText) -> Iterator[torch.Tensor]:
     for start in range(0, len(ids), SMALL_CHUNK):
         chunk = ids[start : start + SMALL_CHUNK]
         wanted = min(len(chunk), start + len(chunk) - (text.first - 1))
-        logits = runner.forward([(cache, chunk, max(0, wanted))])
+        logits = runner.forward([(cache, chunk, max(0, wanted))], is_reading=True)
         if wanted > 0:
             yield logits
 
@@ -58,10 +61,12 @@ def _chunks(runner: Runner, text: FixedText) -> Iterator[torch.Tensor]:
 def add_reading(directory: Path, threads: int | None, on_progress: OnProgress) -> Manifest:
     """Read the texts that an artifact keeps, and put how far off that was into its manifest.
 
-    Where that cannot be written, as in a read-only store, it is in what is returned alone.
+    What the same program read with the same numerics elsewhere holds here as well, and stays. Where
+    the manifest cannot be written, as in a read-only store, it is in what is returned alone.
 
     Raises:
-        ArtifactError: it is no artifact, keeps no texts, or its files are not as they were built.
+        ArtifactError: it is no artifact, keeps no texts, its files are not as they were built, or
+            what it predicts is no number.
         CompressionError: it cannot be loaded.
     """
     manifest = read_manifest(directory)
@@ -71,15 +76,14 @@ def add_reading(directory: Path, threads: int | None, on_progress: OnProgress) -
     require_unchanged(directory, manifest)
     texts = read_fixed_texts(directory).texts
     runner = load_runner(directory, threads=threads, max_model_len=None)
-    found: dict[str, list[float]] = {}
-    for number, text in enumerate(texts):
-        on_progress(Progress("measure", number, len(texts), "units", text.name))
-        found.setdefault(text.name, []).extend(read(runner, text))
-    reading = Reading(
-        version=version("narrowgate"),
-        numerics=runner.reads_with,
-        distances=mean_distances(found),
-    )
+    reading = _elsewhere(record.reading, runner)
+    if reading is None:
+        reading = Reading(
+            version=program(),
+            numerics=runner.reads_with,
+            distances=_distances(runner, texts, directory, on_progress),
+            processors=(instruction_sets(),),
+        )
     known = manifest.model_copy(
         update={"fixed_texts": record.model_copy(update={"reading": reading})}
     )
@@ -88,6 +92,31 @@ def add_reading(directory: Path, threads: int | None, on_progress: OnProgress) -
     except OSError as error:
         logger.warning("the texts are read at each load, as this cannot be kept: %s", error)
     return known
+
+
+def _elsewhere(reading: Reading | None, runner: Runner) -> Reading | None:
+    """Return a reading that was made by the same means on another processor, to hold here too."""
+    if reading is None or (reading.version, reading.numerics) != (program(), runner.reads_with):
+        return None
+    processors = {*reading.processors, instruction_sets()}
+    return reading.model_copy(update={"processors": tuple(sorted(processors))})
+
+
+def _distances(
+    runner: Runner, texts: Sequence[FixedText], directory: Path, on_progress: OnProgress
+) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for number, text in enumerate(texts):
+        on_progress(Progress("measure", number, len(texts), "units", text.name))
+        found.setdefault(text.name, []).extend(read(runner, text))
+    distances = mean_distances(found)
+    for name, nats in distances.items():
+        if not math.isfinite(nats):
+            raise ArtifactError(
+                f"what {str(directory)!r} predicts of the fixed text {name!r} is no number here: "
+                "build it again, or try another machine"
+            )
+    return distances
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,10 +39,13 @@ class ModelRunner(Protocol):
     def new_cache(self, max_tokens: int) -> Any:
         """Return an empty cache with room for that many tokens."""
 
-    def forward(self, batch: list[tuple[Any, list[int], int]]) -> torch.Tensor:
+    def forward(
+        self, batch: list[tuple[Any, list[int], int]], *, is_reading: bool = False
+    ) -> torch.Tensor:
         """Append the ids to their caches; return float32 logits [rows, vocab].
 
-        The third item says of how many ids, the last ones, logits are wanted.
+        The third item says of how many ids, the last ones, logits are wanted. ``is_reading``: what
+        is computed must not depend on what was timed when the model was loaded.
         """
 
 
@@ -190,7 +193,8 @@ class EngineLoop:
                 if item.sequence.cache is None:
                     self._make_cache(item)
             logits = self._runner.forward(
-                [(item.sequence.cache, item.token_ids, item.wanted) for item in work]
+                [(item.sequence.cache, item.token_ids, item.wanted) for item in work],
+                is_reading=work[0].sequence.is_background,  # such a one is alone in its step
             )
             pieces = self._sample(work, logits)
             self._metrics.stepped(work, time.monotonic() - began)

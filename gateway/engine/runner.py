@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compression.crossover import tune
+from compression.crossover import as_at_any_load, reading_from, tune
 from compression.kv.centre_file import read_centres
 from compression.loading import Checkpoint
 from compression.manifest import Manifest
@@ -48,23 +49,27 @@ class Runner:
         return Cache(self.decoder.architecture, self.codecs, max_tokens)
 
     @torch.inference_mode()
-    def forward(self, batch: list[tuple[Cache, list[int], int]]) -> Tensor:
+    def forward(
+        self, batch: list[tuple[Cache, list[int], int]], *, is_reading: bool = False
+    ) -> Tensor:
         """Append each sequence's new token ids to its cache.
 
         Args:
             batch: a cache, token ids, and of how many of them, the last ones, logits are wanted.
+            is_reading: whether a text is only read, by the same products at every load.
 
         Returns:
             Float32 logits ``[rows, vocab]``: those wanted of the first sequence, then of the next.
         """
-        hidden = self.decoder.hidden([(cache, ids) for cache, ids, _ in batch])
-        stop, wanted = 0, []
-        for _, ids, count in batch:
-            stop += len(ids)
-            wanted.append(hidden[stop - count : stop])
-        if not any(count for _, _, count in batch):
-            return torch.empty(0, self.vocab_size)
-        return self.decoder.logits(torch.cat(wanted))
+        with as_at_any_load(self.decoder.linears) if is_reading else nullcontext():
+            hidden = self.decoder.hidden([(cache, ids) for cache, ids, _ in batch])
+            stop, wanted = 0, []
+            for _, ids, count in batch:
+                stop += len(ids)
+                wanted.append(hidden[stop - count : stop])
+            if not any(count for _, _, count in batch):
+                return torch.empty(0, self.vocab_size)
+            return self.decoder.logits(torch.cat(wanted))
 
     @torch.inference_mode()
     def score(self, ids: list[int]) -> Tensor:
@@ -117,7 +122,7 @@ class Runner:
         dense = str(self.decoder.linears[0].dense_dtype).removeprefix("torch.")
         products = {
             f"{each.scheme} {each.numerics}"
-            f" {dense if each.dense_from <= SMALL_CHUNK else each.kernel}"
+            f" {dense if reading_from(each) <= SMALL_CHUNK else each.kernel}"
             for each in self.decoder.linears
         }
         kept = describe_cache(self.new_cache(1), kv_cache_of(self.manifest))["kv_scheme"]
@@ -163,7 +168,7 @@ def load_runner(
         tune(decoder.linears)
         if reads_in_float32:
             for linear in decoder.linears:
-                linear.dense_from, linear.dense_dtype = 2, torch.float32
+                linear.dense_from, linear.dense_dtype, linear.is_timed = 2, torch.float32, False
         kv_cache = kv_cache_of(checkpoint.manifest)
         codecs = make_codecs(kv_cache, architecture, read_centres(directory, architecture))
         runner = Runner(

@@ -33,6 +33,7 @@ from gateway.engine.tokenization import detokenized, tokenized
 from gateway.engine.tokenizer import Tokenizer
 from gateway.errors import Draining, InvalidRequest, ModelNotFound
 from gateway.parameters import refuse_unknown
+from gateway.program import program
 from gateway.protocol import ChatRequest, EngineInfo
 from gateway.score import parse_score
 from gateway.tokens import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
@@ -59,6 +60,7 @@ def describe(runner: DescribedRunner, *, served_model_name: str) -> dict[str, An
         "threads": torch.get_num_threads(),
         "pid": os.getpid(),
         "version": version("narrowgate"),
+        "program": program(),
     }
 
 

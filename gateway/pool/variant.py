@@ -279,6 +279,7 @@ class Variant:
             self._prepared = await self._launch.prepare(self.spec, self._on_progress)
             num_bytes = self._launch.memory_bytes(self.spec, self._prepared)
             await self._make_room(self, num_bytes)
+            self._prepared = await self._launch.read(self.spec, self._prepared, self._on_progress)
             self._on_progress(Progress("start", 0, 0, "steps", f"the engine of {name}"))
             await self._start_replicas(self._prepared)
             self._on_progress(Progress("start", 1, 1, "steps", f"the engine of {name}"))

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 
 from compression.errors import ArtifactError
 from compression.fixed_texts import (
-    ALL,
     FixedText,
     FixedTexts,
     FixedTextsRecord,
     Reading,
     distance,
+    limits_of,
     mean_distances,
     read_fixed_texts,
 )
@@ -37,11 +37,12 @@ from gateway.upstream import EngineClient
 
 logger = logging.getLogger(__name__)
 
-FACTOR, TEXT_FACTOR = 1.08, 1.2
-"""How many times as far off as at the build an engine may be: on all texts together, and on one."""
-LEAST = 1e-4
-"""What may be added at least, in nats: distances that are near 0 have no factor."""
-
+_GAUGES = (
+    "fixed_texts_check",
+    "fixed_texts_due_timestamp_seconds",
+    "fixed_text_distance_nats",
+    "fixed_text_limit_nats",
+)
 _POSITIONS = 32
 _LOOK_EVERY_S = 1.0
 _RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
@@ -89,15 +90,6 @@ class Finding:
         return [name for name, limit in self.limits.items() if not self.distances[name] <= limit]
 
 
-def limits_of(reading: Reading) -> dict[str, float]:
-    """Return how far off an engine may be, in nats a token, ``all`` first."""
-    factors = {name: TEXT_FACTOR for name in reading.distances} | {ALL: FACTOR}
-    return {
-        name: max(factors[name] * usual, usual + LEAST)
-        for name, usual in sorted(reading.distances.items(), key=lambda item: item[0] != ALL)
-    }
-
-
 class _Unfit(Exception):
     """The check does not apply; says how and why."""
 
@@ -114,7 +106,9 @@ class _Engine:
     names: tuple[str, str]
     found: Finding
     due: float
-    """When it is read again, by the monotonic clock."""
+    """When it is tried next, by the monotonic clock."""
+    wanted: float | None
+    """Since when, or from when on, it should be read, in seconds since the epoch; None: never."""
     num_failed: int = 0
     """Readings in a row that came to nothing."""
 
@@ -195,15 +189,27 @@ class FixedTextsCheck:
             num_failed = 1 + (0 if before is None else before.num_failed)
             retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(num_failed - 1, 30))
         due = time.monotonic() + retry_s if retry_s else float("inf")
+        wanted = self._wanted(engine, found, before)
         if before is not None and num_failed and before.found.outcome is Outcome.CHANGED:
             # What a reading has shown stands until another one shows otherwise.
             logger.info("%s: fixed texts: not read again (%s)", engine.name, found.reason)
             before.due, before.num_failed = due, num_failed
             return
-        self._known[engine.name] = _Engine(engine.client, names, found, due, num_failed)
+        self._known[engine.name] = _Engine(engine.client, names, found, due, wanted, num_failed)
         is_news = before is None or before.found.outcome is not found.outcome
         self._report(engine, found, time.monotonic() - began, is_news=is_news)
         self._show(names)
+
+    def _wanted(self, engine: ReadyEngine, found: Finding, before: _Engine | None) -> float | None:
+        """Return since when, or from when on, an engine should be read; None: it need not be."""
+        match found.outcome:
+            case Outcome.OK | Outcome.CHANGED:
+                return found.time + self._every_s if self._every_s else None
+            case Outcome.NOT_KEPT:
+                return None
+            case Outcome.OTHER_NUMERICS if not _is_embedded(engine):
+                return None
+        return found.time if before is None or before.wanted is None else before.wanted
 
     async def _read(self, engine: ReadyEngine) -> Finding:
         record, reading, directory = self._kept(engine)
@@ -238,10 +244,12 @@ class FixedTextsCheck:
             raise _Unfit(
                 Outcome.UNREAD, "the manifest's 'fixed_texts' is of no known form"
             ) from None
+        if record.reading is None and _is_embedded(engine):
+            raise _Unfit(Outcome.UNREAD, "nothing to hold it against: see the log of its load")
         if record.reading is None:
             raise _Unfit(Outcome.NOT_KEPT, "no engine read the texts at the build")
         info = engine.info
-        told = None if info is None else (info.version, info.reads_with)
+        told = None if info is None else (info.program, info.reads_with)
         if told != (record.reading.version, record.reading.numerics):
             raise _Unfit(
                 Outcome.OTHER_NUMERICS,
@@ -278,8 +286,15 @@ class FixedTextsCheck:
     def _show(self, names: tuple[str, str]) -> None:
         """Bring metrics up to what is known of a variant."""
         gauges, found = self._metrics.gauges, self.finding(*names)
-        for name in ("fixed_text_distance_nats", "fixed_text_limit_nats", "fixed_texts_check"):
+        for name in _GAUGES:
             gauges[name].remove_by_labels({"model": names[0], "variant": names[1]})
+        wanted = [
+            each.wanted
+            for each in self._known.values()
+            if each.names == names and each.wanted is not None
+        ]
+        if wanted:
+            gauges["fixed_texts_due_timestamp_seconds"].labels(*names).set(min(wanted))
         if found is not None:
             for outcome in Outcome:
                 value = int(outcome is found.outcome)
@@ -287,6 +302,11 @@ class FixedTextsCheck:
             for text, nats in found.distances.items():
                 gauges["fixed_text_distance_nats"].labels(*names, text).set(nats)
                 gauges["fixed_text_limit_nats"].labels(*names, text).set(found.limits[text])
+
+
+def _is_embedded(engine: ReadyEngine) -> bool:
+    """Return whether an engine is of the kind that reads the texts behind builds."""
+    return engine.info is not None and engine.info.reads_with is not None
 
 
 def _judged(found: Finding) -> Finding:

@@ -13,6 +13,8 @@ _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
 _VALUE = f"{{{{ $value | printf {SHORT} }}}}"
 _IS_ACTIVE = also("narrowgate_active_variant == 1")
 _MODEL = ("job", "instance", "model")
+_OVERDUE_S = 3 * 3600
+"""Up to eight tries, the last ones an hour apart; by default three readings."""
 
 
 def fidelity_alerts() -> Iterator[Alert]:
@@ -186,6 +188,18 @@ def _answers() -> Iterator[Alert]:
         summary="An engine does not compute what its artifact was built to.",
         description=f"An engine of {_WHERE} reads fixed texts further from what its build kept "
         "than a sound engine does: weights, kernels or the machine went wrong.",
+        dashboard=_FIDELITY,
+    )
+    yield Alert(
+        name="FixedTextsOverdue",
+        severity="warning",
+        expr=f"time() - narrowgate_fixed_texts_due_timestamp_seconds > {_OVERDUE_S}",
+        wait="0m",
+        why="the expression has waited for three hours",
+        summary="An engine has not been held against its build for hours.",
+        description=f"An engine of {_WHERE} should have read fixed texts "
+        "{{ $value | humanizeDuration }} ago, and no try since then came to anything: whether it "
+        "still computes what its artifact was built to is not known.",
         dashboard=_FIDELITY,
     )
     yield Alert(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compression import crossover
-from compression.crossover import measure_speed, tune
+from compression.crossover import READING, as_at_any_load, measure_speed, reading_from, tune
 from compression.kernels.matrix_unit import permission
 from compression.loading import Weight, stack_rows
 from compression.packed import (
@@ -192,8 +192,27 @@ def test_tuning_sets_one_figure_per_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     tune(layers)
     integers = crossover.LONG_TEXT if ROUNDS_SUMS and not permission() else NEVER
     assert [layer.dense_from for layer in layers] == [2, 2, *[integers] * 4]
+    assert [layer.is_timed for layer in layers] == [True, True, *[False] * 4]
     for layer, expected in zip(layers, before, strict=True):
         assert relative(layer(x), expected) < 0.01
+
+
+def test_what_was_timed_is_set_aside_for_a_text_that_is_read() -> None:
+    """Within the block alone, also where that fails; what no clock has found stays as it is."""
+    timed, fixed = make("nf4", 64, 64)[0], make("int8", 64, 64)[0]
+    timed.dense_from, timed.is_timed, fixed.dense_from = 7, True, 9
+    assert [reading_from(each) for each in (timed, fixed)] == [READING, 9]
+    seen: list[int] = []
+
+    def fail() -> None:
+        with as_at_any_load([timed, fixed]):
+            seen.extend([timed.dense_from, fixed.dense_from])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [READING, 9]
+    assert [timed.dense_from, fixed.dense_from] == [7, 9]
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "int4-g64-sym", "int5-g64-asym", "nf4"])

@@ -80,7 +80,7 @@ def test_info(engine: Client) -> None:
     not_all = {"recipe_digest", "kv_scheme", "kv_layers"}
     not_all |= {"source_digest", "recorded_schemes", "fidelity"}  # only of an artifact
     not_all |= {"vocab_size"}  # only where whole distributions can be kept
-    not_all |= {"reads_with"}  # only of an engine that reads fixed texts
+    not_all |= {"reads_with", "program"}  # only of an engine that reads fixed texts
     assert None not in info.model_dump(exclude=not_all).values()
     assert info.served_model_name == engine.name
     assert 0 < (info.weights_bytes or 0) <= (info.weights_bytes_before or 0)

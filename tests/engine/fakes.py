@@ -74,7 +74,9 @@ class FakeRunner:
         """Return an empty cache."""
         return FakeCache(max_tokens)
 
-    def forward(self, batch: list[tuple[FakeCache, list[int], int]]) -> torch.Tensor:
+    def forward(
+        self, batch: list[tuple[FakeCache, list[int], int]], *, is_reading: bool = False
+    ) -> torch.Tensor:
         """Read the ids and return logits whose maximum is the next id of the script."""
         self.batches.append([ids for _, ids, _ in batch])
         if self.delay_s:

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,11 +15,13 @@ import pytest
 
 from benchmarks.shadow.at_load import check_at_load
 from benchmarks.shadow.damaged import DAMAGES, Damage, scaled, write_damaged
+from compression.errors import ArtifactError
 from compression.events import ignore
-from compression.fixed_texts import ALL, FILE_NAME
+from compression.fixed_texts import ALL, FILE_NAME, read_fixed_texts
 from compression.manifest import read_manifest
+from compression.packed.linear import NEVER
 from compression.prepare import build_to, prepare
-from gateway.engine.fixed_texts import add_reading
+from gateway.engine.fixed_texts import add_reading, read
 from gateway.engine.runner import Runner, load_runner
 from gateway.engine.tokenizer import load_tokenizer
 from gateway.errors import EngineDown, EngineTimeout
@@ -33,6 +37,7 @@ from tests.engine.fakes import MODEL, RunningEngine, running_engine
 
 SPEC = VariantSpec("tiny", "int8", VariantSettings(model="tiny"))
 RECIPE = "weights: {scheme: int8}\nkv_cache: {key: {scheme: int8}, value: {scheme: int8}}\n"
+DUE = "fixed_texts_due_timestamp_seconds"
 TENTH = Damage("a scale", lambda tensors: scaled(tensors, "layers.1.self_attn.v_proj", 1.1))
 
 
@@ -197,18 +202,82 @@ def test_what_is_not_kept_is_no_finding(
     fields = dict(unread.prepared.manifest)
     fields["fixed_texts"] = {**fields["fixed_texts"], "reading": None}
     unread.prepared = Prepared(artifact, fields)
-    assert unread.look(sound) is Outcome.NOT_KEPT
+    assert unread.look(sound, reads_with=None) is Outcome.NOT_KEPT
     assert unread.sample("fixed_texts_check", result="not_kept") == 1
+    assert unread.sample(DUE) is None
+    # An engine of the kind that reads texts, which failed to behind the build or the upgrade.
+    assert unread.look(sound) is Outcome.UNREAD
+    assert unread.sample(DUE) is not None
 
 
+@pytest.mark.parametrize(
+    ("info", "is_due"),
+    [({"reads_with": "W8A8"}, True), ({"program": "torch 9"}, True), ({"reads_with": None}, False)],
+)
 def test_engines_that_compute_otherwise_are_held_against_nothing(
-    artifact: Path, damaged: RunningEngine
+    artifact: Path, damaged: RunningEngine, info: dict[str, Any], is_due: bool
 ) -> None:
-    """Other products, another version, or an engine that does not tell: the check says so."""
+    """Other products, versions, or an engine that reads no texts, which alone is nobody's fault."""
     bench = Bench(artifact)
-    for info in ({"reads_with": "W8A8"}, {"version": "9"}, {"reads_with": None}):
-        assert bench.look(damaged, **info) is Outcome.OTHER_NUMERICS
-    assert len(bench.events) == 3
+    assert bench.look(damaged, **info) is Outcome.OTHER_NUMERICS
+    assert len(bench.events) == 1
+    assert (bench.sample(DUE) is not None) is is_due
+
+
+@pytest.mark.parametrize("every_s", [0.0, 3600.0])
+def test_when_an_engine_is_due_is_told(
+    artifact: Path, sound: RunningEngine, monkeypatch: pytest.MonkeyPatch, every_s: float
+) -> None:
+    """A period after a reading, and once it is overdue that stays so however often it is tried."""
+    bench = Bench(artifact, every_s=every_s)
+    bench.look(sound)
+    found = bench.check.finding("tiny", "int8")
+    assert found is not None
+    due = found.time + every_s if every_s else None
+    assert bench.sample(DUE) == due
+    now = [time.time()]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr("gateway.shadow.fixed_texts.time", clock)
+
+    async def fail(self: EmbeddedScorer, *arguments: Any) -> None:
+        raise EngineTimeout("the engine took too long")
+
+    monkeypatch.setattr(EmbeddedScorer, "score", fail)
+    for _ in range(3):
+        now[0] += 7200
+        asyncio.run(bench.check.look())
+    assert (bench.check.finding("tiny", "int8") is found) is (not every_s)
+    assert bench.sample(DUE) == due
+    began = now[0]
+    bench.look(sound)  # a restart
+    now[0] += 7200
+    asyncio.run(bench.check.look())
+    assert bench.sample(DUE) == began
+    assert bench.look() is None
+    assert bench.sample(DUE) is None
+
+
+def test_what_a_clock_found_at_load_changes_no_reading(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """Products that are timed round otherwise by rows than densely; each load may choose anew."""
+    place = build(tiny_llama_dir, tmp_path / "nf4", "nf4")
+    runner, (text, *_) = load(place), read_fixed_texts(place).texts
+    timed = [linear for linear in runner.decoder.linears if linear.is_timed]
+    assert timed
+    found = []
+    for dense_from in (2, NEVER):
+        for linear in timed:
+            linear.dense_from = dense_from
+        found.append((runner.reads_with, read(runner, text)))
+    assert found[0] == found[1]
+    bench = Bench(place)
+    with running_engine(runner, load_tokenizer(place), token_budget=128) as engine:
+        assert bench.look(engine) is Outcome.OK
+    told = bench.check.finding("tiny", "int8")
+    assert told is not None
+    assert told.distances == pytest.approx(told.usual, rel=1e-6)
+    assert {linear.dense_from for linear in timed} == {NEVER}
 
 
 def test_what_cannot_be_read_is_said(artifact: Path, sound: RunningEngine, tmp_path: Path) -> None:
@@ -327,6 +396,37 @@ def test_a_reading_that_cannot_be_kept_is_told(
     assert found.fixed_texts is not None
     assert found.fixed_texts.reading == before.fixed_texts.reading
     assert read_manifest(artifact) == before
+
+
+def test_a_reading_holds_wherever_the_same_program_computes_alike(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another processor it is not read again, but kept as true there too."""
+    place = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    manifest = read_manifest(place)
+    assert manifest is not None
+    assert manifest.fixed_texts is not None
+    before = manifest.fixed_texts.reading
+    assert before is not None
+    monkeypatch.setattr("gateway.engine.fixed_texts.instruction_sets", lambda: "z80")
+    monkeypatch.setattr("gateway.engine.fixed_texts.read", None)
+    after = add_reading(place, 1, ignore).fixed_texts
+    assert after is not None
+    assert after.reading == before.model_copy(update={"processors": (*before.processors, "z80")})
+    assert read_manifest(place) == manifest.model_copy(update={"fixed_texts": after})
+
+
+def test_no_number_is_no_reading(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that held one could not be read any more."""
+    place = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    before = read_manifest(place)
+    monkeypatch.setattr("gateway.engine.fixed_texts.program", lambda: "torch 9")
+    monkeypatch.setattr("gateway.engine.fixed_texts.read", lambda runner, text: [math.inf])
+    with pytest.raises(ArtifactError, match="is no number here: build it again"):
+        add_reading(place, 1, ignore)
+    assert read_manifest(place) == before
 
 
 def test_a_cache_of_eight_bits_is_read_as_it_is_served(

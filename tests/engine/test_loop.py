@@ -235,7 +235,7 @@ def test_unusable_rows_are_refused(value: float, tokenizer: Tokenizer) -> None:
     """Infinite maxima and rows of nothing but minus infinity are no distributions."""
 
     class BrokenRunner(FakeRunner):
-        def forward(self, batch: object) -> torch.Tensor:
+        def forward(self, batch: object, *, is_reading: bool = False) -> torch.Tensor:
             return torch.full((1, self.vocab_size), value)
 
     runner = BrokenRunner(answer=[], prompt_end=[1], eos=2)

@@ -68,6 +68,12 @@ class FakeLaunch:
             return Prepared(Path("/nowhere"), None)
         return Prepared(Path("/nowhere"), self.manifest)
 
+    async def read(
+        self, spec: VariantSpec, prepared: Prepared, on_progress: OnProgress
+    ) -> Prepared:
+        """Read nothing."""
+        return prepared
+
     def memory_bytes(self, spec: VariantSpec, prepared: Prepared) -> int:
         """Return what the settings say, or 100 bytes an engine."""
         return int(spec.settings.memory or 100 * spec.num_replicas)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from compression.events import ignore
+from compression.events import OnProgress, ignore
 from gateway.backends.process import EngineProcess
 from gateway.demand import Demand
 from gateway.errors import (
@@ -172,6 +172,35 @@ def test_the_budget_evicts_the_idle() -> None:
             assert states(pool) == {"a@int4": "ready", "b@int4": "stopped", "c@int4": "ready"}
 
     asyncio.run(run())
+
+
+def test_fixed_texts_are_read_within_the_budget() -> None:
+    """By a process in the memory of engines that are not there yet, others having made room."""
+
+    class Watching(FakeLaunch):
+        async def read(
+            self, spec: VariantSpec, prepared: Prepared, on_progress: OnProgress
+        ) -> Prepared:
+            seen[spec.alias] = (states(pools[0]), pools[0].unused_bytes(), len(self.engines))
+            return replace(prepared, manifest={**self.manifest, "read": spec.alias})
+
+    seen: dict[str, tuple[dict[str, str], int | None, int]] = {}
+    pools: list[Pool] = []
+
+    async def run() -> None:
+        models = {name: {"preload": False, "memory": "100MB"} for name in "ab"}
+        async with pool_of(models, Watching(), budget=150 * MB) as pool:
+            pools.append(pool)
+            for name in "ab":
+                async with pool.lease(name):
+                    pass
+            prepared = pool.find("b@int4").prepared
+            assert prepared is not None
+            assert prepared.manifest is not None
+            assert prepared.manifest["read"] == "b"
+
+    asyncio.run(run())
+    assert seen["b"] == ({"a@int4": "stopped", "b@int4": "loading"}, 50 * MB, 1)
 
 
 def test_what_is_in_use_is_never_evicted() -> None:

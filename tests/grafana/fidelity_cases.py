@@ -248,6 +248,7 @@ def answer_cases() -> Iterator[Case]:
     yield Case("ChangedSinceBuild", "9m", {read: "0x2 1x3 0x9"})  # it was restarted
     unread = series("narrowgate_fixed_texts_check", VARIANT, result="unread")
     yield Case("ChangedSinceBuild", "9m", {read: "0x20", unread: "1x20"})
+    yield from overdue_cases()
     change = series("narrowgate_probe_change_nats", VARIANT)
     told = f"A first token's log-probability of {WHERE} has changed by "
     wrong = "nats on a fixed prompt: weights, kernels or the machine went wrong."
@@ -260,3 +261,20 @@ def answer_cases() -> Iterator[Case]:
     yield Case("ProbeChanged", "10m", nan, VARIANT, f"{told}+Inf {wrong}", FIDELITY)
     yield Case("ProbeChanged", "10m", up | {change: "0.04x20"})  # noise of other company
     yield Case("ProbeChanged", "10m", up | {change: "0x7 0.9 0x9"})  # one probe
+
+
+def overdue_cases() -> Iterator[Case]:
+    """Yield those of engines that do not read fixed texts; promtool's clock begins at 0."""
+    due = series("narrowgate_fixed_texts_due_timestamp_seconds", VARIANT)
+    words = (
+        "ago, and no try since then came to anything: whether it still computes what its artifact "
+        "was built to is not known."
+    )
+    told = f"An engine of {WHERE} should have read fixed texts 3h 1m 0s {words}"
+    never = {due: "600x200"}
+    yield Case("FixedTextsOverdue", "191m", never, VARIANT, told, FIDELITY)
+    yield Case("FixedTextsOverdue", "190m", never)
+    yield Case("FixedTextsOverdue", "200m", {due: "3600x60 7200x60 10800x90"})  # every hour
+    yield Case("FixedTextsOverdue", "200m", {due: "600x150 12600x60"})  # it was read at last
+    yield Case("FixedTextsOverdue", "200m", {due: "600x150 _x60"})  # it was stopped
+    yield Case("FixedTextsOverdue", "200m", {due: "86400x210"})  # once a day

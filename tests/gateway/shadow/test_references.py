@@ -89,6 +89,12 @@ class Launch:
         """Prepare nothing."""
         return Prepared(Path("/nowhere"), None, self.digest)
 
+    async def read(
+        self, spec: VariantSpec, prepared: Prepared, on_progress: OnProgress
+    ) -> Prepared:
+        """Read nothing."""
+        return prepared
+
     async def start(self, spec: VariantSpec, prepared: Prepared, replica: int) -> Engine:
         """Return an engine."""
         if self.is_broken:
