@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
+import shutil
 import signal
 import time
-from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 
+from gateway.backends.spawn import Spawned, spawn
 from gateway.errors import ChildFailed
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ TAIL_LINES = 50
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A line is cut here; reports travel as one JSON line, so the bound is generous."""
 
-_PR_SET_PDEATHSIG = 1
 _WEIGH_ATTEMPTS, _WEIGH_AGAIN_S = 5, 0.11
 
 
@@ -32,7 +31,7 @@ class ChildProcess:
     The kernel sends it ``death_signal`` when this process ends, however that happens.
     """
 
-    def __init__(self, process: Process, *, on_stdout: OnLine, on_stderr: OnLine) -> None:
+    def __init__(self, process: Spawned, *, on_stdout: OnLine, on_stderr: OnLine) -> None:
         self._process = process
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._on_stdout = on_stdout
@@ -69,23 +68,30 @@ class ChildProcess:
         Raises:
             ChildFailed: it cannot be started.
         """
+        around = {**os.environ, **(environment or {})}
+        if shutil.which(command[0], path=around.get("PATH")) is None:
+            raise ChildFailed(f"cannot start {command[0]}: No such file, or none to run")
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=PIPE if is_told else asyncio.subprocess.DEVNULL,
-                stdout=PIPE,
-                stderr=PIPE,
-                start_new_session=True,
-                preexec_fn=_in_child(death_signal, niceness, processors),
-                env={**os.environ, **(environment or {})},
+            process = await spawn(
+                command,
+                death_signal=death_signal,
+                environment=around,
+                niceness=niceness,
+                processors=processors,
+                is_told=is_told,
             )
         except OSError as error:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
+        child = cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
         if processors is not None:
             _warn_if_not_held(process.pid, processors)
         if niceness:
-            await _stand_back(process.pid, niceness)
-        return cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
+            try:
+                await _stand_back(process.pid, niceness)
+            except asyncio.CancelledError:
+                await child.stop(0)
+                raise
+        return child
 
     @property
     def pid(self) -> int:
@@ -100,18 +106,19 @@ class ChildProcess:
     @property
     def has_ended(self) -> bool:
         """Return whether the process is gone."""
-        return self._process.returncode is not None
+        return self._process.ended.done()
 
     def tell(self, line: str) -> None:
         """Write one line to its standard input, and end that; one that has ended hears nothing."""
         if self._process.stdin is not None:
-            self._process.stdin.write(f"{line}\n".encode())
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.close()
         self.last_heard = time.monotonic()
 
     async def wait(self) -> int:
         """Wait until it has ended and its output is read; return the exit code."""
-        code = await self._process.wait()
+        code = await asyncio.shield(self._process.ended)
         # A grandchild can hold the pipes open, so do not wait for their end for ever.
         await asyncio.wait(self._readers, timeout=1.0)
         return code
@@ -119,16 +126,20 @@ class ChildProcess:
     async def stop(self, grace_s: float) -> None:
         """Ask it to end, and kill its whole group after ``grace_s`` seconds; safe to repeat."""
         try:
-            if self._process.returncode is None and grace_s > 0:
+            if not self.has_ended and grace_s > 0:
                 with contextlib.suppress(TimeoutError, ProcessLookupError):
-                    self._process.terminate()
+                    os.kill(self.pid, signal.SIGTERM)
                     async with asyncio.timeout(grace_s):
-                        await self._process.wait()
+                        await asyncio.shield(self._process.ended)
         finally:
             self._kill_group()
         await self.wait()
         for reader in self._readers:
             reader.cancel()
+        for transport in self._process.transports:
+            transport.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _kill_group(self) -> None:
         if self._is_killed:
@@ -160,9 +171,7 @@ def ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
-async def _read_lines(stream: asyncio.StreamReader | None, on_line: OnLine) -> None:
-    if stream is None:
-        return
+async def _read_lines(stream: asyncio.StreamReader, on_line: OnLine) -> None:
     rest = b""
     while chunk := await stream.read(65536):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -215,25 +224,3 @@ def _weigh(pid: int, niceness: int) -> bool:
     finally:
         os.close(file)
     return True
-
-
-def _in_child(
-    death_signal: signal.Signals, niceness: int, processors: Set[int] | None
-) -> Callable[[], None]:
-    # Everything is looked up here, before the fork: little is safe after it.
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-    number = int(death_signal)
-
-    def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        if niceness:
-            os.nice(niceness)
-        if processors is not None:
-            # Where a sandbox forbids it the engine runs all the same; the parent looks and says so.
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, processors)
-
-    return prepare

@@ -119,12 +119,12 @@ class Memory:
         measured_at = -float("inf")
         while True:
             await asyncio.sleep(TEND_EVERY_S)
-            residents = self._residents()
             if time.monotonic() - measured_at >= MEASURE_EVERY_S:
                 measured_at = time.monotonic()
-                for variant in residents.values():
-                    variant.measure()
+                for variant in self._residents().values():
+                    await variant.measure()
                     record_state(self._metrics, variant.snapshot())
+            residents = self._residents()
             idle = [variant.resident() for variant in residents.values()]
             for name in policy.idle_too_long(idle, time.monotonic()):
                 await self._evict(residents[name], "idle")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from compression.events import OnProgress, Progress
+from gateway.backends.base import Engine
 from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
 from gateway.launch import Launch
@@ -117,10 +118,16 @@ class Variant:
             return int(self.spec.settings.memory or 0)
         return self._launch.memory_bytes(self.spec, self._prepared)
 
-    def measure(self) -> None:
-        """Read what its engines hold; this looks at every process of the machine."""
-        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
-        self._resident_bytes = sum(engine.resident_bytes() for engine in engines)
+    async def measure(self) -> None:
+        """Read what its engines hold, in a thread: this looks at every process of the machine."""
+        engines = self._engines
+        held = await asyncio.to_thread(lambda: sum(each.resident_bytes() for each in engines))
+        if engines == self._engines:
+            self._resident_bytes = held
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [replica.engine for replica in self._replicas if replica.engine is not None]
 
     def reserve(self, num_bytes: int) -> None:
         """Set so much memory aside for it, until it is stopped."""

@@ -13,7 +13,9 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -119,7 +121,7 @@ class FakeEngine:
         self.name = name
         self.nll = nll
         self.score_fault = score_fault
-        self.captures: dict[str, dict[str, Any]] = {}
+        self.captures: dict[str, Callable[[], dict[str, Any]]] = {}
         self.rows: set[str] = set()  # of captures that are not forgotten
         self.counts = Counts()
         self.metrics = FakeMetrics(name)
@@ -183,7 +185,7 @@ class FakeEngine:
             return 200, self._info().model_dump()
         if path.startswith("/engine/capture/"):
             columns = self.captures.pop(path.rpartition("/")[2], None)
-            return (200, columns) if columns else (404, {"error": {"message": "no capture"}})
+            return (200, columns()) if columns else (404, {"error": {"message": "no capture"}})
         if path == "/fake/state":
             return 200, asdict(replace(self.counts, rows_kept=len(self.rows)))
         if path == "/fake/times":
@@ -263,13 +265,14 @@ class FakeEngine:
         if script.label:
             self.times[script.label] = answer.times
         if wish is not None:
-            columns = answer.columns(wish.num_top)
+            num_rows = None
             if wish.num_rows:
                 self.counts.rows_asked += 1
                 self.rows.add(wish.capture_id)
                 is_kept = script.keeps_rows and len(answer.tokens) <= wish.num_rows
-                columns["num_rows"] = len(answer.tokens) if is_kept else None
-            self.captures[wish.capture_id] = columns
+                num_rows = len(answer.tokens) if is_kept else None
+            # Written when they are fetched: no engine has them before its first token.
+            self.captures[wish.capture_id] = partial(answer.columns, wish.num_top, num_rows)
         self.counts.running += 1
         self.metrics.running(self.counts.running)
         self.idle.clear()
@@ -377,7 +380,7 @@ class Answer(ABC):
             "total_tokens": self.num_prompt_tokens + generated,
         }
 
-    def columns(self, num_top: int) -> dict[str, Any]:
+    def columns(self, num_top: int, num_rows: int | None) -> dict[str, Any]:
         """Return what is noted of the answer: each token is the likeliest, then the next ones."""
         tops = [[place + rank for rank in range(num_top)] for place in range(len(self.tokens))]
         logprobs = _logprobs(num_top, self.nll)
@@ -387,6 +390,7 @@ class Answer(ABC):
             "logprobs": [logprobs[0]] * len(tops),
             "top_token_ids": tops,
             "top_logprobs": [logprobs] * len(tops),
+            "num_rows": num_rows,
         }
 
     @staticmethod

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -99,6 +100,28 @@ def test_what_was_loaded_for_one_question_leaves_again() -> None:
             await pool.close(0)
 
     assert asyncio.run(run()) == [State.READY, State.READY]
+
+
+def test_the_loop_goes_on_while_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with many processes takes long to look at; no stream waits for it."""
+    is_asked, may_tell, patience_s = threading.Event(), threading.Event(), 60.0
+
+    def look(session: int) -> int:
+        is_asked.set()
+        return 12_345 if may_tell.wait(patience_s) else 0
+
+    monkeypatch.setattr("gateway.backends.process.resident_bytes", look)
+
+    async def run() -> None:
+        async with running(FakeLaunch()) as pool:
+            await pool.ensure_ready()
+            tending = asyncio.create_task(pool.tend())
+            assert await asyncio.to_thread(is_asked.wait, patience_s)
+            may_tell.set()
+            await until(lambda: pool.find("tiny").num_bytes == 12_345)
+            tending.cancel()
+
+    asyncio.run(run())
 
 
 def test_a_caller_that_gives_up_does_not_end_the_load() -> None:
