@@ -12,7 +12,7 @@ from gateway.backends.base import Engine
 from gateway.demand import Demand
 from gateway.errors import ApiError, ChildFailed, SchemeMismatch, SmokeCheckFailed
 from gateway.launch import Launch
-from gateway.metrics import RestartReason
+from gateway.metrics.own import RestartReason
 from gateway.pool.breaker import Breaker
 from gateway.pool.routing import work_of
 from gateway.pool.state import Patience, ReplicaSnapshot, State

@@ -11,8 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.api.exposition import _read
 from gateway.metric_views import EngineSeries, otel_view, own_view, vllm_view
-from gateway.metrics import ENGINE_FAMILIES, OTHER, PATHS, Label, RejectionReason, Row, manifest
-from gateway.metrics import RestartReason as Restart
+from gateway.metrics.engine import ENGINE_FAMILIES
+from gateway.metrics.family import OTHER, Label
+from gateway.metrics.manifest import PATHS, Row, manifest
+from gateway.metrics.own import RejectionReason
+from gateway.metrics.own import RestartReason as Restart
 from gateway.pool.lease import ReadyEngine
 from gateway.pool.state import State
 from gateway.registry import Metrics
