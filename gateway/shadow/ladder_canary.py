@@ -59,7 +59,7 @@ class CanaryEngines:
             await asyncio.gather(load, return_exceptions=True)
         brought, self._brought = self._brought, None
         if brought == rung:
-            await self._pool.let_go(f"{self._model}@{rung}")
+            await self._pool.control.let_go(f"{self._model}@{rung}")
 
     async def close(self) -> None:
         """Wait for nothing any longer."""
@@ -91,7 +91,7 @@ class CanaryEngines:
 
     async def _loaded(self, name: str) -> str | None:
         try:
-            await self._pool.load_beside(name)
+            await self._pool.control.load_beside(name)
         except NarrowgateError as error:
             return str(error)
         return None

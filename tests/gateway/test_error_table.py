@@ -104,10 +104,11 @@ def drawn() -> list[tuple[int, str]]:
 
 def real(root: type[NarrowgateError] = NarrowgateError, depth: int = 0) -> set[tuple[int, str]]:
     """Return the same of the classes."""
-    is_coded = issubclass(root, ApiError) and root not in {ApiError, EngineRefused, Unavailable}
-    found = {(depth, f"{root.__name__} {root.code}" if is_coded else root.__name__)}
+    name = root.__name__
+    if issubclass(root, ApiError) and root not in {ApiError, EngineRefused, Unavailable}:
+        name += f" {root.code}"
     own = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]
-    return found.union(*(real(child, depth + 1) for child in own))
+    return {(depth, name)}.union(*(real(child, depth + 1) for child in own))
 
 
 def test_the_drawn_tree_is_the_tree() -> None:
