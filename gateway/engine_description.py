@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gateway.errors import EngineFault
 from gateway.protocol import EngineInfo
+from gateway.validation import first_problem
 
 _MAX_NAMES = 8
 
@@ -63,9 +64,8 @@ def _cards(content: bytes, base_url: str) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _not_described(error: ValidationError, base_url: str) -> EngineFault:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = f"{where!r} {first['msg']}" if where else first["msg"]
+    where, reason = first_problem(error)
+    what = f"{where!r} {reason}" if where else reason
     return EngineFault(
         f"{base_url}/engine/info does not describe an engine ({what}): correct 'urls'"
     )
