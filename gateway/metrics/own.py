@@ -1,6 +1,6 @@
 """The gateway's own families of metrics: every one in one table."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gateway.metrics.family import (
     DURATION_S,
@@ -65,14 +65,12 @@ _FINISH = Label("finish_reason", ("stop", "length", "tool_calls", "content_filte
                                   "error", OTHER))
 _ERROR = Label("error_type", bound="the codes of errors in the README, and _other")
 _STATUS = Label("status_class", ("3xx", "4xx", "5xx"))
-_REJECTION = Label("reason", ("host", "invalid_key", "admin_only", "model_not_allowed",
-                              "request_rate", "token_rate", "queue_full", "queue_timeout",
-                              "process_full"))
+_REJECTION = Label("reason", get_args(RejectionReason))
 _KEY = Label("key", bound="the names of the configured keys")
 _PHASE = Label("phase", ("prefill", "decode", OTHER))
 _STATE = Label("state", ("stopped", "loading", "ready", "restarting", "stopping", "failed"))
 _EVICTION = Label("reason", ("memory", "idle"))
-_RESTART = Label("reason", ("exit", "stall"))
+_RESTART = Label("reason", get_args(RestartReason))
 _RESULT = Label("result", ("ok", "failed"))
 _DROP = Label("reason", ("private", "unsupported", "unfinished", "no_capture", "empty", "too_long",
                          "rows", "budget", "queue_full", "busy", "timeout", "reference", "error",

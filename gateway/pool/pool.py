@@ -1,7 +1,6 @@
 """All models of this gateway by name: who serves a request, who is in memory, and who is active."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict
@@ -25,8 +24,6 @@ from gateway.pool.state import Headroom, Patience, Shape, Snapshot, State
 from gateway.pool.variant import Variant
 from gateway.registry import Metrics
 from gateway.specs import ModelSpec, VariantSpec
-
-logger = logging.getLogger(__name__)
 
 _ANY = Demand()
 

@@ -1,14 +1,11 @@
 """The engines of a canary: how they are loaded, let go before it began, and how they are."""
 
 import asyncio
-import logging
 
 from gateway.errors import NarrowgateError
 from gateway.pool.breaker import BreakerState
 from gateway.pool.pool import Pool
 from gateway.pool.state import State
-
-logger = logging.getLogger(__name__)
 
 
 class CanaryEngines:
