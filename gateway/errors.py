@@ -1,4 +1,4 @@
-"""Everything the service refuses, as one tree, and the one renderer of the OpenAI error envelope.
+"""Everything the service refuses, as one tree; :mod:`gateway.envelope` makes replies of it.
 
 NarrowgateError
 ├── StartupError                  no HTTP face: one line on stderr, exit code 2
@@ -28,11 +28,14 @@ NarrowgateError
     ├── NotSupportedByEngine      404 not_supported_by_engine
     ├── MethodNotAllowed          405 method_not_allowed
     ├── ComparisonRunning         409 comparison_running
+    ├── CanaryRunning             409 canary_running
+    ├── NoCanary                  404 no_canary
     ├── RequestRateExceeded       429 rate_limit_exceeded, always with Retry-After
     │   └── TokenRateExceeded     429 rate_limit_exceeded
     ├── EngineRefused             the status, type, code and param of an engine's own refusal
     ├── Unavailable               503, always with Retry-After
     │   ├── ModelLoading          503 model_loading
+    │   ├── StepUnderWay          503 step_under_way
     │   ├── NoMemory              503 insufficient_memory
     │   ├── EngineDown            503 engine_unavailable
     │   ├── Overloaded            503 overloaded
@@ -42,16 +45,12 @@ NarrowgateError
     ├── DeadlineExceeded          504 deadline_exceeded
     └── InternalError             500 internal_error
 
-Free of any web framework: ``gateway.engine`` raises and renders the same errors.
+Free of any web framework: ``gateway.engine`` raises the same errors.
 """
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
-
-MAX_RETRY_AFTER_S = 120
-"""The official client ignores longer waits and gives up."""
+from typing import ClassVar
 
 RETRIED = frozenset({408, 429, 503})
 """Statuses after which the same request may succeed; after 500, 502 and 504 an engine may have done
@@ -395,43 +394,3 @@ def _codes(kind: type[ApiError]) -> frozenset[str]:
 
 KNOWN_CODES = _codes(ApiError)
 """Every code of the tree: a closed set, fit for a metric's label."""
-
-
-class RenderedError(NamedTuple):
-    """An error as a reply: status, extra headers (lower case) and a JSON body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-def envelope(error: ApiError) -> dict[str, dict[str, Any]]:
-    """Return OpenAI's error object; all four keys are always there."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
-def render(error: ApiError) -> RenderedError:
-    """Return the reply for an error: status, headers (when to retry, and whether), body."""
-    should_retry = "true" if error.should_retry else "false"
-    headers = {
-        "content-type": "application/json",
-        "x-should-retry": should_retry,
-        **error.headers,
-    }
-    if error.retry_after_s is not None:
-        seconds = min(MAX_RETRY_AFTER_S, max(1, round(error.retry_after_s)))
-        headers["retry-after"] = str(seconds)
-    # ASCII escapes keep the body valid UTF-8 whatever a message quotes.
-    return RenderedError(error.status, headers, json.dumps(envelope(error)).encode())
-
-
-def sse_event(error: ApiError) -> bytes:
-    """Return the error as one server-sent event, as it ends a broken stream."""
-    return b"data: " + json.dumps(envelope(error)).encode() + b"\n\n"

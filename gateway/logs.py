@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.metrics import PATHS
+from gateway.metrics.manifest import PATHS
 from gateway.record import RECORD, REQUEST_ID, RequestRecord
 from gateway.settings import LogFormat, LogLevel
 

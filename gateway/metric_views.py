@@ -11,7 +11,9 @@ from types import MappingProxyType
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
-from gateway.metrics import ENGINE_FAMILIES, ENGINE_PREFIX, OTHER, PREFIX
+from gateway.metrics.engine import ENGINE_FAMILIES, ENGINE_PREFIX
+from gateway.metrics.family import OTHER
+from gateway.metrics.own import PREFIX
 
 _VLLM = "vllm:"
 _ENDING = "finished_reason"

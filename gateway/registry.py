@@ -11,7 +11,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.metrics import FAMILIES, OTHER, PREFIX, Family, RejectionReason
+from gateway.metrics.family import OTHER
+from gateway.metrics.own import FAMILIES, PREFIX, Family, RejectionReason
 
 _MOST_BEGUN = 16
 _ALL_TRAFFIC = "all"

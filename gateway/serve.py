@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,8 +19,6 @@ from gateway.listening import listen, warn_if_open
 from gateway.pool.state import Snapshot
 from gateway.settings import Settings
 from gateway.shadow.upkeep import again_and_again
-
-logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 

@@ -11,6 +11,7 @@ from compression.recipe import FULL
 from gateway.errors import SettingsError
 from gateway.model_settings import Frozen, ModelSettings, Rung, VariantSettings
 from gateway.settings import ALIAS, Settings
+from gateway.validation import first_problem
 
 NEXT_RUNG = "next-rung"
 """In a model's ``fallback``: the variant above the active one on its ladder."""
@@ -116,10 +117,8 @@ def _variant_spec(alias: str, base: VariantSettings, rung: Rung) -> VariantSpec:
     try:
         settings = VariantSettings.model_validate(said)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "ladder"
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"model {alias!r}: {key!r}: {reason}") from None
+        where, reason = first_problem(error)
+        raise SettingsError(f"model {alias!r}: {where or 'ladder'!r}: {reason}") from None
     return VariantSpec(alias, rung.name or _variant(alias, settings.recipe), settings)
 
 

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.deadline import Deadline
-from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, EngineTimeout, sse_event
+from gateway.envelope import sse_event
+from gateway.errors import ApiError, ClientGone, EngineDown, EngineFault, EngineTimeout
 from gateway.protocol import Usage
 from gateway.trace import RequestTrace
 from gateway.upstream import EngineReply

@@ -18,7 +18,7 @@ from gateway.errors import (
     ModelLoading,
     Overloaded,
 )
-from gateway.metrics import OTHER
+from gateway.metrics.family import OTHER
 from gateway.protocol import Usage
 from gateway.record import RECORD
 from gateway.registry import Metrics

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import orjson
-from pydantic import ValidationError
 
+from gateway.engine_description import read_card, read_description, read_names
 from gateway.engine_failures import refusal, translate
 from gateway.errors import EngineDown, EngineFault, InvalidRequest, NotSupportedByEngine
 from gateway.protocol import EngineInfo
@@ -265,47 +265,16 @@ class EngineClient:
         try:
             reply = await self._client.get("/engine/info")
             if reply.status_code == 404:
-                return await self._info_of_stranger()
-            if reply.status_code != 200:
-                raise EngineFault(
-                    f"{self.base_url}/engine/info answers {reply.status_code}: "
-                    f"{reply.text[:_SHOWN_CHARS]!r}: see that engine's log, or correct 'urls'"
-                )
-            info = EngineInfo.model_validate_json(reply.content)
+                reply = await self._client.get("/v1/models")
+                return read_card(reply.content, self.served_name, self.base_url)
         except httpx.TransportError as error:
             raise translate(error) from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            what = f"{where!r} {first['msg']}" if where else first["msg"]
+        if reply.status_code != 200:
             raise EngineFault(
-                f"{self.base_url}/engine/info does not describe an engine ({what}): correct 'urls'"
-            ) from None
-        if info.served_model_name != self.served_name:
-            raise self._other_model([info.served_model_name])
-        return info
-
-    def _other_model(self, served: Sequence[str]) -> EngineFault:
-        return EngineFault(
-            f"the engine at {self.base_url} does not serve {self.served_name!r} but "
-            f"{', '.join(served[:8]) or 'nothing'}: correct 'model'"
-        )
-
-    async def _info_of_stranger(self) -> EngineInfo:
-        reply = await self._client.get("/v1/models")
-        try:
-            cards = orjson.loads(reply.content)["data"]
-            card = next((each for each in cards if each["id"] == self.served_name), None)
-            served = [str(each["id"]) for each in cards]
-        except (orjson.JSONDecodeError, LookupError, TypeError):
-            raise EngineFault(
-                f"{self.base_url}/v1/models is no list of models: correct 'urls'"
-            ) from None
-        if card is None:
-            raise self._other_model(served)
-        return EngineInfo(
-            served_model_name=self.served_name, max_model_len=card.get("max_model_len")
-        )
+                f"{self.base_url}/engine/info answers {reply.status_code}: "
+                f"{reply.text[:_SHOWN_CHARS]!r}: see that engine's log, or correct 'urls'"
+            )
+        return read_description(reply.content, self.served_name, self.base_url)
 
     async def served_names(self) -> list[str]:
         """Return the names under which the engine serves.
@@ -316,13 +285,9 @@ class EngineClient:
         """
         try:
             reply = await self._client.get("/v1/models")
-            return [str(each["id"]) for each in orjson.loads(reply.content)["data"]]
         except httpx.TransportError as error:
             raise translate(error) from error
-        except (orjson.JSONDecodeError, LookupError, TypeError):
-            raise EngineFault(
-                f"{self.base_url}/v1/models is no list of models: correct 'urls'"
-            ) from None
+        return read_names(reply.content, self.base_url)
 
     async def aclose(self) -> None:
         """Close all connections."""

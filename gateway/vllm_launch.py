@@ -10,10 +10,12 @@ from compression.recipe import FULL, Recipe
 from gateway.backends import vllm
 from gateway.backends.process import EngineProcess
 from gateway.backends.vllm import VllmStart
-from gateway.backends.vllm_capabilities import plan, require_fp8_weights, require_servable_by
+from gateway.backends.vllm_checkpoint import require_servable_by
 from gateway.backends.vllm_facts import find_python, probe
 from gateway.backends.vllm_log import VllmLog
+from gateway.backends.vllm_plan import plan
 from gateway.backends.vllm_pulse import VllmPulse
+from gateway.backends.vllm_weights import require_fp8_weights
 from gateway.model_settings import VariantSettings
 from gateway.upstream import EngineClient
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
-from gateway.metrics import ENGINE_FAMILIES, ENGINE_PREFIX, PATHS, Label, Row, manifest
+from gateway.metrics.engine import ENGINE_FAMILIES, ENGINE_PREFIX
+from gateway.metrics.family import Label
+from gateway.metrics.manifest import PATHS, Row, manifest
 
 _HEAD = f"""\
 # Metrics
 
-Written by `python -m grafana` from the manifest, `gateway/metrics.py`.
+Written by `python -m grafana` from the manifest, `gateway/metrics/`.
 
 `{PATHS[0]}` has all of these. `{PATHS[1]}` has what engines say under the names of vLLM,
 `{PATHS[2]}` durations and tokens under those of OpenTelemetry (`gen_ai_*`): the same numbers

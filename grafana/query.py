@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from gateway.metrics import Row, manifest
+from gateway.metrics.manifest import Row, manifest
 
 STEP = "$__rate_interval"
 RANGE = "$__range"
@@ -31,7 +31,7 @@ def family(name: str) -> Row:
         row = _FAMILIES.get(name.removesuffix(part))
         if name.endswith(part) and row is not None and row.type == "histogram":
             return row
-    raise UnknownMetric(f"{name}: no such metric in gateway/metrics.py; correct the query")
+    raise UnknownMetric(f"{name}: no such metric in gateway/metrics/; correct the query")
 
 
 def series(name: str, *matchers: str) -> str:

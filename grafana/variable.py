@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gateway.metrics import FIRST_TOKEN_S, INTER_TOKEN_S
+from gateway.metrics.family import FIRST_TOKEN_S, INTER_TOKEN_S
 from grafana.colours import Json
 from grafana.panel import DATASOURCE
 from grafana.query import narrowed, series

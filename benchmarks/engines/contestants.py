@@ -22,8 +22,8 @@ from benchmarks.engines.in_process import script
 from benchmarks.engines.over_http import NAME, Server, server
 from benchmarks.engines.replies import Replies
 from gateway.backends.embedded import free_port
-from gateway.backends.vllm_capabilities import own_kernels
 from gateway.backends.vllm_facts import VllmFacts, find_python, probe
+from gateway.backends.vllm_weights import own_kernels
 from gateway.errors import LoadRefused
 
 OURS = "narrowgate"

@@ -20,7 +20,8 @@ from benchmarks.engines.replies import Replies
 NAME = "m"
 START_LIMIT_S = 600.0
 ANSWER_LIMIT_S = 600.0
-_TEXT = re.compile(rb'"text": ?"[^"]')
+# Whoever parsed the streams would share the processors with what is measured.
+_CHOICE = re.compile(rb'"choices": ?\[\{')
 _COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
 _DONE = b"data: [DONE]"
 _TAIL_BYTES = 4096
@@ -82,27 +83,59 @@ class Server:
         return head.encode() + body
 
 
+class StreamedAnswer:
+    """One answer as its stream arrives: when its tokens came, and whether it is whole.
+
+    A token is seen by the piece of the stream that carries a choice, with text or without: half a
+    character has none yet. Times are in seconds.
+    """
+
+    # Whoever parsed the stream would share the processors with what is measured.
+
+    def __init__(self) -> None:
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._tail = b""
+
+    def take(self, piece: bytes, now_s: float) -> None:
+        """Take what arrived at a moment."""
+        if _CHOICE.search(piece):
+            self._last_s = now_s
+            if self._first_s is None:
+                self._first_s = now_s
+        self._tail = (self._tail + piece)[-_TAIL_BYTES:]
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the server has said that nothing follows."""
+        return _DONE in self._tail
+
+    def times(self, tokens: int) -> tuple[float, float]:
+        """Return when the first and the last of so many tokens came.
+
+        Raises:
+            EngineFailed: it is an error, broken off or of another length.
+        """
+        counts = _COUNT.findall(self._tail)
+        is_other = bool(counts) and int(counts[-1]) != tokens
+        if self._first_s is None or not self.is_over or is_other:
+            raise EngineFailed(f"no answer of {tokens} tokens: {self._tail[-300:]!r}")
+        return self._first_s, self._last_s
+
+
 async def _ask(port: int, request: bytes, tokens: int, started: float) -> tuple[float, float]:
-    """Return the seconds to the first and to the last text of one answer."""
-    # A client that parsed its stream would share the processors with what is measured.
+    """Return the seconds to the first and to the last token of one answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    first = last = 0.0
-    tail = b""
+    answer = StreamedAnswer()
     try:
         writer.write(request)
         while piece := await reader.read(65536):
-            if _TEXT.search(piece):
-                last = time.perf_counter() - started
-                first = first or last
-            tail = (tail + piece)[-_TAIL_BYTES:]
-            if _DONE in tail:
+            answer.take(piece, time.perf_counter() - started)
+            if answer.is_over:
                 break
     finally:
         writer.close()
-    counts = _COUNT.findall(tail)
-    if not first or _DONE not in tail or (counts and int(counts[-1]) != tokens):
-        raise EngineFailed(f"no answer of {tokens} tokens: {tail[-300:]!r}")
-    return first, last
+    return answer.times(tokens)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from gateway.errors import (
     RequestRateExceeded,
     TokenRateExceeded,
 )
-from gateway.metrics import OTHER, RejectionReason
+from gateway.metrics.family import OTHER
+from gateway.metrics.own import RejectionReason
 from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.streaming import until_disconnect

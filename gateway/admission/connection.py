@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import ApiError, BodyTimeout, HeadTooLarge, InvalidRequest, render
+from gateway.envelope import render
+from gateway.errors import ApiError, BodyTimeout, HeadTooLarge, InvalidRequest
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers; the parser itself knows no limit."""

@@ -17,7 +17,9 @@ from gateway.errors import (
     ModelNotFound,
     Overloaded,
 )
-from gateway.metrics import OTHER, PATHS, RejectionReason
+from gateway.metrics.family import OTHER
+from gateway.metrics.manifest import PATHS
+from gateway.metrics.own import RejectionReason
 from gateway.registry import Metrics
 from gateway.settings import Settings
 from gateway.trace import OPERATIONS, traced

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 
-from gateway.errors import MAX_RETRY_AFTER_S
+from gateway.envelope import MAX_RETRY_AFTER_S
 
 _WEIGHT = 0.2
 """Of the newest request in the running mean of how long one holds its place."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from compression.strict_yaml import load_yaml
 from gateway.api_key import ApiKey, KeyList, check_distinct, check_models, digest_of
 from gateway.errors import SettingsError
+from gateway.validation import first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,5 @@ def _read_file(file: Path) -> tuple[ApiKey, ...]:
     try:
         return KeyList.model_validate(found).keys
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")
+        where, reason = first_problem(error)
         raise SettingsError(f"the key file {file}: {where or 'keys'!r}: {reason}") from None

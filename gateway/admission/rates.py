@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from gateway.admission.rate_store import RateStore
 from gateway.admission.window import Window
 from gateway.api_key import ApiKey
-from gateway.errors import MAX_RETRY_AFTER_S, RequestRateExceeded, TokenRateExceeded
+from gateway.envelope import MAX_RETRY_AFTER_S
+from gateway.errors import RequestRateExceeded, TokenRateExceeded
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ async def load(request: Request, model: str) -> JSONResponse:
     """Load a variant and return it when it is ready."""
     pool = service_of(request).pool
     try:
-        return JSONResponse(_fields(pool, await pool.load(model)))
+        return JSONResponse(_fields(pool, await pool.control.load(model)))
     except StartupError as error:
         raise EngineDown(str(error)) from error
 
@@ -42,7 +42,7 @@ async def load(request: Request, model: str) -> JSONResponse:
 async def unload(request: Request, model: str) -> JSONResponse:
     """Stop a variant after its running requests have ended, and return it."""
     pool = service_of(request).pool
-    return JSONResponse(_fields(pool, await pool.unload(model)))
+    return JSONResponse(_fields(pool, await pool.control.unload(model)))
 
 
 async def activate(request: Request, model: str) -> JSONResponse:
@@ -53,7 +53,7 @@ async def activate(request: Request, model: str) -> JSONResponse:
         )
     pool = service_of(request).pool
     try:
-        return JSONResponse(_fields(pool, await pool.activate(model)))
+        return JSONResponse(_fields(pool, await pool.control.activate(model)))
     except StartupError as error:
         raise EngineDown(str(error)) from error
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.envelope import render
 from gateway.errors import (
     ApiError,
     ClientGone,
@@ -17,7 +18,6 @@ from gateway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
-    render,
 )
 from gateway.logs import is_routine, log_access
 from gateway.record import RECORD, REQUEST_ID, RequestRecord, Tracing

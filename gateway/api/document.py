@@ -9,7 +9,7 @@ from gateway.api.canary import CanaryOrder
 from gateway.api.side_by_side import SideBySide
 from gateway.comparisons.wanted import CompareRequest
 from gateway.completion import CompletionRequest
-from gateway.errors import MAX_RETRY_AFTER_S
+from gateway.envelope import MAX_RETRY_AFTER_S
 from gateway.forwarding import Forwarded
 from gateway.protocol import ChatRequest
 from gateway.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens

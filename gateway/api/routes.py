@@ -44,7 +44,7 @@ from gateway.api.side_by_side import SideBySide, side_by_side
 from gateway.comparisons.wanted import CompareRequest
 from gateway.completion import CompletionRequest
 from gateway.forwarding import Forwarded
-from gateway.metrics import PATHS
+from gateway.metrics.manifest import PATHS
 from gateway.protocol import ChatRequest
 from gateway.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from gateway.wire import Wire

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gateway.backends.vllm_capabilities import DISABLED, KEPT_LAYERS, VllmPlan
+from gateway.backends.vllm_cache import CACHE_DTYPE, KEPT_LAYERS
 from gateway.backends.vllm_facts import VllmFacts, python_path
+from gateway.backends.vllm_plan import DISABLED, VllmPlan
 from gateway.errors import LoadRefused
 from gateway.model_settings import VariantSettings
 
@@ -36,7 +37,7 @@ ARTIFACT_VARIABLE = "NARROWGATE_VLLM_ARTIFACT"
 _GIB = 1024**3
 _PLUGINS = "VLLM_PLUGINS"
 _OUR_PLUGIN = "narrowgate"
-_OF_THE_CACHE = ("--kv-cache-dtype", KEPT_LAYERS)
+_OF_THE_CACHE = (CACHE_DTYPE, KEPT_LAYERS)
 """What the recipe says of keys and values."""
 _OURS = frozenset(
     {

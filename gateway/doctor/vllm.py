@@ -2,8 +2,8 @@
 
 import asyncio
 
-from gateway.backends.vllm_capabilities import own_kernels
 from gateway.backends.vllm_facts import find_python, probe
+from gateway.backends.vllm_weights import own_kernels
 from gateway.doctor.finding import Finding
 from gateway.errors import LoadRefused
 

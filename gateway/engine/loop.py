@@ -1,25 +1,23 @@
-"""The engine loop: one thread that schedules, runs the model, samples and hands tokens over."""
+"""The engine loop: one thread that schedules, runs the model, and hands over what came of it."""
 
 import asyncio
 import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from gateway.engine.captures import Recording
 from gateway.engine.generation import Generation
-from gateway.engine.logprobs import note, prompt_logprobs, token_logprobs
 from gateway.engine.metrics import EngineMetrics
 from gateway.engine.output import Output
-from gateway.engine.sampler import Sampler, sample
+from gateway.engine.postprocess import Job, Piece, ScoringJob, postprocess
+from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler, Work
 from gateway.engine.scoring import Scoring
-from gateway.engine.sequence import Delta, Sequence, TokenLogprob
-from gateway.engine.soundness import BrokenLogits, NoTokenAllowed, is_unusable, unusable_peak
+from gateway.engine.sequence import Delta, Sequence
 from gateway.errors import ApiError, InternalError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -58,29 +56,6 @@ class TooManyTexts(Unavailable):
 MAX_SCORINGS = 64
 """Texts that may wait to be scored, the one in work included."""
 
-Piece = tuple[Sequence, Delta | ApiError]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What the step thread needs of an answer beside its sequence."""
-
-    sequence: Sequence
-    sampler: Sampler
-    output: Output
-    receiver: Generation
-    request_id: str
-    recording: Recording | None
-
-
-@dataclass(frozen=True, slots=True)
-class _ScoringJob:
-    """What the step thread needs of a text that is scored."""
-
-    sequence: Sequence
-    receiver: Scoring
-    request_id: str
-
 
 class EngineLoop:
     """Owns the model's thread; all public methods are called on the event loop's thread.
@@ -93,8 +68,8 @@ class EngineLoop:
         self._runner = runner
         self._scheduler = scheduler  # step thread
         self._metrics = metrics  # step thread
-        self._jobs: dict[Sequence, _Job | _ScoringJob] = {}  # step thread
-        self._inbox: queue.SimpleQueue[_Job | _ScoringJob | None] = queue.SimpleQueue()
+        self._jobs: dict[Sequence, Job | ScoringJob] = {}  # step thread
+        self._inbox: queue.SimpleQueue[Job | ScoringJob | None] = queue.SimpleQueue()
         self._open: set[Generation | Scoring] = set()  # event loop
         self._progress_at = time.monotonic()
         self._is_stopping = False
@@ -128,7 +103,7 @@ class EngineLoop:
         """
         generation = Generation(sequence)
         sampler = sampler or Sampler(sequence.params)
-        self._enqueue(_Job(sequence, sampler, output, generation, request_id, recording))
+        self._enqueue(Job(sequence, sampler, output, generation, request_id, recording))
         return generation
 
     def score(self, scoring: Scoring, *, request_id: str = "-") -> None:
@@ -140,9 +115,9 @@ class EngineLoop:
         if sum(isinstance(each, Scoring) for each in self._open) >= MAX_SCORINGS:
             raise TooManyTexts(f"{MAX_SCORINGS} texts wait to be scored already: send it later")
         scoring.wake = self._wake
-        self._enqueue(_ScoringJob(scoring.sequence, scoring, request_id))
+        self._enqueue(ScoringJob(scoring.sequence, scoring, request_id))
 
-    def _enqueue(self, job: _Job | _ScoringJob) -> None:
+    def _enqueue(self, job: Job | ScoringJob) -> None:
         if not self._open:
             self._progress_at = time.monotonic()
         self._open.add(job.receiver)
@@ -178,7 +153,7 @@ class EngineLoop:
             if job is not None:
                 self._jobs[job.sequence] = job
                 self._scheduler.add(job.sequence)
-                if isinstance(job, _Job):
+                if isinstance(job, Job):
                     self._metrics.arrived(job.sequence)
 
     def _step(self) -> None:
@@ -196,7 +171,7 @@ class EngineLoop:
                 [(item.sequence.cache, item.token_ids, item.wanted) for item in work],
                 is_reading=work[0].sequence.is_background,  # such a one is alone in its step
             )
-            pieces = self._sample(work, logits)
+            pieces = postprocess(work, logits, self._jobs)
             self._metrics.stepped(work, time.monotonic() - began)
         except Exception:
             # The border of the step thread: whatever went wrong must not end it.
@@ -215,67 +190,6 @@ class EngineLoop:
     def _drop_cancelled(self) -> None:
         cancelled = [sequence for sequence in self._scheduler if sequence.is_cancelled]
         self._hand_over([(self._release(sequence, "abort"), None) for sequence in cancelled])
-
-    def _sample(self, work: list[Work], logits: torch.Tensor) -> list[Piece]:
-        """Choose a token for each sequence whose prompt is read, and return what it adds.
-
-        ``logits`` has the rows that ``work`` wanted, in its order.
-        """
-        pieces: list[Piece] = []
-        jobs: list[_Job] = []
-        rows: list[int] = []
-        stop = 0
-        for item in work:
-            start, stop = stop, stop + item.wanted
-            job = self._jobs[item.sequence]
-            is_scored = item.sequence.logits_from is not None
-            if is_scored and (peak := unusable_peak(logits[start:stop])) is not None:
-                pieces.append(self._broken(job, peak))
-                continue
-            if isinstance(job, _ScoringJob):
-                job.receiver.take(item, logits[start:stop])
-                if not item.sequence.num_pending:
-                    pieces.append((item.sequence, Delta("", finish_reason="stop")))
-                continue
-            if is_scored:
-                _score_prompt(item, logits[start:stop])
-            if item.samples and not item.sequence.params.max_tokens:
-                pieces.append((item.sequence, job.output.nothing()))
-            elif item.samples:
-                jobs.append(job)
-                rows.append(stop - 1)
-        if jobs:
-            pieces += self._choose(jobs, logits if len(rows) == stop else logits[rows])
-        return pieces
-
-    def _broken(self, job: _Job | _ScoringJob, peak: float) -> Piece:
-        logger.error("request %s: logits whose maximum is %s", job.request_id, peak)
-        return job.sequence, BrokenLogits(peak)
-
-    def _choose(self, jobs: list[_Job], logits: torch.Tensor) -> list[Piece]:
-        """Choose the next token of each job from its row of ``logits``."""
-        pieces: list[Piece] = []
-        peaks, peak_ids = (column.tolist() for column in logits.max(dim=1))
-        sound = [row for row, peak in enumerate(peaks) if not is_unusable(peak)]
-        if len(sound) < len(jobs):
-            for job, peak in zip(jobs, peaks, strict=True):
-                if is_unusable(peak):
-                    pieces.append(self._broken(job, peak))
-            jobs, logits = [jobs[row] for row in sound], logits[sound]
-            peaks, peak_ids = [peaks[row] for row in sound], [peak_ids[row] for row in sound]
-        token_ids = sample([job.sampler for job in jobs], logits, peaks, peak_ids)
-        logprobs = _chosen_logprobs(jobs, logits, token_ids)
-        _record(jobs, logits, token_ids)
-        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True)):
-            if token_id is None:
-                pieces.append((job.sequence, NoTokenAllowed()))
-                continue
-            job.sequence.output_ids.append(token_id)
-            job.sampler.push(token_id)
-            piece = job.output.push(token_id, logprobs.get(row))
-            if piece is not None:
-                pieces.append((job.sequence, piece))
-        return pieces
 
     def _emit(self, pieces: list[Piece]) -> None:
         """Hand the step's pieces over and forget the sequences that they end."""
@@ -305,54 +219,3 @@ class EngineLoop:
                 self._open.discard(receiver)
             if piece is not None:
                 receiver.put(piece)
-
-
-def _score_prompt(item: Work, logits: torch.Tensor) -> None:
-    """Keep the log-probabilities of the prompt tokens that follow those of ``item``."""
-    sequence = item.sequence
-    # What was read again, after its cache had been given up, is known already.
-    stop = item.start + len(item.token_ids)
-    known = len(sequence.prompt_logprobs)
-    ids = sequence.prompt_ids[known + 1 : stop + 1]
-    if ids:
-        first = known - (stop - item.wanted)
-        rows = logits[first : first + len(ids)]
-        num_top = sequence.params.prompt_logprobs or 0
-        sequence.prompt_logprobs += prompt_logprobs(rows, ids, num_top)
-
-
-def _chosen_logprobs(
-    jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None]
-) -> dict[int, TokenLogprob]:
-    """Return the log-probabilities of the chosen tokens by row, where they were asked for."""
-    wanted = [
-        (row, token_id, job.sequence.params.top_logprobs)
-        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True))
-        if token_id is not None and job.sequence.params.top_logprobs is not None
-    ]
-    if not wanted:
-        return {}
-    rows, ids, num_top = ([entry[place] for entry in wanted] for place in range(3))
-    some = logits if len(rows) == len(jobs) else logits[rows]
-    return dict(zip(rows, token_logprobs(some, ids, num_top), strict=True))
-
-
-def _record(jobs: list[_Job], logits: torch.Tensor, token_ids: list[int | None]) -> None:
-    """Note the chosen tokens of those answers that are captured."""
-    wanted = [
-        (row, token_id, job.recording)
-        for row, (job, token_id) in enumerate(zip(jobs, token_ids, strict=True))
-        if token_id is not None and job.recording is not None
-    ]
-    if not wanted:
-        return
-    rows = [row for row, _, _ in wanted]
-    num_top = [recording.num_top for _, _, recording in wanted]
-    some = logits if len(rows) == len(jobs) else logits[rows]
-    noted = note(some, [token_id for _, token_id, _ in wanted], max(num_top))
-    chosen, top, top_ids = noted.chosen.tolist(), noted.top.numpy(), noted.top_ids.numpy()
-    for place, (row, token_id, recording) in enumerate(wanted):
-        count = recording.num_top
-        recording.take(token_id, chosen[place], top[place, :count], top_ids[place, :count])
-        if recording.rows is not None:
-            recording.rows.take(logits[row])

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from gateway.engine.scheduler import Scheduler, Work
 from gateway.engine.sequence import Sequence, SequenceTimes, SpanSink
-from gateway.metrics import (
+from gateway.metrics.engine import (
     CACHE_USAGE,
     DURATION,
     ENDED,

@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.engine.frames import DONE, ReplyFrames
 from gateway.engine.generation import Choices
 from gateway.engine.sequence import Delta
-from gateway.errors import ApiError, render, sse_event
+from gateway.envelope import render, sse_event
+from gateway.errors import ApiError
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

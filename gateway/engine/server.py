@@ -26,6 +26,7 @@ from gateway.engine.reply import PlainReply, StreamedReply
 from gateway.engine.score_reply import ScoreReply
 from gateway.engine.service import EngineService
 from gateway.engine.trace_headers import TakeTrace
+from gateway.envelope import render
 from gateway.errors import (
     ApiError,
     BodyTooLarge,
@@ -33,7 +34,6 @@ from gateway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
-    render,
 )
 from gateway.protocol import parse_chat, parse_object
 from gateway.wire import SamplingFields

@@ -9,7 +9,7 @@ from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from gateway.live.rates import Bounds, Totals
-from gateway.metrics import FIRST_TOKEN_S, INTER_TOKEN_S
+from gateway.metrics.family import FIRST_TOKEN_S, INTER_TOKEN_S
 from gateway.registry import Metrics
 
 BOUNDS = Bounds((*FIRST_TOKEN_S, math.inf), (*INTER_TOKEN_S, math.inf))

@@ -4,14 +4,17 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from gateway.backends import vllm
 from gateway.backends.base import Engine
+from gateway.demand import Demand
 from gateway.errors import ApiError, ChildFailed, SchemeMismatch, SmokeCheckFailed
 from gateway.launch import Launch
-from gateway.metrics import RestartReason
+from gateway.metrics.own import RestartReason
 from gateway.pool.breaker import Breaker
+from gateway.pool.routing import work_of
 from gateway.pool.state import Patience, ReplicaSnapshot, State
 from gateway.prepared import Prepared
 from gateway.protocol import EngineInfo
@@ -80,6 +83,21 @@ class Replica:
         first.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._watch = asyncio.create_task(self._live(first))
         await asyncio.shield(first)
+
+    @contextmanager
+    def use(self, demand: Demand) -> Iterator[None]:
+        """Count one running request, and what it has to do, while the block is open."""
+        work = work_of(demand)
+        self.num_running += 1
+        self.outstanding_tokens += work
+        trial = self.breaker.enter(time.monotonic())
+        try:
+            yield
+        finally:
+            self.outstanding_tokens -= work
+            self.num_running -= 1
+            if trial is not None:
+                self.breaker.leave(trial)
 
     async def stop(self, grace_s: float) -> None:
         """End the engine, or its start; safe to repeat."""

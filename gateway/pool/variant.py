@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from compression.events import OnProgress, Progress
-from gateway.backends.base import Engine
 from gateway.demand import Demand
 from gateway.errors import ApiError, EngineDown, ModelLoading, NarrowgateError, StartupError
 from gateway.launch import Launch
 from gateway.model_settings import ModelSettings
 from gateway.pool.policy import Resident
 from gateway.pool.replica import Replica, TryEngine
-from gateway.pool.routing import ReplicaLoad, choose, work_of
+from gateway.pool.replicas import Replicas
 from gateway.pool.state import Patience, Snapshot, State
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
@@ -59,11 +58,17 @@ class Variant:
         self._on_change = on_change
         self._on_idle = on_idle
         self._make_room = make_room
-        self._try_engine = try_engine
         self._state = State.STOPPED
         self._created = int(time.time())
         self._last_used = time.monotonic()
-        self._replicas: list[Replica] = []
+        self._replicas = Replicas(
+            spec,
+            launch=launch,
+            metrics=metrics,
+            patience=patience,
+            try_engine=try_engine,
+            on_change=self._replica_changed,
+        )
         self._prepared: Prepared | None = None
         self._reserved_bytes = self._resident_bytes = 0
         self._load_s: float | None = None
@@ -72,28 +77,22 @@ class Variant:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = asyncio.Lock()
-        self._stops: set[asyncio.Future[None]] = set()
+        self._stops: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
         """Return the state; once loaded, it follows from the replicas."""
-        if self._state is not State.READY:
-            return self._state
-        states = {replica.state for replica in self._replicas}
-        for state in (State.READY, State.RESTARTING, State.LOADING):
-            if state in states:
-                return state
-        return State.FAILED
+        return self._replicas.state if self._state is State.READY else self._state
 
     @property
     def replicas(self) -> Sequence[Replica]:
         """Return its engines."""
-        return self._replicas
+        return tuple(self._replicas)
 
     @property
     def is_resident(self) -> bool:
         """Return whether it holds memory, or is about to."""
-        return bool(self._replicas) or self._reserved_bytes > 0
+        return len(self._replicas) > 0 or self._reserved_bytes > 0
 
     def resident(self) -> Resident:
         """Return it as decisions about memory see it."""
@@ -120,14 +119,10 @@ class Variant:
 
     async def measure(self) -> None:
         """Read what its engines hold, in a thread: this looks at every process of the machine."""
-        engines = self._engines
+        engines = self._replicas.engines
         held = await asyncio.to_thread(lambda: sum(each.resident_bytes() for each in engines))
-        if engines == self._engines:
+        if engines == self._replicas.engines:
             self._resident_bytes = held
-
-    @property
-    def _engines(self) -> list[Engine]:
-        return [replica.engine for replica in self._replicas if replica.engine is not None]
 
     def reserve(self, num_bytes: int) -> None:
         """Set so much memory aside for it, until it is stopped."""
@@ -181,20 +176,16 @@ class Variant:
             ModelLoading: it is not loaded.
             EngineDown: no replica takes requests now; says what to wait for.
         """
-        replica = self._choose(demand, excluding)
+        is_loaded = self._state is State.READY
+        replica = self._replicas.choose(demand, excluding) if is_loaded else None
+        if replica is None:
+            raise self._reason()
         self.num_running += 1
         self._idle.clear()
-        replica.num_running += 1
-        work = work_of(demand)
-        replica.outstanding_tokens += work
-        trial = replica.breaker.enter(time.monotonic())
         try:
-            yield replica
+            with replica.use(demand):
+                yield replica
         finally:
-            replica.outstanding_tokens -= work
-            replica.num_running -= 1
-            if trial is not None:
-                replica.breaker.leave(trial)
             self.num_running -= 1
             self._last_used = time.monotonic()
             if not self.num_running:
@@ -233,8 +224,7 @@ class Variant:
             if self._replicas:
                 self._change(State.STOPPING)
                 await self._finish_requests(drain_s)
-            await asyncio.gather(*(replica.stop(grace_s) for replica in self._replicas))
-            self._forget()
+            await self._stop_replicas(grace_s)
             self._load, self.is_borrowed = None, False
             self._failed_at = -float("inf")
             self._change(State.STOPPED)
@@ -279,7 +269,7 @@ class Variant:
 
     async def _load_once(self) -> None:
         name = self.spec.served_name
-        await self._abandon()
+        await self._stop_replicas(0)
         self._change(State.LOADING)
         started = time.monotonic()
         try:
@@ -288,15 +278,15 @@ class Variant:
             await self._make_room(self, num_bytes)
             self._prepared = await self._launch.read(self.spec, self._prepared, self._on_progress)
             self._on_progress(Progress("start", 0, 0, "steps", f"the engine of {name}"))
-            await self._start_replicas(self._prepared)
+            await self._replicas.start(self._prepared)
             self._on_progress(Progress("start", 1, 1, "steps", f"the engine of {name}"))
         except asyncio.CancelledError:
-            await self._abandon()
+            await self._stop_replicas(0)
             self._change(State.STOPPED)
             raise
         except Exception as error:
             # The border of this task: a defect must not leave anybody waiting, or a stale state.
-            await self._abandon()
+            await self._stop_replicas(0)
             self._failed_at = time.monotonic()
             self._change(State.FAILED)
             if isinstance(error, NarrowgateError):
@@ -311,48 +301,6 @@ class Variant:
         seconds.labels(self.spec.alias, self.spec.variant).observe(self._load_s)
         self._change(State.READY)
 
-    async def _start_replicas(self, prepared: Prepared) -> None:
-        self._replicas = [
-            Replica(
-                self.spec,
-                index,
-                launch=self._launch,
-                prepared=prepared,
-                metrics=self._metrics,
-                patience=self._patience,
-                try_engine=self._try_engine,
-                on_change=self._replica_changed,
-            )
-            for index in range(self.spec.num_replicas)
-        ]
-        starts = [asyncio.ensure_future(each.start()) for each in self._replicas]
-        try:
-            if self.spec.settings.urls:
-                await self._await_one(starts)
-            else:
-                await asyncio.gather(*starts)
-        except BaseException:
-            for start in starts:
-                start.cancel()
-            await asyncio.gather(*starts, return_exceptions=True)
-            raise
-
-    async def _await_one(self, starts: Sequence[asyncio.Future[None]]) -> None:
-        """Wait until one of the engines elsewhere is ready; the others may come later."""
-        waiting: set[asyncio.Future[None]] = set(starts)
-        while waiting and not any(each.engine for each in self._replicas):
-            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not any(each.engine for each in self._replicas):
-            starts[0].result()
-        for start in starts:
-            self._stops.add(start)  # kept until it is over
-            start.add_done_callback(self._end_of_start)
-
-    def _end_of_start(self, start: asyncio.Future[None]) -> None:
-        self._stops.discard(start)
-        if not start.cancelled() and (error := start.exception()) is not None:
-            logger.error("an engine of %s is not there: %s", self.spec.served_name, error)
-
     async def _finish_requests(self, drain_s: float | None) -> None:
         try:
             async with asyncio.timeout(drain_s):
@@ -366,28 +314,9 @@ class Variant:
             self._failed_at = time.monotonic()
         self._on_change(self)
 
-    async def _abandon(self) -> None:
-        await asyncio.gather(*(replica.stop(0) for replica in self._replicas))
-        self._forget()
-
-    def _forget(self) -> None:
-        self._replicas = []
+    async def _stop_replicas(self, grace_s: float) -> None:
+        await self._replicas.stop(grace_s)
         self._reserved_bytes = self._resident_bytes = 0
-
-    def _choose(self, demand: Demand, excluding: Collection[Replica]) -> Replica:
-        ready = [
-            each
-            for each in self._replicas
-            if self._state is State.READY and each.state is State.READY and each not in excluding
-        ]
-        # With none to trust any is better than none: what fails may be the requests.
-        usable = {each.index: each for each in ready if each.is_trusted} or {
-            each.index: each for each in ready
-        }
-        if usable:
-            loads = [ReplicaLoad(key, each.outstanding_tokens) for key, each in usable.items()]
-            return usable[choose(loads, demand)]
-        raise self._reason()
 
     def _reason(self) -> ApiError:
         name = self.spec.served_name

@@ -1,14 +1,11 @@
 """The engines of a canary: how they are loaded, let go before it began, and how they are."""
 
 import asyncio
-import logging
 
 from gateway.errors import NarrowgateError
 from gateway.pool.breaker import BreakerState
 from gateway.pool.pool import Pool
 from gateway.pool.state import State
-
-logger = logging.getLogger(__name__)
 
 
 class CanaryEngines:
@@ -59,7 +56,7 @@ class CanaryEngines:
             await asyncio.gather(load, return_exceptions=True)
         brought, self._brought = self._brought, None
         if brought == rung:
-            await self._pool.let_go(f"{self._model}@{rung}")
+            await self._pool.control.let_go(f"{self._model}@{rung}")
 
     async def close(self) -> None:
         """Wait for nothing any longer."""
@@ -91,7 +88,7 @@ class CanaryEngines:
 
     async def _loaded(self, name: str) -> str | None:
         try:
-            await self._pool.load_beside(name)
+            await self._pool.control.load_beside(name)
         except NarrowgateError as error:
             return str(error)
         return None

@@ -19,7 +19,7 @@ class LadderHands:
     ) -> None:
         self.failures = Failures(model, pool)
         self._model = model
-        self._pool = pool
+        self._control = pool.control
         self._cool_down_s = cool_down_s
         self._clock = clock
 
@@ -41,13 +41,13 @@ class LadderHands:
         match decision.act:
             case Act.STEP_UP | Act.PROMOTE:
                 # An operator may choose another one while this waits.
-                await self._pool.activate(name, expected=leaving, waits=False)
-                await self._pool.end_canary(self._model)
+                await self._control.activate(name, expected=leaving, waits=False)
+                await self._control.end_canary(self._model)
             case Act.START_CANARY:
-                await self._pool.start_canary(name, decision.share, expected=leaving)
+                await self._control.start_canary(name, decision.share, expected=leaving)
             case Act.ROLL_BACK:
-                await self._pool.end_canary(self._model)
+                await self._control.end_canary(self._model)
             case Act.ROUTE_SLICES:
-                await self._pool.route(name, decision.slices, decision.share)
+                await self._control.route(name, decision.slices, decision.share)
             case Act.GIVE_BACK_SLICES:
-                await self._pool.end_routes(self._model, decision.slices)
+                await self._control.end_routes(self._model, decision.slices)

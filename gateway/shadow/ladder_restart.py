@@ -48,7 +48,7 @@ class LadderRestart:
         self._steps.standing = replace(found, canary=None, routes={})
         self._steps.unfinished = found if found.canary or found.routes else None
         if found.active != shape.active:
-            self._pool.begin_at(self._model, found.active)
+            self._pool.control.begin_at(self._model, found.active)
             why = next((s.reason for s in reversed(found.steps) if s.to == found.active), "")
             reason = f"{found.active} served before the restart: {why}"
             self._report.done(Decision(Act.RESTORE, reason, to=found.active), shape.active)

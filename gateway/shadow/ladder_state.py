@@ -15,6 +15,7 @@ from gateway.shadow.ladder_rules import Act, Canary, Cause, LadderRules, Step
 from gateway.shadow.ladder_standing import Standing
 from gateway.shadow.monitor_state import Count, Moment
 from gateway.specs import ModelSpec, VariantSpec
+from gateway.validation import first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,8 @@ def from_state(
     try:
         kept = _LadderState.model_validate(state)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "state"
-        logger.warning("the ladder begins anew: %r of what was kept: %s", where, problem["msg"])
+        where, reason = first_problem(error)
+        logger.warning("the ladder begins anew: %r of what was kept: %s", where or "state", reason)
         return None
     origin = kept.origin or kept.home
     if kept.plan != plan or origin != home or not kept.rungs() <= set(ladder):

@@ -138,7 +138,7 @@ class LadderSteps:
             self.tell(decision, "lost")
         self.standing = standing.without_routes(tuple(routes))
         self._paused_until = now + self._rules.cool_down_s
-        await self._pool.end_routes(self._model, routes)
+        await self._pool.control.end_routes(self._model, routes)
 
     async def do(self, decision: Decision, now: float) -> str | None:
         """Do it, and tell of it; return None, or what became of it instead."""

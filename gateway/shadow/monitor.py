@@ -14,6 +14,7 @@ from gateway.shadow.tolerance import FalseAlarmBudget, Tolerances
 from gateway.shadow.track import Track
 from gateway.shadow.trial import Strictness
 from gateway.shadow.verdict import Change, Verdict
+from gateway.validation import first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +145,8 @@ class Monitor:
         try:
             known = MonitorState.model_validate(state)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(map(str, problem["loc"])) or "state"
-            logger.warning("verdicts begin anew: %r of what was kept: %s", where, problem["msg"])
+            where, reason = first_problem(error)
+            logger.warning("verdicts begin anew: %r of what was kept: %s", where or "state", reason)
             return False
         if not self.identify(known.digest):
             return False

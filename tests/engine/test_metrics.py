@@ -10,7 +10,7 @@ from gateway.engine.metrics import EngineMetrics, View
 from gateway.engine.pages import PAGE_TOKENS, PageSizes
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import SamplingParams, Sequence
-from gateway.metrics import ENGINE_FAMILIES
+from gateway.metrics.engine import ENGINE_FAMILIES
 
 
 def samples(metrics: EngineMetrics, view: View) -> dict[str, float]:

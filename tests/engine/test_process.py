@@ -19,7 +19,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import ENDED, ENGINE_PREFIX, RUNNING, WAITING
+from gateway.metrics.engine import ENDED, ENGINE_PREFIX, RUNNING, WAITING
 from gateway.protocol import EngineInfo
 from tests.engine.fakes import wait_until
 from tests.engine.processes import MODEL, START_LIMIT_S, EngineProcess, started

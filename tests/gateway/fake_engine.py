@@ -23,6 +23,7 @@ import uvloop
 
 from gateway.capture import Wish, parse_wish
 from gateway.completion import CompletionRequest, parse_completion
+from gateway.envelope import render
 from gateway.errors import (
     ApiError,
     ContextLengthExceeded,
@@ -30,7 +31,6 @@ from gateway.errors import (
     InvalidRequest,
     RouteNotFound,
     UnsupportedParameter,
-    render,
 )
 from gateway.protocol import ChatRequest, EngineInfo, parse_chat, parse_object
 from gateway.score import ROWS_GONE, parse_score

@@ -4,7 +4,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gateway.metrics import ENGINE_FAMILIES, ENGINE_PREFIX
+from gateway.metrics.engine import ENGINE_FAMILIES, ENGINE_PREFIX
 
 CACHE_PAGES = 100
 

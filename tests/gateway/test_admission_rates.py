@@ -15,7 +15,8 @@ from gateway.admission.rate_store import RateStore
 from gateway.admission.rates import Rates, Reservation
 from gateway.admission.window import Window
 from gateway.api_key import ApiKey
-from gateway.errors import RequestRateExceeded, SettingsError, TokenRateExceeded, render
+from gateway.envelope import render
+from gateway.errors import RequestRateExceeded, SettingsError, TokenRateExceeded
 from tests.gateway.conftest import StartGateway
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 from tests.ports import free_port

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway import errors
 from gateway.engine_failures import refusal
+from gateway.envelope import MAX_RETRY_AFTER_S, render
 from gateway.errors import (
-    MAX_RETRY_AFTER_S,
     ApiError,
     EngineRefused,
     InternalError,
+    NarrowgateError,
     RequestRateExceeded,
-    render,
+    Unavailable,
 )
 
+DRAWING = (errors.__doc__ or "").split("\n\n")[1].splitlines()
 README = Path(__file__).parents[2] / "README.md"
 TYPES = {
     400: "invalid_request_error",
@@ -91,3 +94,25 @@ def test_the_readme_lists_every_error() -> None:
     found = [line for line in section.splitlines() if re.match(r"\| \d{3} ", line)]
     expected = sorted(map(row, LEAVES))
     assert found == expected, "the README's table should be:\n" + "\n".join(expected)
+
+
+def drawn() -> list[tuple[int, str]]:
+    """Return the tree at the head of the module: each depth and class, with the code it names."""
+    lines = [re.match(r"([│├└─ ]*)(\w+)(?: +\d+ (\w+))?", line) for line in DRAWING]
+    return [(len(at[1]) // 4, at[2] + (f" {at[3]}" if at[3] else "")) for at in lines if at]
+
+
+def real(root: type[NarrowgateError] = NarrowgateError, depth: int = 0) -> set[tuple[int, str]]:
+    """Return the same of the classes."""
+    name = root.__name__
+    if issubclass(root, ApiError) and root not in {ApiError, EngineRefused, Unavailable}:
+        name += f" {root.code}"
+    own = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]
+    return {(depth, name)}.union(*(real(child, depth + 1) for child in own))
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """No class of the module is missing in its drawing, and none stands there with another code."""
+    found = drawn()
+    assert len(found) == len(set(found))
+    assert set(found) == real()

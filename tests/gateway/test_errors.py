@@ -6,15 +6,8 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.errors import (
-    KNOWN_CODES,
-    ApiError,
-    EngineDown,
-    InternalError,
-    ModelNotFound,
-    render,
-    sse_event,
-)
+from gateway.envelope import render, sse_event
+from gateway.errors import KNOWN_CODES, ApiError, EngineDown, InternalError, ModelNotFound
 from tests.gateway.harness import CHAT, Gateway, body, eventually
 
 LONG = [{"role": "user", "content": "word " * 5000}]

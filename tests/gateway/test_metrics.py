@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import FAMILIES
+from gateway.metrics.own import FAMILIES
 from gateway.pool.state import State
 from gateway.registry import Metrics, render
 from gateway.trace import FINISH_REASONS, traced

@@ -92,7 +92,7 @@ def test_what_was_loaded_for_one_question_leaves_again() -> None:
             for name in ("tiny", "tiny@int8", "tiny@full"):
                 async with pool.lease(name, borrows=True):
                     assert pool.find(name).state is State.READY
-            await pool.load("tiny@int8")
+            await pool.control.load("tiny@int8")
             await until(lambda: pool.find("tiny@full").state is State.STOPPED)
             return [pool.find(f"tiny@{variant}").state for variant in ("int4", "int8")]
         finally:

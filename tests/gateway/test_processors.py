@@ -14,8 +14,8 @@ from compression.events import ignore
 from gateway.backends.child import ChildProcess
 from gateway.backends.embedded import HOST
 from gateway.backends.vllm import VllmStart
-from gateway.backends.vllm_capabilities import VllmPlan
 from gateway.backends.vllm_facts import VllmFacts
+from gateway.backends.vllm_plan import VllmPlan
 from gateway.model_settings import VariantSettings
 from gateway.upstream import EngineClient
 from gateway.vllm_launch import start_vllm

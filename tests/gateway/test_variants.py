@@ -210,14 +210,14 @@ def test_what_is_in_use_is_never_evicted() -> None:
         models = {name: {"preload": False, "memory": "100MB"} for name in "ab"}
         patience = Patience(load_wait_s=1.2, retry_load_after_s=0)
         async with pool_of(models, FakeLaunch(), budget=150 * MB, patience=patience) as pool:
-            await pool.load("a")
+            await pool.control.load("a")
             async with pool.lease("a") as lease:
                 with pytest.raises((NoMemory, ModelLoading)):
                     await pool.lease("b").__aenter__()
                 await answer(lease)
                 with pytest.raises(NoMemory, match="in use or pinned"):
-                    await pool.load("b")
-                waiting = asyncio.create_task(pool.load("b"))
+                    await pool.control.load("b")
+                waiting = asyncio.create_task(pool.control.load("b"))
                 await asyncio.sleep(0.1)
                 assert states(pool)["a@int4"] == "ready"
             await waiting
@@ -239,11 +239,11 @@ def test_pins_and_impossible_budgets() -> None:
         async with pool_of(models, FakeLaunch(), budget=150 * MB, patience=patience) as pool:
             await pool.ensure_ready()
             with pytest.raises(NoMemory, match="in use or pinned"):
-                await pool.load("b")
+                await pool.control.load("b")
             with pytest.raises(
                 NoMemory, match="c@int4 needs 900000000 bytes, the memory budget is 150"
             ):
-                await pool.load("c")
+                await pool.control.load("c")
             assert states(pool)["a@int4"] == "ready"
 
     asyncio.run(run())
@@ -283,7 +283,7 @@ def test_swaps_under_load_fail_no_request() -> None:
             await pool.ensure_ready()
             clients = [asyncio.create_task(ask(pool)) for _ in range(4)]
             for variant in ("int8", "int4", "full"):
-                shot = await pool.activate(f"a@{variant}")
+                shot = await pool.control.activate(f"a@{variant}")
                 assert (shot.state, shot.is_active) == (State.READY, True)
                 assert pool.find("a").spec.variant == variant
             done.set()
@@ -303,7 +303,7 @@ def test_who_lets_go_of_a_variant_frees_nobody_elses_hold() -> None:
             await pool.ensure_ready()
             model, _ = pool._roster.find("tiny")
             old, new = model.variants["int4"], model.variants["full"]
-            swap = asyncio.create_task(pool.activate("tiny@full"))
+            swap = asyncio.create_task(pool.control.activate("tiny@full"))
             await until(lambda: new.state is State.LOADING)
             with model.keeping_active():
                 assert old.resident().is_in_use
@@ -323,7 +323,7 @@ def test_a_swap_waits_for_the_running_requests_of_the_old_one() -> None:
         async with pool_of({"a": LADDER}, FakeLaunch()) as pool:
             await pool.ensure_ready()
             async with pool.lease("a") as lease:
-                swapping = asyncio.create_task(pool.activate("a@int8"))
+                swapping = asyncio.create_task(pool.control.activate("a@int8"))
                 await until(lambda: pool.find("a").spec.variant == "int8")
                 await asyncio.sleep(0.2)
                 assert not swapping.done()
@@ -342,12 +342,12 @@ def test_a_variant_that_fails_the_smoke_check_is_not_swapped_in() -> None:
         async with pool_of({"a": LADDER}, launch) as pool:
             await pool.ensure_ready()
             with pytest.raises(SmokeCheckFailed, match=r"a@int8 finds a known text 8\.50 nats"):
-                await pool.activate("a@int8")
+                await pool.control.activate("a@int8")
             assert pool.find("a").spec.variant == "int4"
             assert states(pool)["a@int8"] == "failed"
             async with pool.lease("a") as lease:
                 assert (await answer(lease))["model"] == "a@int4"
-            await pool.activate("a@full")
+            await pool.control.activate("a@full")
 
     asyncio.run(run())
 
@@ -359,9 +359,9 @@ def test_a_broken_variant_can_be_swapped_out() -> None:
         launch = FakeLaunch(nll={"int4": 9.0, "int8": 0.5})
         async with pool_of({"a": LADDER}, launch) as pool:
             await pool.ensure_ready()
-            await pool.activate("a@int8")
+            await pool.control.activate("a@int8")
             with pytest.raises(SmokeCheckFailed):
-                await pool.activate("a@int4")
+                await pool.control.activate("a@int4")
             assert pool.find("a").spec.variant == "int8"
 
     asyncio.run(run())
@@ -399,7 +399,7 @@ def test_unload_and_load() -> None:
         async with pool_of({"a": {}}, FakeLaunch()) as pool:
             await pool.ensure_ready()
             async with pool.lease("a") as lease:
-                unloading = asyncio.create_task(pool.unload("a"))
+                unloading = asyncio.create_task(pool.control.unload("a"))
                 await until(lambda: pool.find("a").state is State.STOPPING)
                 late = asyncio.create_task(pool.lease("a").__aenter__())
                 await answer(lease)
@@ -420,7 +420,7 @@ def test_fallbacks_are_named_in_order() -> None:
                 return [each.spec.served_name for each in pool.targets(name)]
 
             assert names("a") == ["a@int4", "a@int8", "b@int4", "b@full"]
-            await pool.activate("a@full")
+            await pool.control.activate("a@full")
             assert names("a") == ["a@full", "b@int4", "b@full"]
             assert names("a@int4") == ["a@int4"]
             assert names("b") == ["b@int4"]
@@ -448,7 +448,7 @@ def test_events_tell_the_story() -> None:
             again = pool.events.follow(last)
             waiting = asyncio.create_task(anext(again))
             await asyncio.sleep(0)
-            await pool.activate("a@int8")
+            await pool.control.activate("a@int8")
             assert (await waiting).kind == "swap_started"
             await again.aclose()
 
@@ -462,7 +462,7 @@ def test_a_load_that_is_ended_tells_who_waits() -> None:
         async with pool_of({"a": {}}, FakeLaunch(prepare_s=60)) as pool:
             waiting = asyncio.create_task(pool.ensure_ready())
             await until(lambda: pool.find("a").state is State.LOADING)
-            assert (await pool.unload("a")).state is State.STOPPED
+            assert (await pool.control.unload("a")).state is State.STOPPED
             with pytest.raises(EngineDown, match="is being stopped"):
                 await waiting
 
@@ -478,13 +478,13 @@ def test_who_begins_to_use_a_victim_keeps_it() -> None:
         patience = Patience(load_wait_s=2, stop_grace_s=1)
         launch = FakeLaunch()
         async with pool_of(models, launch, budget=200 * MB, patience=patience) as pool:
-            await pool.load("a")
-            await pool.load("b")
+            await pool.control.load("a")
+            await pool.control.load("b")
             # An engine that has work of its own takes its whole grace to stop.
             fields = {"prompt": "one two", "fake": {"head_s": 30}}
             busy = asyncio.create_task(launch.engines[0].client.complete(fields, "test"))
             await until(lambda: num_running(launch.engines[0]) == 1)
-            loading = asyncio.create_task(pool.load("c"))
+            loading = asyncio.create_task(pool.control.load("c"))
             await until(lambda: pool.find("a").state is State.STOPPING)
             async with pool.lease("b") as lease:
                 with pytest.raises(NoMemory, match="in use or pinned"):
@@ -503,12 +503,12 @@ def test_a_stop_goes_on_when_its_caller_leaves() -> None:
         async with pool_of({"a": {}}, FakeLaunch()) as pool:
             await pool.ensure_ready()
             async with pool.lease("a"):
-                unloading = asyncio.create_task(pool.unload("a"))
+                unloading = asyncio.create_task(pool.control.unload("a"))
                 await until(lambda: pool.find("a").state is State.STOPPING)
                 unloading.cancel()
                 await asyncio.gather(unloading, return_exceptions=True)
             await until(lambda: pool.find("a").state is State.STOPPED)
-            assert (await pool.load("a")).state is State.READY
+            assert (await pool.control.load("a")).state is State.READY
 
     asyncio.run(run())
 
@@ -520,12 +520,12 @@ def test_a_variant_that_was_given_up_is_not_swapped_in() -> None:
         launch = FakeLaunch(num_failures=1000)
         patience = Patience(max_restarts=1, first_backoff_s=0.01, retry_load_after_s=60)
         async with pool_of({"a": LADDER}, launch, patience=patience) as pool:
-            await pool.load("a@int8")
-            await pool.load("a@int4")
+            await pool.control.load("a@int8")
+            await pool.control.load("a@int4")
             os.kill(launch.engines[0].pid, signal.SIGKILL)
             await until(lambda: pool.find("a@int8").state is State.FAILED)
             with pytest.raises(EngineDown, match="failed too often"):
-                await pool.activate("a@int8")
+                await pool.control.activate("a@int8")
             assert states(pool)["a@int4"] == "ready"
             assert pool.find("a").spec.variant == "int4"
 

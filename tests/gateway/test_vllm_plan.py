@@ -21,15 +21,11 @@ from compression.schemes import (
 )
 from gateway.backends import vllm_facts
 from gateway.backends.vllm import ARTIFACT_VARIABLE, VllmStart, command, environment, kv_cache_bytes
-from gateway.backends.vllm_capabilities import (
-    CUDA_KV,
-    WEIGHTS,
-    VllmPlan,
-    plan,
-    require_fp8_weights,
-    require_servable_by,
-)
+from gateway.backends.vllm_cache import CUDA_KV
+from gateway.backends.vllm_checkpoint import require_servable_by
 from gateway.backends.vllm_facts import VllmFacts
+from gateway.backends.vllm_plan import VllmPlan, plan
+from gateway.backends.vllm_weights import WEIGHTS, require_fp8_weights
 from gateway.cli.engine import told_by_vllm
 from gateway.errors import LoadRefused
 from gateway.model_settings import VariantSettings

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gateway.metrics import Unit
+from gateway.metrics.family import Unit
 from grafana import units
 
 OBSERVATIONS = "observations"

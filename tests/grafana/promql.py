@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import promql_parser as promql
 
-from gateway.metrics import Row, manifest
+from gateway.metrics.manifest import Row, manifest
 from tests.grafana import dimension
 from tests.grafana.dimension import OBSERVED, PURE, SECONDS, Dimension
 

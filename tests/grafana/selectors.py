@@ -6,7 +6,7 @@ from typing import Any
 
 import promql_parser
 
-from gateway.metrics import manifest
+from gateway.metrics.manifest import manifest
 from grafana.alerting.recording import recordings
 
 TARGET = frozenset({"job", "instance"})

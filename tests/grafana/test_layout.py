@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics import FIRST_TOKEN_S, INTER_TOKEN_S
+from gateway.metrics.family import FIRST_TOKEN_S, INTER_TOKEN_S
 from grafana.catalogue import dashboards
 from grafana.colours import BAD, GOOD, NEUTRAL, WARNING, Json
 from grafana.dashboard import COLUMNS, Dashboard, Row

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.metrics import FIRST_TOKEN_S, INTER_TOKEN_S
+from gateway.metrics.family import FIRST_TOKEN_S, INTER_TOKEN_S
 from grafana.alerting.files import alerts
 from grafana.alerting.recording import recordings
 from grafana.queries import PanelQuery, all_queries, substituted

@@ -5,7 +5,7 @@ import re
 import promql_parser as promql
 import pytest
 
-from gateway.metrics import manifest
+from gateway.metrics.manifest import manifest
 from grafana.alerting.files import alerts
 from grafana.alerting.recording import recordings
 from grafana.catalogue import dashboards

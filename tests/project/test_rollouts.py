@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.metrics import FAMILIES
+from gateway.metrics.own import FAMILIES
 
 DIRECTORY = Path(__file__).parents[2] / "deploy" / "rollouts"
 FILES = sorted(DIRECTORY.glob("*.yaml"))

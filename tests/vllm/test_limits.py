@@ -5,8 +5,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.backends.vllm_capabilities import MAX_INT8_ERROR
 from gateway.backends.vllm_facts import VllmFacts
+from gateway.backends.vllm_weights import MAX_INT8_ERROR
 from tests.vllm.served import QUESTION, model, served
 
 pytestmark = [pytest.mark.real_model, pytest.mark.vllm]

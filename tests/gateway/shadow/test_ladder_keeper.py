@@ -158,7 +158,7 @@ def test_a_step_is_told_while_the_old_rung_ends_its_requests() -> None:
 
     async def use() -> None:
         bench = Bench(["int4", "int8", "full"], cool_down_s=60)
-        await bench.pool.activate("tiny@int4")
+        await bench.pool.control.activate("tiny@int4")
         async with bench.pool.lease("tiny"), asyncio.timeout(20):
             await bench.look()
             assert [each["result"] for each in bench.events] == ["done"]
@@ -178,14 +178,14 @@ def test_a_rung_that_is_repaired_has_failed_no_longer() -> None:
 
     async def use() -> None:
         bench = Bench(["int4", "int8"], cool_down_s=60)
-        await bench.pool.activate("tiny@int4")
+        await bench.pool.control.activate("tiny@int4")
         bench.launch.nll["int8"] = 9.0
         await bench.look()
         assert bench.events[-1]["result"] == "failed"
         bench.launch.nll["int8"] = 0.5
         await bench.look()
         assert len(bench.events) == 1
-        await bench.pool.load("tiny@int8")
+        await bench.pool.control.load("tiny@int8")
         await bench.look()
         assert bench.events[-1]["result"] == "done"
         assert bench.first_choices() == {"int8": 100}
@@ -266,7 +266,7 @@ def test_what_an_operator_activates_is_the_new_home() -> None:
 
     async def use() -> None:
         bench = Bench(["int4", "int8"], return_after_s=1, return_after_requests=0)
-        await bench.pool.activate("tiny@int8")
+        await bench.pool.control.activate("tiny@int8")
         bench.score("int8", 0.001, 200)
         bench.now += 100
         assert await bench.look() is Act.STAY
@@ -290,7 +290,7 @@ def test_an_operators_choice_is_not_undone(act: Act) -> None:
             bench.now += 600
             assert await bench.look() is Act.START_CANARY
             bench.score("int4", 0.001, 200)
-        began = asyncio.create_task(pool.activate("tiny@full"))
+        began = asyncio.create_task(pool.control.activate("tiny@full"))
         await asyncio.sleep(0)
         assert pool.shape("tiny").active != "full"
         assert await bench.look() is act

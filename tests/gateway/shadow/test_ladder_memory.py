@@ -197,7 +197,7 @@ def test_an_operators_word_outlives_the_keepers(tmp_path: Path) -> None:
             bench.score("int4", 0.3, 50)
             await bench.look()
             bench.score("int4", 0.001, 400)
-            await bench.pool.activate("tiny@int4")
+            await bench.pool.control.activate("tiny@int4")
             assert await bench.look() is Act.STAY
         async with home.process() as bench:
             assert bench.pool.shape("tiny").active == "int4"
@@ -219,7 +219,7 @@ def test_a_kill_in_the_middle_of_a_step(tmp_path: Path) -> None:
                 loading.set()
                 await asyncio.Event().wait()
 
-            bench.pool.activate = never  # type: ignore[method-assign, assignment]
+            bench.pool.control.activate = never  # type: ignore[method-assign, assignment]
             look = asyncio.create_task(bench.look())
             await loading.wait()
             look.cancel()

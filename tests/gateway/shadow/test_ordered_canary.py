@@ -37,7 +37,7 @@ MODES: tuple[dict[str, Any], ...] = ({}, {"dry_run": True}, {"is_off": True})
 async def at(active: str = "int8", ladder: list[Any] = LADDER, **rules: Any) -> Bench:
     """Return a bench whose model is served by that rung, with nothing scored yet."""
     bench = Bench(ladder, num_scored=0, **rules)
-    await bench.pool.activate(f"tiny@{active}")
+    await bench.pool.control.activate(f"tiny@{active}")
     await bench.look()
     return bench
 
@@ -399,7 +399,7 @@ def test_one_that_is_loaded_again_after_a_restart_is_broken_off(
         home.keep(Standing("int4", "int8", (), Canary("int4", 9.0, 7, terms), {CODE: "full"}))
         pinned = {"pinned": frozenset({CODE}), "route_slices": True}
         async with home.process(is_killed=True, **pinned) as bench:
-            await bench.pool.load("tiny@full")
+            await bench.pool.control.load("tiny@full")
             await bench.pool.ensure_ready()
             bench.launch.prepare_s, bench.launch.tidy_s = 30.0, 1.2
             look = asyncio.create_task(bench.look())
@@ -429,7 +429,7 @@ def test_what_it_loaded_goes_with_it(is_there: bool) -> None:
     async def use() -> None:
         bench = await at()
         if is_there:
-            await bench.pool.load("tiny@int4")
+            await bench.pool.control.load("tiny@int4")
         await bench.operator.start_canary("int4", TERMS)
         await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
         await end_at_once(bench)
@@ -449,7 +449,7 @@ def test_a_load_that_others_began_goes_on() -> None:
     async def use() -> None:
         bench = await at()
         bench.launch.prepare_s = 0.5
-        load = asyncio.create_task(bench.pool.load("tiny@int4"))
+        load = asyncio.create_task(bench.pool.control.load("tiny@int4"))
         await begun(bench, "tiny@int4")
         await bench.operator.start_canary("int4", TERMS)
         await asyncio.sleep(0)
@@ -468,7 +468,7 @@ def test_a_start_that_waits_for_a_swap_is_broken_off() -> None:
         await bench.operator.start_canary("int4", TERMS)
         await until(lambda: bench.pool.find("tiny@int4").state is State.READY)
         bench.launch.prepare_s = 30.0
-        swap = asyncio.create_task(bench.pool.activate("tiny@full"))
+        swap = asyncio.create_task(bench.pool.control.activate("tiny@full"))
         await begun(bench, "tiny@full")
         look = asyncio.create_task(bench.look())
         await until(lambda: bench.keeper._steps.starting is not None)
@@ -593,7 +593,7 @@ def test_an_operators_swap_ends_it(chosen: str, ending: str) -> None:
     async def use() -> None:
         bench = await at()
         await start(bench)
-        await bench.pool.activate(f"tiny@{chosen}")
+        await bench.pool.control.activate(f"tiny@{chosen}")
         await bench.look()
         assert last(bench)[0] == ending
         assert bench.first_choices() == {chosen: 100}

@@ -36,7 +36,7 @@ async def gateway(
     service = create_service(settings, launch=launch or FakeLaunch())
     try:
         await service.pool.ensure_ready()
-        await service.pool.route("tiny@int8", slices, 1.0)
+        await service.pool.control.route("tiny@int8", slices, 1.0)
         transport = httpx.ASGITransport(Application(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             yield service.pool, client
@@ -73,12 +73,12 @@ def test_each_dimension_that_a_request_tells() -> None:
         async with gateway("position:256+") as (pool, client):  # which keeps int8 loaded
             for name, path, inside, outside in cases:
                 assert await who(client, path, inside) == "int4"
-                await pool.route("tiny@int8", [name], 1.0)
+                await pool.control.route("tiny@int8", [name], 1.0)
                 is_told = inside.get("messages") != ["user"]
                 assert await who(client, path, inside) == ("int8" if is_told else "int4"), name
                 assert await who(client, path, outside) == "int4", name
                 assert await who(client, path, {**inside, "model": "tiny@int4"}) == "int4"
-                await pool.end_routes("tiny", [name])
+                await pool.control.end_routes("tiny", [name])
 
     asyncio.run(ask())
 

@@ -124,10 +124,10 @@ def test_a_route_keeps_its_rung_in_memory() -> None:
     """Whoever wants the memory of a routed rung does not get it; afterwards anybody does."""
 
     async def use(bench: Bench) -> None:
-        await bench.pool.load("tiny@int4")
+        await bench.pool.control.load("tiny@int4")
         await bench.look()
         assert bench.pool.headroom("tiny").free == 50
-        await bench.pool.end_routes("tiny", [CODE])
+        await bench.pool.control.end_routes("tiny", [CODE])
         await until(lambda: bench.pool.headroom("tiny").free == 150)
 
     run(use, budget=250)
@@ -153,11 +153,11 @@ def test_a_rung_that_is_lost_is_fetched_again() -> None:
 
     async def use(bench: Bench) -> None:
         await bench.look()
-        await bench.pool.unload("tiny@int8")
+        await bench.pool.control.unload("tiny@int8")
         assert bench.first_choices(CODE) == {"int4": 100}
         await bench.look()
         assert [each["result"] for each in bench.events] == ["done", "lost"]
-        await bench.pool.load("tiny@int8")  # by somebody else: no old route may wake up
+        await bench.pool.control.load("tiny@int8")  # by somebody else: no old route may wake up
         assert bench.first_choices(CODE) == {"int4": 100}
         bench.now += 60
         await bench.look()
@@ -177,7 +177,7 @@ def test_a_swap_by_hand_ends_routes() -> None:
         assert routed(bench) == []
         await bench.look()
         assert routed(bench) == [{"model": "tiny", "variant": "int8", "slice": CODE}]
-        await bench.pool.activate("tiny@full")
+        await bench.pool.control.activate("tiny@full")
         assert routed(bench) == []
         assert bench.first_choices(CODE) == {"full": 100}
         assert bench.pool.find("tiny@int8").state is State.STOPPED
@@ -192,8 +192,8 @@ def test_a_route_that_comes_too_late_is_none() -> None:
     """While its rung was loaded, an operator activated a safer one: nothing leads back down."""
 
     async def use(bench: Bench) -> None:
-        await bench.pool.activate("tiny@full")
-        await bench.pool.route("tiny@int8", [CODE], 1.0)
+        await bench.pool.control.activate("tiny@full")
+        await bench.pool.control.route("tiny@int8", [CODE], 1.0)
         assert bench.first_choices(CODE) == {"full": 100}
         assert not bench.pool.has_routes("tiny")
 

@@ -1,20 +1,20 @@
-"""The metrics manifest: every series of the project in one table.
+"""The gateway's own families of metrics: every one in one table."""
 
-The registry (:mod:`gateway.registry`), ``docs/metrics.md``, the
-dashboards, the alerts and the checks of all of them are made from it.
-"""
+from typing import Literal, NamedTuple, get_args
 
-from typing import Literal, NamedTuple
-
-PATHS = ("/metrics", "/metrics/vllm", "/metrics/otel")
-"""Where it is served: under its own names, under vLLM's and under OpenTelemetry's."""
+from gateway.metrics.family import (
+    DURATION_S,
+    FIRST_TOKEN_S,
+    INTER_TOKEN_S,
+    MODEL,
+    OTHER,
+    VARIANT,
+    Label,
+    Type,
+    Unit,
+)
 
 PREFIX = "narrowgate_"
-ENGINE_PREFIX = "narrowgate_engine_"
-"""Of what engines say of themselves."""
-
-OTHER = "_other"
-"""The label value of everything outside its closed set, such as unknown model names."""
 
 RestartReason = Literal["exit", "stall"]
 
@@ -30,42 +30,13 @@ RejectionReason = Literal[
     "process_full",
 ]
 
-Type = Literal["counter", "gauge", "histogram"]
-
-Unit = Literal[
-    "seconds", "bytes", "tokens", "nats", "nats squared", "requests", "ratio", "state", "count"
-]
-"""Of a sample's value; of a histogram, of what is observed."""
-
-DURATION_S = (
-    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
-)
-FIRST_TOKEN_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
-)
-INTER_TOKEN_S = (
-    *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
-    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
-)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 _LAG_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
 _KL_NATS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10)
 _NLL_NATS = (-1, -0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3)
 _POSITION = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-_STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-
-class Label(NamedTuple):
-    """A label: its name, and its values or, where these are configured, what bounds them."""
-
-    name: str
-    values: tuple[str, ...] = ()
-    bound: str = ""
 
 
 class Family(NamedTuple):
@@ -84,22 +55,7 @@ class Family(NamedTuple):
         return tuple(label.name for label in self.labels)
 
 
-class EngineFamily(NamedTuple):
-    """One row of what engines say; ``vllm`` is its name there after ``vllm:``, if it has one."""
-
-    type: Type
-    unit: Unit
-    name: str
-    vllm: str | None
-    help: str
-    buckets: tuple[float, ...] = ()
-    labels: tuple[Label, ...] = ()
-    """Beside :data:`ENGINE_LABELS`."""
-
-
 # fmt: off
-_MODEL = Label("model", bound="the configured aliases, and _other")
-_VARIANT = Label("variant", bound="the configured variants, and _other")
 _RECIPE = Label("recipe", bound="the configured variants")
 _SLICE = Label("slice", bound="26 at most, with those of the settings 94: all, length:*, turns:*, "
                "script:*, domain:*, format:*, sampling:*, position:*, metadata.*:*")
@@ -109,14 +65,12 @@ _FINISH = Label("finish_reason", ("stop", "length", "tool_calls", "content_filte
                                   "error", OTHER))
 _ERROR = Label("error_type", bound="the codes of errors in the README, and _other")
 _STATUS = Label("status_class", ("3xx", "4xx", "5xx"))
-_REJECTION = Label("reason", ("host", "invalid_key", "admin_only", "model_not_allowed",
-                              "request_rate", "token_rate", "queue_full", "queue_timeout",
-                              "process_full"))
+_REJECTION = Label("reason", get_args(RejectionReason))
 _KEY = Label("key", bound="the names of the configured keys")
 _PHASE = Label("phase", ("prefill", "decode", OTHER))
 _STATE = Label("state", ("stopped", "loading", "ready", "restarting", "stopping", "failed"))
 _EVICTION = Label("reason", ("memory", "idle"))
-_RESTART = Label("reason", ("exit", "stall"))
+_RESTART = Label("reason", get_args(RestartReason))
 _RESULT = Label("result", ("ok", "failed"))
 _DROP = Label("reason", ("private", "unsupported", "unfinished", "no_capture", "empty", "too_long",
                          "rows", "budget", "queue_full", "busy", "timeout", "reference", "error",
@@ -136,8 +90,6 @@ _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound=
 _STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
                          "restored", "ordered", "withdrawn", "broken"))
 _ENDED = Label("result", ("promoted", "rolled_back", "withdrawn", "superseded", "failed"))
-_ENDING = Label("finished_reason", ("stop", "length", "abort", "error", OTHER))
-_REPLICA = Label("replica", bound="0 to the configured number less 1")
 
 
 def _fact(name: str) -> Label:
@@ -147,9 +99,9 @@ def _fact(name: str) -> Label:
 _FACTS = tuple(_fact(name) for name in (
     "recipe_digest", "source_digest", "weight_bits", "base_dtype", "backend", "numerics",
     "kernels", "kv_dtype"))
-_MV = (_MODEL, _VARIANT)
-_MVR = (_MODEL, _VARIANT, _RECIPE)
-_MVS = (_MODEL, _VARIANT, _SLICE)
+_MV = (MODEL, VARIANT)
+_MVR = (MODEL, VARIANT, _RECIPE)
+_MVS = (MODEL, VARIANT, _SLICE)
 
 FAMILIES: tuple[Family, ...] = (
     Family("histogram", "seconds", "request_duration_seconds", (*_MV, _OPERATION, _OUTCOME),
@@ -163,7 +115,7 @@ FAMILIES: tuple[Family, ...] = (
            INTER_TOKEN_S),
     Family("counter", "requests", "requests_total", (*_MV, _OPERATION, _OUTCOME, _FINISH),
            "Requests that ended, whatever their outcome."),
-    Family("counter", "requests", "request_errors_total", (_MODEL, _ERROR, _STATUS),
+    Family("counter", "requests", "request_errors_total", (MODEL, _ERROR, _STATUS),
            "Requests that ended in an error, also after the stream began."),
     Family("counter", "tokens", "prompt_tokens_total", _MV,
            "Prompt tokens, as counted by the engine; requests without a usage report add none."),
@@ -175,11 +127,11 @@ FAMILIES: tuple[Family, ...] = (
            "Generated tokens of a request that an engine answered.", _TOKENS),
     Family("gauge", "requests", "requests_running", _MV,
            "Requests passed to an engine: running or waiting there."),
-    Family("gauge", "requests", "requests_waiting", (_MODEL,),
+    Family("gauge", "requests", "requests_waiting", (MODEL,),
            "Requests that wait here for their turn at the model's engine."),
-    Family("histogram", "seconds", "queue_seconds", (_MODEL,),
+    Family("histogram", "seconds", "queue_seconds", (MODEL,),
            "Time that requests waited here for their turn, those that had to.", _QUEUE_S),
-    Family("counter", "requests", "admission_rejections_total", (_MODEL, _REJECTION),
+    Family("counter", "requests", "admission_rejections_total", (MODEL, _REJECTION),
            "Requests that were turned away before they reached an engine."),
     Family("counter", "requests", "key_requests_total", (_KEY,),
            "Requests let in, by the name of their key."),
@@ -187,7 +139,7 @@ FAMILIES: tuple[Family, ...] = (
            "Tokens of prompts and answers, by the name of their key."),
     Family("counter", "count", "rate_store_failures_total", (),
            "Times that the shared store of rate limits failed and this process counted alone."),
-    Family("counter", "requests", "client_disconnects_total", (_MODEL, _PHASE),
+    Family("counter", "requests", "client_disconnects_total", (MODEL, _PHASE),
            "Clients that left before the reply had ended."),
     Family("gauge", "state", "model_info", (*_MVR, *_FACTS),
            "What is served, always 1; joins other series."),
@@ -215,7 +167,7 @@ FAMILIES: tuple[Family, ...] = (
            "What all engines together may hold, if there is a budget."),
     Family("counter", "count", "evictions_total", (*_MV, _EVICTION),
            "Variants that were stopped, to make room (memory) or after their time (idle)."),
-    Family("counter", "count", "variant_swaps_total", (_MODEL, _RESULT),
+    Family("counter", "count", "variant_swaps_total", (MODEL, _RESULT),
            "Changes of the active variant."),
     Family("counter", "requests", "request_retries_total", _MV,
            "Attempts at another engine after this variant's engine had failed a request."),
@@ -223,33 +175,33 @@ FAMILIES: tuple[Family, ...] = (
            "The version of this gateway, always 1."),
     Family("counter", "count", "engine_restarts_total", (*_MV, _RESTART),
            "Restarts of an engine that ended or stalled."),
-    Family("histogram", "seconds", "model_load_seconds", (_MODEL, _RECIPE),
+    Family("histogram", "seconds", "model_load_seconds", (MODEL, _RECIPE),
            "Time to prepare a model and to start its engine.", _LOAD_S),
-    Family("gauge", "ratio", "shadow_sample_ratio", (_MODEL,),
+    Family("gauge", "ratio", "shadow_sample_ratio", (MODEL,),
            "Share of the model's requests that is drawn to be scored."),
     Family("gauge", "tokens", "shadow_budget_tokens_per_second", (),
            "Tokens a second that references may read in the long run."),
-    Family("counter", "requests", "shadow_candidates_total", (_MODEL,),
+    Family("counter", "requests", "shadow_candidates_total", (MODEL,),
            "Requests drawn to be scored; each is scored, dropped for a reason, or under way."),
-    Family("counter", "requests", "shadow_scored_total", (_MODEL,),
+    Family("counter", "requests", "shadow_scored_total", (MODEL,),
            "Candidates that the reference has scored."),
-    Family("counter", "requests", "shadow_dropped_total", (_MODEL, _DROP),
+    Family("counter", "requests", "shadow_dropped_total", (MODEL, _DROP),
            "Candidates that were not scored, and why."),
-    Family("gauge", "requests", "shadow_in_flight", (_MODEL,),
+    Family("gauge", "requests", "shadow_in_flight", (MODEL,),
            "Candidates under way."),
     Family("gauge", "requests", "shadow_queue_length", (),
            "Captured replies that wait for the reference."),
-    Family("histogram", "seconds", "shadow_lag_seconds", (_MODEL,),
+    Family("histogram", "seconds", "shadow_lag_seconds", (MODEL,),
            "Time from the capture of a reply to its score.", _LAG_S),
-    Family("counter", "tokens", "shadow_reference_tokens_total", (_MODEL,),
+    Family("counter", "tokens", "shadow_reference_tokens_total", (MODEL,),
            "Tokens that references read or, in free runs, wrote."),
-    Family("counter", "seconds", "shadow_cpu_seconds_total", (_MODEL,),
+    Family("counter", "seconds", "shadow_cpu_seconds_total", (MODEL,),
            "Processor time of references on this machine."),
-    Family("counter", "count", "shadow_yields_total", (_MODEL,),
+    Family("counter", "count", "shadow_yields_total", (MODEL,),
            "Scorings that were broken off because requests came."),
-    Family("gauge", "state", "shadow_reference_up", (_MODEL,),
+    Family("gauge", "state", "shadow_reference_up", (MODEL,),
            "1 while the reference takes texts, else 0."),
-    Family("counter", "count", "shadow_reference_failures_total", (_MODEL,),
+    Family("counter", "count", "shadow_reference_failures_total", (MODEL,),
            "Starts and scorings that failed."),
     Family("histogram", "nats", "fidelity_token_kl_divergence_nats", (*_MV, _ESTIMATOR),
            "KL divergence of the full model from the variant, mean of a request's tokens; variant "
@@ -300,7 +252,7 @@ FAMILIES: tuple[Family, ...] = (
            "absent where the active one does."),
     Family("counter", "count", "verdict_changes_total", (*_MVS, _VERDICT),
            "Changes of a verdict, by what it became."),
-    Family("counter", "count", "ladder_steps_total", (_MODEL, _FROM, _TO, _STEP),
+    Family("counter", "count", "ladder_steps_total", (MODEL, _FROM, _TO, _STEP),
            "Steps on a model's ladder that were done, and why."),
     Family("counter", "count", "canaries_ended_total", (*_MV, _ENDED),
            "Canaries that operators asked for, by how they ended."),
@@ -319,82 +271,4 @@ FAMILIES: tuple[Family, ...] = (
     Family("gauge", "nats", "fixed_text_limit_nats", (*_MV, _TEXT),
            "How far a sound engine's may be."),
 )
-
-ENGINE_LABELS = (_MODEL, _VARIANT, _REPLICA)
-"""Of each series that the gateway passes on from an engine."""
-
-RUNNING = EngineFamily("gauge", "requests", "sequences_running", "num_requests_running",
-                       "Sequences that hold cache pages.")
-WAITING = EngineFamily("gauge", "requests", "sequences_waiting", "num_requests_waiting",
-                       "Sequences that wait for pages or for others to end.")
-CACHE_USAGE = EngineFamily("gauge", "ratio", "kv_cache_usage_ratio", "kv_cache_usage_perc",
-                           "Share of the cache's pages that sequences hold, 0 to 1.")
-PAGES = EngineFamily("gauge", "count", "kv_cache_pages", None,
-                     "Pages that the cache's memory holds.")
-LAST_TOKEN = EngineFamily("gauge", "seconds", "last_token_timestamp_seconds", None,
-                          "When the last token was chosen, in seconds since 1970; 0 before any.")
-PREFIX_QUERIES = EngineFamily("counter", "tokens", "prefix_cache_queries_total",
-                              "prefix_cache_queries_total",
-                              "Prompt tokens that were looked up among earlier ones.")
-PREFIX_HITS = EngineFamily("counter", "tokens", "prefix_cache_hits_total",
-                           "prefix_cache_hits_total",
-                           "Prompt tokens that did not have to be read again.")
-PREEMPTIONS = EngineFamily("counter", "count", "preemptions_total", "num_preemptions_total",
-                           "Sequences that gave their pages up and read their tokens again.")
-PROMPT = EngineFamily("counter", "tokens", "prompt_tokens_total", "prompt_tokens_total",
-                      "Prompt tokens of ended sequences.")
-GENERATED = EngineFamily("counter", "tokens", "generated_tokens_total", "generation_tokens_total",
-                         "Tokens that were chosen.")
-ENDED = EngineFamily("counter", "requests", "sequences_total", "request_success_total",
-                     "Sequences that ended: stop, length, abort or error.", labels=(_ENDING,))
-QUEUE = EngineFamily("histogram", "seconds", "queue_seconds", "request_queue_time_seconds",
-                     "Time from a sequence's arrival to its first step.", DURATION_S)
-FIRST_TOKEN = EngineFamily("histogram", "seconds", "time_to_first_token_seconds",
-                           "time_to_first_token_seconds",
-                           "Time from a sequence's arrival to its first token.", FIRST_TOKEN_S)
-INTER_TOKEN = EngineFamily("histogram", "seconds", "inter_token_latency_seconds",
-                           "inter_token_latency_seconds",
-                           "Time between two tokens of a sequence.", INTER_TOKEN_S)
-DURATION = EngineFamily("histogram", "seconds", "sequence_seconds", "e2e_request_latency_seconds",
-                        "Time from a sequence's arrival to its end.", DURATION_S)
-STEP = EngineFamily("histogram", "seconds", "step_seconds", None,
-                    "Time of one step of the model for all sequences.", _STEP_S)
-STEP_TOKENS = EngineFamily("histogram", "tokens", "step_tokens", "iteration_tokens_total",
-                           "Tokens of one step.", _STEP_TOKENS)
 # fmt: on
-
-ENGINE_FAMILIES: tuple[EngineFamily, ...] = (
-    *(RUNNING, WAITING, CACHE_USAGE, PAGES, LAST_TOKEN, PREFIX_QUERIES, PREFIX_HITS, PREEMPTIONS),
-    *(PROMPT, GENERATED, ENDED, QUEUE, FIRST_TOKEN, INTER_TOKEN, DURATION, STEP, STEP_TOKENS),
-)
-
-
-class Row(NamedTuple):
-    """One family as Prometheus sees it on the gateway, with its full name."""
-
-    name: str
-    type: Type
-    unit: Unit
-    labels: tuple[Label, ...]
-    help: str
-    buckets: tuple[float, ...]
-
-
-def manifest() -> tuple[Row, ...]:
-    """Return every family of ``/metrics``, but the process's own that the client library adds."""
-    own = (
-        Row(PREFIX + each.name, each.type, each.unit, each.labels, each.help, each.buckets)
-        for each in FAMILIES
-    )
-    engines = (
-        Row(
-            ENGINE_PREFIX + each.name,
-            each.type,
-            each.unit,
-            (*ENGINE_LABELS, *each.labels),
-            each.help,
-            each.buckets,
-        )
-        for each in ENGINE_FAMILIES
-    )
-    return (*own, *engines)

@@ -1,4 +1,4 @@
-"""Which artifacts of mixtures of experts vLLM can run, told from their config.json."""
+"""Which checkpoints and artifacts vLLM can run, told from their config.json."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,41 @@ _EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)$")
 _STACKED = frozenset({"gate_up_proj"})
 """What our artifacts call a matrix that the checkpoint held in one tensor for all experts."""
 _UNRUN_GROUP = 32
-_REMEDY = "use recipe int8 on a processor with AMX, or engine 'embedded'"
+_EXPERTS_REMEDY = "use recipe int8 on a processor with AMX, or engine 'embedded'"
 
 
-def require_experts_servable(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
+def require_servable_by(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
+    """Check that vLLM knows a checkpoint's family and shapes, and runs its experts' codes.
+
+    ``config`` is its config.json, ``name`` what the operator calls it.
+
+    Raises:
+        LoadRefused: names what does not fit.
+    """
+    families = [str(each) for each in config.get("architectures") or ()]
+    if families and not facts.architectures.intersection(families):
+        raise LoadRefused(
+            f"model {name!r} is a {families[0]}, which vLLM {facts.version} does not know: "
+            "use engine 'embedded' or a newer vLLM"
+        )
+    head_dim = _head_dim(config)
+    if facts.head_sizes and head_dim is not None and head_dim not in facts.head_sizes:
+        sizes = ", ".join(map(str, sorted(facts.head_sizes)))
+        raise LoadRefused(
+            f"model {name!r} has heads of {head_dim} values; vLLM's attention on a processor "
+            f"takes {sizes}: use engine 'embedded'"
+        )
+    _require_experts_servable(facts, config, name)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int | None:
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return int(hidden) // int(heads) if hidden and heads else None
+
+
+def _require_experts_servable(facts: VllmFacts, config: Mapping[str, Any], name: str) -> None:
     """Refuse quantized experts that vLLM has no kernel for, or would read wrongly.
 
     ``config`` is the artifact's config.json, ``name`` what the operator calls the model. What vLLM
@@ -32,7 +63,8 @@ def require_experts_servable(facts: VllmFacts, config: Mapping[str, Any], name: 
         reason = _unrun_on_cpu(facts, groups[0])
     if reason is not None:
         raise LoadRefused(
-            f"model {name!r} has quantized experts that vLLM does not serve: {reason}: {_REMEDY}"
+            f"model {name!r} has quantized experts that vLLM does not serve: {reason}: "
+            f"{_EXPERTS_REMEDY}"
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.vllm_capabilities import require_servable_by
+from gateway.backends.vllm_checkpoint import require_servable_by
 from gateway.errors import LoadRefused
 from tests.gateway.test_vllm_plan import OLD_CPU, facts, gpu
 
