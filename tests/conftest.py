@@ -17,6 +17,7 @@ os.environ["NUMBA_CACHE_DIR"] = str(kernels_dir())
 
 
 FIRST = (
+    "tests/compression/test_int8_real.py",
     "tests/project/test_readme.py",
     "tests/vllm/test_replicas.py",
     "tests/vllm/test_ladder.py",
@@ -24,8 +25,18 @@ FIRST = (
     "tests/contracts/test_engine_contract.py",
 )
 """The files that take longest, in the order in which workers that share them end together."""
+LAST = (
+    "tests/project/test_readme_commands.py",
+    "tests/engine/test_fixed_texts.py",
+    "tests/benchmarks/test_shadow_damage.py",
+)
+"""Files that need the artifact of int8: the first file makes it, and nobody has to wait for it."""
 PLACES = {
-    "alone": ("tests/gateway/", "tests/grafana/"),
+    "alone": (
+        "tests/gateway/test_measured_times.py",
+        "tests/gateway/test_random_leaves.py",
+        "tests/grafana/test_live.py",
+    ),
     "vllm": ("tests/vllm/", "tests/contracts/"),
 }
 """Where `make test` looks for tests with a mark of their own part."""
@@ -36,8 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Were they last, one worker would be left with them and the others would have nothing to do.
     """
-    ranks = {name: rank for rank, name in enumerate(FIRST)}
-    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(FIRST)))
+    ranks = {name: rank - len(FIRST) for rank, name in enumerate(FIRST)}
+    ranks |= {name: rank + 1 for rank, name in enumerate(LAST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], 0))
     for item in items:
         for mark, places in PLACES.items():
             if item.get_closest_marker(mark) and not item.nodeid.startswith(places):

@@ -20,7 +20,7 @@ def test_missing_heads_are_caught_within_thirty_requests(
     demo_model_dir: Path, tmp_path: Path
 ) -> None:
     """Three of nine heads lost in the build: drift at once; the sound artifact never drifts."""
-    artifact = prepare("smollm2", "int8-fast", None, ignore, is_measured=True)
+    artifact = prepare("smollm2", "int8", None, ignore, is_measured=True)
     assert artifact.manifest is not None
     fidelity = artifact.manifest.fidelity or ()
     write_damaged(artifact.directory, DAMAGES["three heads"], tmp_path / "damaged")

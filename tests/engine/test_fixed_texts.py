@@ -446,7 +446,7 @@ def test_a_cache_of_eight_bits_is_read_as_it_is_served(
 @pytest.mark.real_model
 def test_two_percent_in_one_layer_of_the_real_model_are_seen(tmp_path: Path) -> None:
     """By the engine's own process, at its load; the artifact as it was built passes."""
-    stored = prepare("smollm2", "int8-fast", None, ignore, is_measured=True).directory
+    stored = prepare("smollm2", "int8", None, ignore, is_measured=True).directory
     add_reading(stored, 1, ignore)
     found = asyncio.run(check_at_load(stored, threads=1))
     assert found.outcome is Outcome.OK
