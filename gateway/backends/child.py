@@ -83,8 +83,13 @@ class ChildProcess:
         except OSError as error:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}") from None
         child = cls(process, on_stdout=on_stdout, on_stderr=on_stderr)
-        if processors is not None:
-            _warn_if_not_held(process.pid, processors)
+        if processors is not None and process.processors != processors:
+            logger.warning(
+                "process %d may run on processors %s: it could not be held to %s",
+                process.pid,
+                sorted(process.processors),
+                sorted(processors),
+            )
         if niceness:
             try:
                 await _stand_back(process.pid, niceness)
@@ -136,8 +141,6 @@ class ChildProcess:
         await self.wait()
         for reader in self._readers:
             reader.cancel()
-        for transport in self._process.transports:
-            transport.close()
         if self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -180,17 +183,6 @@ async def _read_lines(stream: asyncio.StreamReader, on_line: OnLine) -> None:
         rest = rest[:MAX_LINE_BYTES]
     if rest:
         on_line(rest.decode(errors="replace"))
-
-
-def _warn_if_not_held(pid: int, processors: Set[int]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if (found := os.sched_getaffinity(pid)) != processors:
-            logger.warning(
-                "process %d may run on processors %s: it could not be held to %s",
-                pid,
-                sorted(found),
-                sorted(processors),
-            )
 
 
 async def _stand_back(pid: int, niceness: int) -> None:

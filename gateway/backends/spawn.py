@@ -1,11 +1,13 @@
 """A process is started beside the event loop, by a thread that then waits for its end.
 
 The loops of asyncio and uvloop fork on their own thread and wait there until the child has become
-its program: 6 to 18 ms in which no stream moves on.
+its program: 6 to 18 ms in which no stream moves on. What it writes is read by threads, too: no loop
+then holds a descriptor that others close.
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +20,9 @@ from typing import IO
 
 _LEAST_URGENT = 19
 _BOUND = Path(__file__).with_name("bound.py")
+_PIECE_BYTES = 65536
+_PIECES = 16
+"""That a loop may still have to take from one pipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +30,11 @@ class Spawned:
     """A process that leads a session of its own, and the near ends of its pipes."""
 
     pid: int
+    processors: Set[int]
+    """On which it may run."""
     stdin: IO[bytes] | None
     stdout: asyncio.StreamReader
     stderr: asyncio.StreamReader
-    transports: tuple[asyncio.BaseTransport, ...]
-    """Of the last two."""
     ended: asyncio.Future[int]
     """Its exit code, the number of a signal below 0; not to be cancelled."""
 
@@ -48,86 +53,140 @@ async def spawn(
     Where a sandbox forbids that it is held to ``processors`` it runs all the same.
 
     Raises:
-        OSError: no process can be started.
+        OSError: no process, or no thread beside it, can be started.
     """
 
-    def start() -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_BOUND), str(int(death_signal)), parent, *command],
-            bufsize=0,
-            stdin=subprocess.PIPE if is_told else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=dict(environment),
-        )
-        # It has an interpreter to start before it becomes what others inherit this from.
-        with contextlib.suppress(OSError):
-            if niceness:
-                lowered = os.getpriority(os.PRIO_PROCESS, 0) + niceness
-                os.setpriority(os.PRIO_PGRP, process.pid, min(_LEAST_URGENT, lowered))
-            if processors is not None:
-                os.sched_setaffinity(process.pid, processors)
-        return process
+    def start() -> "_Held":
+        waits, goes = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_BOUND), *told, str(waits), *command],
+                bufsize=0,
+                stdin=subprocess.PIPE if is_told else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=(waits,),
+                env=dict(environment),
+            )
+            return _Held(process, _hold(process.pid, niceness, processors))
+        finally:
+            os.close(waits)
+            os.close(goes)  # which lets it go on
 
-    parent = str(os.getpid())
-    keeper = _Keeper(start, asyncio.get_running_loop())
-    keeper.start()
+    loop = asyncio.get_running_loop()
+    told = (str(int(death_signal)), str(os.getpid()))
+    keeper = _Keeper(start, loop)
+    _begin(keeper)
     try:
-        process = await asyncio.shield(keeper.started)
+        held = await asyncio.shield(keeper.started)
     except asyncio.CancelledError:
         keeper.started.add_done_callback(_end_unwanted)
         raise
+    process = held.process
+    outputs, readers = [process.stdout, process.stderr], list[asyncio.StreamReader]()
     try:
-        outputs = [await _reader(pipe) for pipe in (process.stdout, process.stderr)]
-    except BaseException:
-        _kill(process)
+        for pipe in outputs:
+            readers.append(_listen(pipe, loop))
+    except OSError:
+        _end(process, (process.stdin, *outputs[len(readers) :]))
         raise
-    (stdout, _), (stderr, _) = outputs
-    transports = tuple(transport for _, transport in outputs)
-    return Spawned(process.pid, process.stdin, stdout, stderr, transports, keeper.ended)
+    stdout, stderr = readers
+    return Spawned(process.pid, held.processors, process.stdin, stdout, stderr, keeper.ended)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A process, and the processors that it is held to."""
+
+    process: "subprocess.Popen[bytes]"
+    processors: Set[int]
+
+
+def _hold(pid: int, niceness: int, processors: Set[int] | None) -> Set[int]:
+    """Give a process that waits its place; return the processors on which it may run."""
+    if niceness:
+        lowered = os.getpriority(os.PRIO_PROCESS, 0) + niceness
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, min(_LEAST_URGENT, lowered))
+    if processors is not None:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(pid, processors)
+    return os.sched_getaffinity(pid)
 
 
 class _Keeper(threading.Thread):
     """Lives as long as the child: the kernel takes the end of this thread for its parent's."""
 
-    def __init__(
-        self, start: Callable[[], "subprocess.Popen[bytes]"], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, start: Callable[[], _Held], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name="child", daemon=True)
         self._start = start
         self._loop = loop
-        self.started: asyncio.Future[subprocess.Popen[bytes]] = loop.create_future()
+        self.started: asyncio.Future[_Held] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
 
     def run(self) -> None:
         try:
-            process = self._start()
+            held = self._start()
         except BaseException as error:  # of whoever waits for it
             self._tell(self.started.set_exception, error)
             return
-        self._tell(self.started.set_result, process)
-        self._tell(self.ended.set_result, process.wait())
+        self._tell(self.started.set_result, held)
+        self._tell(self.ended.set_result, held.process.wait())
 
     def _tell(self, settle: Callable[..., None], outcome: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(settle, outcome)
 
 
-async def _reader(pipe: IO[bytes] | None) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
-    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader, transport
+def _listen(pipe: IO[bytes] | None, loop: asyncio.AbstractEventLoop) -> asyncio.StreamReader:
+    """Return a reader of what a thread takes from a pipe."""
+    reader = asyncio.StreamReader(loop=loop)
+    if pipe is None:
+        reader.feed_eof()
+    else:
+        _begin(threading.Thread(target=_pass_on, args=(pipe, reader, loop), daemon=True))
+    return reader
 
 
-def _end_unwanted(started: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
+def _pass_on(
+    pipe: IO[bytes], reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop
+) -> None:
+    room = threading.Semaphore(_PIECES)
+
+    def feed(piece: bytes) -> None:
+        reader.feed_data(piece)
+        room.release()
+
+    with pipe, contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+        while piece := pipe.read(_PIECE_BYTES):
+            room.acquire()
+            loop.call_soon_threadsafe(feed, piece)
+        loop.call_soon_threadsafe(reader.feed_eof)
+
+
+def _begin(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        OSError: there are as many as there may be.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from None
+
+
+def _end_unwanted(started: "asyncio.Future[_Held]") -> None:
     if not started.cancelled() and started.exception() is None:
-        _kill(started.result())
+        process = started.result().process
+        _end(process, (process.stdin, process.stdout, process.stderr))
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", pipes: Sequence[IO[bytes] | None]) -> None:
+    """Kill a process with all that it started; close pipes that no thread reads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    for pipe in (process.stdin, process.stdout, process.stderr):
+    for pipe in pipes:
         if pipe is not None:
             pipe.close()

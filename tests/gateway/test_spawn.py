@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from gateway.backends.child import ChildProcess
+from gateway.errors import ChildFailed
 from tests.gateway.harness import eventually, is_alive
 
 _PATIENCE_S = 60.0
@@ -80,6 +81,55 @@ def test_one_that_is_not_wanted_any_more_is_ended(monkeypatch: pytest.MonkeyPatc
         async with asyncio.timeout(_PATIENCE_S):
             while not slow.started or is_alive(slow.started[0].pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    asyncio.run(check())
+
+
+def test_too_many_threads_are_a_child_that_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who starts children knows one error, whatever the system has too little of; none is left."""
+    slow = SlowStart(monkeypatch)
+    slow.may_start.set()
+    begin, left = threading.Thread.start, 0
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        begin(thread)
+
+    async def check() -> None:
+        nonlocal left
+        for allowed in range(3):
+            with monkeypatch.context() as context:
+                context.setattr(threading.Thread, "start", refuse)
+                left = allowed
+                with pytest.raises(ChildFailed, match="can't start new thread"):
+                    await start(_SLEEP)
+        assert len(slow.started) == 2
+        await asyncio.to_thread(eventually, lambda: not any(map(is_alive, pids())))
+
+    def pids() -> list[int]:
+        return [each.pid for each in slow.started]
+
+    asyncio.run(check())
+
+
+def test_all_that_a_child_writes_comes_in_order() -> None:
+    """More than pipes and the loop hold at a time, and the last line without an end."""
+    code = "print('\\n'.join(str(each) for each in range(400_000)), end='')"
+
+    async def check() -> None:
+        lines: list[str] = []
+        child = await start([sys.executable, "-c", code], lines)
+        async with asyncio.timeout(_PATIENCE_S):
+            while len(lines) < 400_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert await child.wait() == 0
+        assert lines == [str(each) for each in range(400_000)]
+        await child.stop(0)
 
     asyncio.run(check())
 
