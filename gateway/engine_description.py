@@ -25,7 +25,7 @@ def read_description(content: bytes, served_name: str, base_url: str) -> EngineI
     try:
         info = EngineInfo.model_validate_json(content)
     except ValidationError as error:
-        raise _not_described(error, base_url) from None
+        raise _not_described(error, f"{base_url}/engine/info") from None
     if info.served_model_name != served_name:
         raise _other_model([info.served_model_name], served_name, base_url)
     return info
@@ -44,7 +44,7 @@ def read_card(content: bytes, served_name: str, base_url: str) -> EngineInfo:
     try:
         return EngineInfo(served_model_name=served_name, max_model_len=card.get("max_model_len"))
     except ValidationError as error:
-        raise _not_described(error, base_url) from None
+        raise _not_described(error, f"{base_url}/v1/models") from None
 
 
 def read_names(content: bytes, base_url: str) -> list[str]:
@@ -63,12 +63,10 @@ def _cards(content: bytes, base_url: str) -> list[tuple[Any, dict[str, Any]]]:
         raise EngineFault(f"{base_url}/v1/models is no list of models: correct 'urls'") from None
 
 
-def _not_described(error: ValidationError, base_url: str) -> EngineFault:
+def _not_described(error: ValidationError, url: str) -> EngineFault:
     where, reason = first_problem(error)
     what = f"{where!r} {reason}" if where else reason
-    return EngineFault(
-        f"{base_url}/engine/info does not describe an engine ({what}): correct 'urls'"
-    )
+    return EngineFault(f"{url} does not describe an engine ({what}): correct 'urls'")
 
 
 def _other_model(served: Sequence[str], wanted: str, base_url: str) -> EngineFault:

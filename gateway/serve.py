@@ -98,9 +98,9 @@ async def _restore(service: Service) -> None:
 
 def _work_beside(service: Service) -> list[Coroutine[Any, Any, None]]:
     """Return what goes on while requests are served."""
+    works = (service.pool.tend, service.live.run, service.judge.run)
     keeping = [keeper.run() for keeper in service.keepers]
-    judging = again_and_again(service.judge.run)
-    return [service.pool.tend(), service.shadow.run(), service.live.run(), judging, *keeping]
+    return [*(again_and_again(work) for work in works), service.shadow.run(), *keeping]
 
 
 async def _shut_down(

@@ -142,7 +142,7 @@ class ShadowSettings(Frozen):
     probe_every_s: float = Field(default=60.0, ge=0)
     """0 is never."""
     fixed_texts_every_s: float = Field(default=3600.0, ge=0)
-    """0 is only once an engine is ready."""
+    """0 is not again after a reading that succeeded."""
     slices: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The operator's own: keys of requests' metadata, and the values that are told apart."""
     reference: ReferenceSettings = ReferenceSettings()

@@ -39,7 +39,7 @@ PLACES = {
     ),
     "vllm": ("tests/vllm/", "tests/contracts/"),
 }
-"""Where `make test` looks for tests with a mark of their own part."""
+"""Where `make test` looks for tests with a mark of their own part; the Makefile has them, too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,7 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(mark) and not item.nodeid.startswith(places):
                 raise pytest.UsageError(
                     f"{item.nodeid} is marked {mark!r}, and `make test` looks for such tests in "
-                    f"{' and '.join(places)} alone: move it, or add its place to the Makefile"
+                    f"{' and '.join(places)} alone: move it, or add its place to the Makefile and "
+                    "to PLACES in tests/conftest.py"
                 )
 
 

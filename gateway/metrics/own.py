@@ -84,7 +84,7 @@ _RUN = Label("result", ("compared", "unsupported", "too_many", "budget", "unscor
 _RUN_CHECK = Label("check", (*_CHECK.values, "finish", "refusal"))
 _TEXT = Label("text", bound="all, and the built-in texts: english, german, french, chinese, code, "
               "json, arithmetic")
-_CHECKED = Label("result", ("changed", "unread", "other_numerics", "not_kept", "ok"))
+_CHECKED = Label("result", ("changed", "unread", "other_numerics", "too_long", "not_kept", "ok"))
 _VERDICT = Label("state", ("learning", "ok", "drift", "stale"))
 _FROM, _TO = Label("from", bound="the variants of a ladder"), Label("to", bound="the same")
 _STEP = Label("reason", ("drift", "return", "proven", "not_proven", "slice_drift", "slice_ok",
@@ -265,7 +265,7 @@ FAMILIES: tuple[Family, ...] = (
            "for every other result."),
     Family("gauge", "seconds", "fixed_texts_due_timestamp_seconds", _MV,
            "When the variant's engines are to have read fixed texts again, the first of them, in "
-           "Unix time; in the past where none of the tries since then came to anything."),
+           "Unix time; in the past where they have not."),
     Family("gauge", "nats", "fixed_text_distance_nats", (*_MV, _TEXT),
            "How far the engine's log-probabilities of a fixed text are from what its build kept."),
     Family("gauge", "nats", "fixed_text_limit_nats", (*_MV, _TEXT),

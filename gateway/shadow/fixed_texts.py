@@ -58,7 +58,9 @@ class Outcome(StrEnum):
     UNREAD = "unread"
     """The engine did not read the texts, or what was kept of them cannot be used."""
     OTHER_NUMERICS = "other_numerics"
-    """It computes otherwise than the engine that was read at the build."""
+    """It computes otherwise than the engine whose reading is kept."""
+    TOO_LONG = "too_long"
+    """A text is longer than its context."""
     NOT_KEPT = "not_kept"
     """The build kept nothing, no engine was read then, or the artifact is not here."""
     OK = "ok"
@@ -107,15 +109,24 @@ class _Engine:
     found: Finding
     due: float
     """When it is tried next, by the monotonic clock."""
+    due_time: float
+    """The same in seconds since the epoch; what comes first counts: one stands still in a machine
+    that sleeps, the other may be set back."""
     wanted: float | None
     """Since when, or from when on, it should be read, in seconds since the epoch; None: never."""
     num_failed: int = 0
     """Readings in a row that came to nothing."""
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether it is to be tried now."""
+        return time.monotonic() >= self.due or time.time() >= self.due_time
+
 
 class FixedTextsCheck:
-    """Reads each engine that became ready, and again every ``every_s`` seconds; 0: only then.
+    """Reads each engine that became ready, and again every ``every_s`` seconds.
 
+    With 0 it is not read again after a reading that succeeded; one that failed is always repeated.
     ``tell`` is given the finding of each variant at every look; None, once: it has no engine any
     more.
     """
@@ -164,7 +175,7 @@ class FixedTextsCheck:
             self._tell(*names, self.finding(*names))
         for name, engine in ready.items():
             known = self._known.get(name)
-            if known is None or time.monotonic() >= known.due:
+            if known is None or known.is_due:
                 await self._check(engine)
         for names in {each.names for each in self._known.values()}:
             self._tell(*names, self.finding(*names))
@@ -188,32 +199,39 @@ class FixedTextsCheck:
         if found.outcome is Outcome.UNREAD:
             num_failed = 1 + (0 if before is None else before.num_failed)
             retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(num_failed - 1, 30))
-        due = time.monotonic() + retry_s if retry_s else float("inf")
+        pause_s = retry_s or float("inf")
+        due, due_time = time.monotonic() + pause_s, time.time() + pause_s
         wanted = self._wanted(engine, found, before)
         if before is not None and num_failed and before.found.outcome is Outcome.CHANGED:
             # What a reading has shown stands until another one shows otherwise.
             logger.info("%s: fixed texts: not read again (%s)", engine.name, found.reason)
-            before.due, before.num_failed = due, num_failed
+            before.due, before.due_time, before.num_failed = due, due_time, num_failed
             return
-        self._known[engine.name] = _Engine(engine.client, names, found, due, wanted, num_failed)
+        self._known[engine.name] = _Engine(
+            engine.client, names, found, due, due_time, wanted, num_failed
+        )
         is_news = before is None or before.found.outcome is not found.outcome
         self._report(engine, found, time.monotonic() - began, is_news=is_news)
         self._show(names)
 
     def _wanted(self, engine: ReadyEngine, found: Finding, before: _Engine | None) -> float | None:
-        """Return since when, or from when on, an engine should be read; None: it need not be."""
+        """Return since when, or from when on, an engine should be read.
+
+        None: it need not be, or is not tried again.
+        """
         match found.outcome:
             case Outcome.OK | Outcome.CHANGED:
                 return found.time + self._every_s if self._every_s else None
-            case Outcome.NOT_KEPT:
+            case Outcome.NOT_KEPT | Outcome.TOO_LONG:
                 return None
-            case Outcome.OTHER_NUMERICS if not _is_embedded(engine):
+            case Outcome.OTHER_NUMERICS if not self._every_s or not _is_embedded(engine):
                 return None
         return found.time if before is None or before.wanted is None else before.wanted
 
     async def _read(self, engine: ReadyEngine) -> Finding:
         record, reading, directory = self._kept(engine)
         texts = await asyncio.to_thread(read_fixed_texts, directory)
+        _require_room(engine, texts)
         began = time.monotonic()
         distances = mean_distances(await self._distances(engine.client, texts))
         seconds = time.monotonic() - began
@@ -253,8 +271,8 @@ class FixedTextsCheck:
         if told != (record.reading.version, record.reading.numerics):
             raise _Unfit(
                 Outcome.OTHER_NUMERICS,
-                f"version and numerics of the engine are {told}, and at the build were "
-                f"{(record.reading.version, record.reading.numerics)}",
+                f"version and numerics of the engine are {told}, and of the one whose reading is "
+                f"kept were {(record.reading.version, record.reading.numerics)}",
             )
         return record, record.reading, prepared.directory
 
@@ -307,6 +325,15 @@ class FixedTextsCheck:
 def _is_embedded(engine: ReadyEngine) -> bool:
     """Return whether an engine is of the kind that reads the texts behind builds."""
     return engine.info is not None and engine.info.reads_with is not None
+
+
+def _require_room(engine: ReadyEngine, texts: FixedTexts) -> None:
+    room = None if engine.info is None else engine.info.max_model_len
+    read = max(len(text.token_ids) for text in texts.texts) - 1  # the last one is predicted
+    if room is not None and read > room:
+        raise _Unfit(
+            Outcome.TOO_LONG, f"a text has {read} tokens to be read, and the context holds {room}"
+        )
 
 
 def _judged(found: Finding) -> Finding:

@@ -16,5 +16,5 @@ async def again_and_again(work: Callable[[], Awaitable[None]]) -> None:
             return await work()
         except Exception:
             # The border of this task.
-            logger.exception("the shadow begins again after a defect")
+            logger.exception("work beside requests begins again after a defect")
             await asyncio.sleep(_PAUSE_AFTER_DEFECT_S)

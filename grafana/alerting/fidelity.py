@@ -13,8 +13,8 @@ _WHERE = "{{ $labels.model }}@{{ $labels.variant }} at {{ $labels.instance }}"
 _VALUE = f"{{{{ $value | printf {SHORT} }}}}"
 _IS_ACTIVE = also("narrowgate_active_variant == 1")
 _MODEL = ("job", "instance", "model")
-_OVERDUE_S = 3 * 3600
-"""Up to eight tries, the last ones an hour apart; by default three readings."""
+_OVERDUE_S = 2.5 * 3600
+"""With the alert's ``wait`` three hours: eight tries at most of an engine that does not read."""
 
 
 def fidelity_alerts() -> Iterator[Alert]:
@@ -193,13 +193,13 @@ def _answers() -> Iterator[Alert]:
     yield Alert(
         name="FixedTextsOverdue",
         severity="warning",
-        expr=f"time() - narrowgate_fixed_texts_due_timestamp_seconds > {_OVERDUE_S}",
-        wait="0m",
-        why="the expression has waited for three hours",
+        expr=f"time() - narrowgate_fixed_texts_due_timestamp_seconds > {_OVERDUE_S:.0f}",
+        wait="30m",
+        why="after a sleep of the machine, or a step of its clock, engines are read first",
         summary="An engine has not been held against its build for hours.",
         description=f"An engine of {_WHERE} should have read fixed texts "
-        "{{ $value | humanizeDuration }} ago, and no try since then came to anything: whether it "
-        "still computes what its artifact was built to is not known.",
+        "{{ $value | humanizeDuration }} ago, and has not: whether it still computes what its "
+        "artifact was built to is not known.",
         dashboard=_FIDELITY,
     )
     yield Alert(

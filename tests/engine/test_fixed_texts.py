@@ -211,17 +211,66 @@ def test_what_is_not_kept_is_no_finding(
 
 
 @pytest.mark.parametrize(
-    ("info", "is_due"),
-    [({"reads_with": "W8A8"}, True), ({"program": "torch 9"}, True), ({"reads_with": None}, False)],
+    ("info", "every_s", "is_due"),
+    [
+        ({"reads_with": "W8A8"}, 3600, True),
+        ({"program": "torch 9"}, 3600, True),
+        ({"reads_with": None}, 3600, False),
+        ({"program": "torch 9"}, 0, False),
+    ],
 )
 def test_engines_that_compute_otherwise_are_held_against_nothing(
-    artifact: Path, damaged: RunningEngine, info: dict[str, Any], is_due: bool
+    artifact: Path, damaged: RunningEngine, info: dict[str, Any], every_s: float, is_due: bool
 ) -> None:
-    """Other products, versions, or an engine that reads no texts, which alone is nobody's fault."""
-    bench = Bench(artifact)
+    """Other products, versions, or an engine that reads no texts, which alone is nobody's fault.
+
+    One that is not looked at again is not due.
+    """
+    bench = Bench(artifact, every_s=every_s)
     assert bench.look(damaged, **info) is Outcome.OTHER_NUMERICS
     assert len(bench.events) == 1
     assert (bench.sample(DUE) is not None) is is_due
+
+
+@pytest.mark.parametrize(
+    ("spare", "outcome"), [(0, Outcome.OK), (-1, Outcome.TOO_LONG)], ids=["fits", "short"]
+)
+def test_a_context_that_is_too_short_is_nothing_to_wait_for(
+    artifact: Path, spare: int, outcome: Outcome
+) -> None:
+    """It is legal, and no later try would find another one."""
+    read = max(len(text.token_ids) for text in read_fixed_texts(artifact).texts) - 1
+    runner = load_runner(artifact, threads=1, max_model_len=read + spare)
+    bench = Bench(artifact, every_s=3600)
+    with running_engine(runner, load_tokenizer(artifact), token_budget=128) as engine:
+        assert bench.look(engine) is outcome
+    assert (bench.sample(DUE) is None) is (outcome is Outcome.TOO_LONG)
+    assert bench.sample("fixed_texts_check", result="too_long") == int(spare < 0)
+
+
+@pytest.mark.parametrize("stands", ["monotonic", "time"])
+def test_one_clock_that_stands_still_keeps_no_engine_from_being_read(
+    artifact: Path, sound: RunningEngine, monkeypatch: pytest.MonkeyPatch, stands: str
+) -> None:
+    """One does while a machine sleeps; the other may be set back."""
+    now = 1e9
+    ticking, standing = (lambda: now), (lambda: 1e9)
+    clock = SimpleNamespace(monotonic=ticking, time=ticking)
+    setattr(clock, stands, standing)
+    monkeypatch.setattr("gateway.shadow.fixed_texts.time", clock)
+    bench = Bench(artifact, every_s=3600)
+    bench.look(sound)
+    asked: list[float] = []
+
+    async def fail(self: EmbeddedScorer, *arguments: Any) -> None:
+        asked.append(now - 1e9)
+        raise EngineTimeout("the engine took too long")
+
+    monkeypatch.setattr(EmbeddedScorer, "score", fail)
+    for passed in (3599, 3601, 3660, 3662):
+        now = 1e9 + passed
+        asyncio.run(bench.check.look())
+    assert asked == [3601, 3662]
 
 
 @pytest.mark.parametrize("every_s", [0.0, 3600.0])
@@ -332,7 +381,7 @@ def test_what_was_shown_outlives_readings_that_fail(
 def test_readings_that_fail_again_and_again_become_rare(
     artifact: Path, sound: RunningEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text that is too long for an engine's context is not tried every minute for ever."""
+    """What fails each time is not tried every minute for ever."""
     bench = Bench(artifact)
     bench.look(sound)
     now, asked = [0.0], []

@@ -57,7 +57,10 @@ def test_what_is_no_list_of_models(content: bytes) -> None:
     [
         (models(), "does not serve 'm' but nothing: correct 'model'"),
         (models(*({"id": f"n{i}"} for i in range(9))), "but n0, n1, n2, n3, n4, n5, n6, n7: corr"),
-        (models({"id": "m", "max_model_len": "far"}), "does not describe an engine"),
+        (
+            models({"id": "m", "max_model_len": "far"}),
+            r"http://h:1/v1/models does not describe an engine \('max_model_len' Input should be",
+        ),
     ],
 )
 def test_a_list_without_the_model(content: bytes, words: str) -> None:

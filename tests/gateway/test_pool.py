@@ -7,6 +7,8 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,10 +28,12 @@ from gateway.pool.pool import Pool
 from gateway.pool.state import Patience, State
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
+from gateway.serve import serve
 from gateway.settings import Settings
 from gateway.specs import VariantSpec, make_specs
 from tests.gateway.fake_launch import FakeLaunch
 from tests.gateway.harness import is_alive, until
+from tests.ports import free_port
 
 IMPATIENT = Patience(
     first_backoff_s=0.01, last_backoff_s=0.02, max_restarts=3, probe_every_s=0.1, load_wait_s=0
@@ -105,10 +109,13 @@ def test_what_was_loaded_for_one_question_leaves_again() -> None:
 def test_the_loop_goes_on_while_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with many processes takes long to look at; no stream waits for it."""
     is_asked, may_tell, patience_s = threading.Event(), threading.Event(), 60.0
+    waited_in_vain: list[int] = []
 
     def look(session: int) -> int:
         is_asked.set()
-        return 12_345 if may_tell.wait(patience_s) else 0
+        if not may_tell.wait(patience_s):
+            waited_in_vain.append(session)
+        return 12_345
 
     monkeypatch.setattr("gateway.backends.process.resident_bytes", look)
 
@@ -122,6 +129,35 @@ def test_the_loop_goes_on_while_memory_is_measured(monkeypatch: pytest.MonkeyPat
             tending.cancel()
 
     asyncio.run(run())
+    assert not waited_in_vain
+
+
+def test_tending_goes_on_after_a_defect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service whose idle variants were never stopped again would look as sound as before."""
+    looks: list[int] = []
+
+    def look(session: int) -> int:
+        looks.append(session)
+        if len(looks) == 1:
+            raise OSError(24, "Too many open files")
+        return 12_345
+
+    monkeypatch.setattr("gateway.backends.process.resident_bytes", look)
+    settings = Settings(models={"tiny": ModelSettings(model="x")}, port=free_port())
+    silent: Any = SimpleNamespace(on_progress=lambda progress: None, announce=lambda *told: None)
+
+    async def run() -> None:
+        serving = asyncio.create_task(serve(settings, silent, launch=FakeLaunch()))
+        try:
+            await until(lambda: len(looks) > 1)
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+
+    asyncio.run(run())
+    assert "work beside requests begins again after a defect" in caplog.text
 
 
 def test_a_caller_that_gives_up_does_not_end_the_load() -> None:

@@ -267,8 +267,7 @@ def overdue_cases() -> Iterator[Case]:
     """Yield those of engines that do not read fixed texts; promtool's clock begins at 0."""
     due = series("narrowgate_fixed_texts_due_timestamp_seconds", VARIANT)
     words = (
-        "ago, and no try since then came to anything: whether it still computes what its artifact "
-        "was built to is not known."
+        "ago, and has not: whether it still computes what its artifact was built to is not known."
     )
     told = f"An engine of {WHERE} should have read fixed texts 3h 1m 0s {words}"
     never = {due: "600x200"}
@@ -278,3 +277,4 @@ def overdue_cases() -> Iterator[Case]:
     yield Case("FixedTextsOverdue", "200m", {due: "600x150 12600x60"})  # it was read at last
     yield Case("FixedTextsOverdue", "200m", {due: "600x150 _x60"})  # it was stopped
     yield Case("FixedTextsOverdue", "200m", {due: "86400x210"})  # once a day
+    yield Case("FixedTextsOverdue", "25m", {due: "-28800x25 5000x30"})  # the machine slept
