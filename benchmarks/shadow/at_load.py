@@ -9,7 +9,8 @@ from gateway.model_settings import VariantSettings
 from gateway.pool.lease import ReadyEngine
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
-from gateway.shadow.fixed_texts import Finding, FixedTextsCheck
+from gateway.shadow.fixed_texts import FixedTextsCheck
+from gateway.shadow.fixed_texts_finding import Finding
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 

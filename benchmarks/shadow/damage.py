@@ -39,7 +39,7 @@ from compression.recipe import FULL
 from gateway.engine.fixed_texts import add_reading
 from gateway.engine.runner import load_runner
 from gateway.shadow.divergence import Divergence, joined
-from gateway.shadow.fixed_texts import Outcome
+from gateway.shadow.fixed_texts_finding import Outcome
 from gateway.shadow.monitor import Monitor
 from gateway.shadow.slices import ALL, all_slices
 from gateway.shadow.tolerance import ToleranceRules, Tolerances

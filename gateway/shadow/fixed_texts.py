@@ -7,9 +7,8 @@ comes on top of it is damage: of weights in memory, of a kernel, of this machine
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from gateway.pool.lease import ReadyEngine
 from gateway.prepared import Prepared
 from gateway.registry import Metrics
 from gateway.shadow.embedded_scorer import EmbeddedScorer
+from gateway.shadow.fixed_texts_finding import Finding, Outcome, judged, worst
 from gateway.shadow.leisure import leisure
 from gateway.upstream import EngineClient
 
@@ -48,48 +48,6 @@ _LOOK_EVERY_S = 1.0
 _RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
 """After the first reading that failed, and at most: the pause doubles."""
 _TIMEOUT_S = 600.0
-
-
-class Outcome(StrEnum):
-    """What became of the check, from the worst to the best."""
-
-    CHANGED = "changed"
-    """It is further from what the build kept than a sound engine is."""
-    UNREAD = "unread"
-    """The engine did not read the texts, or what was kept of them cannot be used."""
-    OTHER_NUMERICS = "other_numerics"
-    """It computes otherwise than the engine whose reading is kept."""
-    TOO_LONG = "too_long"
-    """A text is longer than its context."""
-    NOT_KEPT = "not_kept"
-    """The build kept nothing, no engine was read then, or the artifact is not here."""
-    OK = "ok"
-
-
-_ORDER = tuple(Outcome)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found of an engine, or of the worst engine of a variant."""
-
-    outcome: Outcome
-    reason: str
-    time: float
-    """In seconds since the epoch."""
-    distances: Mapping[str, float] = field(default_factory=dict)
-    """By text, and of all: nats a token."""
-    usual: Mapping[str, float] = field(default_factory=dict)
-    """The same as it was at the build."""
-    limits: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
-    seconds: float | None = None
-    """That the reading took."""
-
-    @property
-    def changed(self) -> list[str]:
-        """Return the texts beyond their limits, ``all`` first."""
-        return [name for name, limit in self.limits.items() if not self.distances[name] <= limit]
 
 
 class _Unfit(Exception):
@@ -152,7 +110,7 @@ class FixedTextsCheck:
     def finding(self, model: str, variant: str) -> Finding | None:
         """Return what was found of the worst engine of a variant; None: none was looked at."""
         found = [each.found for each in self._known.values() if each.names == (model, variant)]
-        return min(found, key=lambda each: _ORDER.index(each.outcome), default=None)
+        return worst(found)
 
     async def run(self) -> None:
         """Look every second for engines to be read, for ever."""
@@ -248,7 +206,7 @@ class FixedTextsCheck:
             tokens=record.tokens,
             seconds=seconds,
         )
-        return _judged(found)
+        return judged(found)
 
     def _kept(self, engine: ReadyEngine) -> tuple[FixedTextsRecord, Reading, Path]:
         """Return what the build kept for an engine like this one."""
@@ -334,18 +292,6 @@ def _require_room(engine: ReadyEngine, texts: FixedTexts) -> None:
         raise _Unfit(
             Outcome.TOO_LONG, f"a text has {read} tokens to be read, and the context holds {room}"
         )
-
-
-def _judged(found: Finding) -> Finding:
-    changed = found.changed
-    if not changed:
-        return found
-    words = ", ".join(
-        f"{name} {found.distances[name]:.4g} nats (limit {found.limits[name]:.4g}, at the build "
-        f"{found.usual[name]:.4g})"
-        for name in changed
-    )
-    return replace(found, outcome=Outcome.CHANGED, reason=f"changed since the build: {words}")
 
 
 async def _distances(client: EngineClient, text: FixedText) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from compression.fixed_texts import ALL as ALL_TEXTS
-from gateway.shadow.fixed_texts import Finding
+from gateway.shadow.fixed_texts_finding import Finding
 from gateway.shadow.slices import ALL
 from gateway.shadow.tolerance import MEASURED
 from gateway.shadow.verdict import SinceBuild, State, Verdict

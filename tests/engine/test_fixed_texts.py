@@ -30,7 +30,8 @@ from gateway.pool.lease import ReadyEngine
 from gateway.prepared import Prepared
 from gateway.registry import Metrics, render
 from gateway.shadow.embedded_scorer import EmbeddedScorer
-from gateway.shadow.fixed_texts import Finding, FixedTextsCheck, Outcome
+from gateway.shadow.fixed_texts import FixedTextsCheck
+from gateway.shadow.fixed_texts_finding import Finding, Outcome
 from gateway.specs import VariantSpec
 from gateway.upstream import EngineClient
 from tests.engine.fakes import MODEL, RunningEngine, running_engine

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from compression.fixed_texts import Reading, limits_of
-from gateway.shadow.fixed_texts import Finding, Outcome
+from gateway.shadow.fixed_texts_finding import Finding, Outcome
 from gateway.shadow.ladder import decide
 from gateway.shadow.ladder_rules import Act, Canary, LadderRules, Situation
 from gateway.shadow.since_build import changes_of
