@@ -1,142 +1,13 @@
-"""Attention of several queries over the kept keys and values of one head; functions of codecs.
+"""Attention of several queries over the kept keys and values of one head, decoded once for all.
 
-A single query reads what is kept as it lies (:mod:`compression.kernels.attention_row`); several
-share what is decoded once for them.
+A single query reads what is kept as it lies (:mod:`compression.kernels.attention_row`).
 """
 
-from typing import Any
-
-from compression.kernels.attention_integers import MOST_CHANNELS, score_integers, sum_integers
-from compression.kernels.attention_tiles import (
-    DECODED,
-    INT4,
-    INT8,
-    PLAIN,
-    POSITIONS,
-    score_tile,
-    transposed,
-    value_tile,
-)
-from compression.kernels.compiling import call, compiled, compiled_as, linked
-from compression.kernels.integer_tiles import CHANNELS, HAS_QUADS
+from compression.kernels.attention_tiles import DECODED, POSITIONS, transposed, value_tile
+from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.kv import recall
-from compression.kernels.llvm import LANES
 from compression.kernels.memory import floats
 from compression.kernels.softmax import begin, weigh
-
-
-def _scores_of(kind: int) -> Any:
-    """Return a function that covers any number of queries with tiles of up to four."""
-    one, two, three, four = (score_tile(kind, count) for count in (1, 2, 3, 4))
-
-    @compiled_as(f"scores_of_{kind}")
-    def run(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out):
-        first = 0
-        while first < num:
-            query, place = queries + 4 * first * size, out + 4 * first * POSITIONS
-            if num - first >= 4:
-                four(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
-                     POSITIONS)  # fmt: skip
-            elif num - first == 3:
-                three(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
-                      POSITIONS)  # fmt: skip
-            elif num - first == 2:
-                two(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
-                    POSITIONS)  # fmt: skip
-            else:
-                one(query, size, keys, stride, scales, scale_stride, group, count, ahead, place,
-                    POSITIONS)  # fmt: skip
-            first += 4
-
-    return run
-
-
-def _sums_of(kind: int) -> Any:
-    """Return the same for values."""
-    one, two, three, four = (value_tile(kind, count) for count in (1, 2, 3, 4))
-
-    @compiled_as(f"sums_of_{kind}")
-    def run(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out):
-        first, pitch = 0, 4 * (size + 2)
-        while first < num:
-            weight, place = weights + 4 * first * POSITIONS, out + first * pitch
-            if num - first >= 4:
-                four(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                     ahead, place, pitch)  # fmt: skip
-            elif num - first == 3:
-                three(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                      ahead, place, pitch)  # fmt: skip
-            elif num - first == 2:
-                two(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                    ahead, place, pitch)  # fmt: skip
-            else:
-                one(weight, POSITIONS, size, values, stride, scales, scale_stride, group, count,
-                    ahead, place, pitch)  # fmt: skip
-            first += 4
-
-    return run
-
-
-_plain_scores, _plain_sums = _scores_of(PLAIN), _sums_of(PLAIN)
-_int8_scores, _int8_sums = _scores_of(INT8), _sums_of(INT8)
-_int4_scores, _int4_sums = _scores_of(INT4), _sums_of(INT4)
-
-
-@linked(12)
-def _score_plain(
-    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    _plain_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out)
-
-
-@linked(12)
-def _sum_plain(
-    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    _plain_sums(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out)
-
-
-@linked(12)
-def _score_int8(
-    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    if size % LANES == 0 and size <= MOST_CHANNELS:
-        score_integers(
-            queries, num, size, keys, stride, scales, scale_stride, count, ahead, out, scratch
-        )
-    else:
-        _int8_scores(
-            queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out
-        )
-
-
-@linked(12)
-def _sum_int8(
-    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    if HAS_QUADS and size % CHANNELS == 0:
-        sum_integers(
-            weights, num, size, values, stride, scales, scale_stride, count, ahead, out, scratch
-        )
-    else:
-        _int8_sums(
-            weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out
-        )
-
-
-@linked(12)
-def _score_int4(
-    queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    _int4_scores(queries, num, size, keys, stride, scales, scale_stride, group, count, ahead, out)
-
-
-@linked(12)
-def _sum_int4(
-    weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out, scratch
-):
-    _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out)
-
 
 _mix_one, _mix_four = value_tile(DECODED, 1), value_tile(DECODED, 4)
 
@@ -156,12 +27,6 @@ def _mix(weights, pitch, num, size, values, count, out, out_pitch):
             first += 1
 
 
-SCORES = (_score_plain, _score_int8, _score_int4)
-"""By how keys are held: queries, their number, size of a head, keys, stride, scales, stride of
-scales, size of a group, number of keys, where those lie that are read next, scores, memory to work
-in."""
-SUMS = (_sum_plain, _sum_int8, _sum_int4)
-"""The same for values, with weights and sums."""
 MIX = _mix
 """Adds weighted sums of ``count`` float32 ``[size]`` to ``num`` of them: weights, numbers from one
 sum's to the next's, ``num``, ``size``, values, ``count``, sums, bytes from one to the next."""

@@ -7,12 +7,11 @@ weight: far below what int8 rounds.
 
 import numpy as np
 
+from compression.kernels.attention_row import ready_bytes
 from compression.kernels.attention_tiles import POSITIONS
 from compression.kernels.compiling import compiled
-from compression.kernels.integer_tiles import score_tile, value_tile
+from compression.kernels.integer_tiles import round_weights, score_tile, value_tile
 from compression.kernels.memory import (
-    bits_of_float,
-    bytes_at,
     float_of_bits,
     floats,
     halves,
@@ -25,7 +24,7 @@ MOST_CHANNELS = 512
 """Of a head: products of a query and a key with more could leave int32."""
 _MOST_QUERIES = 3
 """Queries of a tile; their sums and those of as many keys or channels fit the registers."""
-_QUERY_STEPS, _WEIGHT_STEPS = np.float32(32767.0), np.float32(65535.0)
+_QUERY_STEPS = np.float32(32767.0)
 _LEAST = np.float32(1e-30)
 """Below it no scale is made, whose inverse would be infinite."""
 
@@ -51,10 +50,21 @@ def _round_query(query, size, out):
 
 
 @compiled
-def _scales(scales, stride, count, out):
+def round_queries(queries, heads, per_head, size, out):
+    """Write each head's queries as int16 and, behind those of a head, a float32 factor of each."""
+    for head in range(heads):
+        place = out + head * ready_bytes(per_head, size)
+        factors = floats(place + 2 * per_head * size, per_head)
+        for each in range(per_head):
+            query = queries + 4 * (head * per_head + each) * size
+            factors[each] = _round_query(query, size, place + 2 * each * size)
+
+
+@compiled
+def widen_scales(scales, stride, count, out):
     """Write the bf16 scales of ``count`` tokens as float32, 0 up to :data:`POSITIONS`."""
     found = floats(out, POSITIONS)
-    for index in range(POSITIONS):
+    for index in range(count, POSITIONS):
         found[index] = 0.0
     for index in range(count):
         found[index] = widen(halves(scales + index * stride, 1)[0])
@@ -62,51 +72,25 @@ def _scales(scales, stride, count, out):
 
 @compiled
 def score_integers(
-    queries, num, size, keys, stride, scales, scale_stride, count, ahead, out, scratch
+    ready, num, size, keys, stride, scales, scale_stride, count, ahead, out, scratch
 ):
-    """Write the products of ``num`` float32 heads with ``count`` keys, :data:`POSITIONS` a head."""
+    """Write the products of ``num`` rounded heads with ``count`` keys, :data:`POSITIONS` a head."""
     factors, found = floats(scratch, POSITIONS), scratch + 4 * POSITIONS
-    rounded = found + 4 * _MOST_QUERIES * POSITIONS
-    _scales(scales, scale_stride, count, scratch)
+    of_queries = floats(ready + 2 * num * size, num)
+    widen_scales(scales, scale_stride, count, scratch)
     for first in range(0, num, _MOST_QUERIES):
-        some, query = min(num - first, _MOST_QUERIES), queries + 4 * first * size
-        of_one = _round_query(query, size, rounded)
-        of_two = of_three = of_one
+        some, rounded = min(num - first, _MOST_QUERIES), ready + 2 * first * size
         if some == 1:
             _score_one(rounded, size, keys, stride, count, ahead, found)
+        elif some == 2:
+            _score_two(rounded, size, keys, stride, count, ahead, found)
         else:
-            of_two = _round_query(query + 4 * size, size, rounded + 2 * size)
-            if some == 2:
-                _score_two(rounded, size, keys, stride, count, ahead, found)
-            else:
-                of_three = _round_query(query + 8 * size, size, rounded + 4 * size)
-                _score_three(rounded, size, keys, stride, count, ahead, found)
-        scale = (of_one, of_two, of_three)
-        for each in range(some):
-            products = ints(found + 4 * each * POSITIONS, POSITIONS)
-            scores = floats(out + 4 * (first + each) * POSITIONS, POSITIONS)
+            _score_three(rounded, size, keys, stride, count, ahead, found)
+        for each in range(first, first + some):
+            products = ints(found + 4 * (each - first) * POSITIONS, POSITIONS)
+            scores = floats(out + 4 * each * POSITIONS, POSITIONS)
             for index in range(POSITIONS):
-                scores[index] = np.float32(products[index]) * (scale[each] * factors[index])
-
-
-@compiled
-def _round_weights(weights, factors, out):
-    """Write :data:`POSITIONS` weights, each times its value's scale, as two planes of bytes.
-
-    Returns what a sum over them is to be multiplied by.
-    """
-    values, scales = floats(weights, POSITIONS), floats(factors, POSITIONS)
-    high, low = bytes_at(out, POSITIONS), bytes_at(out + POSITIONS, POSITIONS)
-    peak = np.int32(0)
-    for index in range(POSITIONS):
-        peak = max(peak, bits_of_float(values[index] * scales[index]) & np.int32(0x7FFFFFFF))
-    scale = max(float_of_bits(peak), _LEAST) / _WEIGHT_STEPS
-    inverse = np.float32(1.0) / scale
-    for index in range(POSITIONS):
-        step = np.int32(np.rint(values[index] * scales[index] * inverse))
-        high[index] = np.uint8(step >> np.int32(8))
-        low[index] = np.uint8(step & np.int32(255))
-    return scale
+                scores[index] = np.float32(products[index]) * (of_queries[each] * factors[index])
 
 
 @compiled
@@ -115,20 +99,20 @@ def sum_integers(
 ):
     """Add weighted values to ``num`` float32 heads at ``out``, each with two numbers behind it."""
     planes, found = scratch + 4 * POSITIONS, scratch + (4 + 2 * _MOST_QUERIES) * POSITIONS
-    _scales(scales, scale_stride, count, scratch)
+    widen_scales(scales, scale_stride, count, scratch)
     for first in range(0, num, _MOST_QUERIES):
         some, weight = min(num - first, _MOST_QUERIES), weights + 4 * first * POSITIONS
-        of_one = _round_weights(weight, scratch, planes)
-        of_two = of_three = of_one
+        of_one = of_two = of_three = round_weights(weight, scratch, planes)
+        if some > 1:
+            of_two = round_weights(weight + 4 * POSITIONS, scratch, planes + 2 * POSITIONS)
+        if some > 2:
+            of_three = round_weights(weight + 8 * POSITIONS, scratch, planes + 4 * POSITIONS)
         if some == 1:
             _sum_one(planes, size, values, stride, count, ahead, found)
+        elif some == 2:
+            _sum_two(planes, size, values, stride, count, ahead, found)
         else:
-            of_two = _round_weights(weight + 4 * POSITIONS, scratch, planes + 2 * POSITIONS)
-            if some == 2:
-                _sum_two(planes, size, values, stride, count, ahead, found)
-            else:
-                of_three = _round_weights(weight + 8 * POSITIONS, scratch, planes + 4 * POSITIONS)
-                _sum_three(planes, size, values, stride, count, ahead, found)
+            _sum_three(planes, size, values, stride, count, ahead, found)
         scale = (of_one, of_two, of_three)
         for each in range(some):
             sums = ints(found + 4 * each * size, size)

@@ -28,16 +28,6 @@ _PLANES = 2
 """Every float32 is the sum of two bf16."""
 _ROW = 4 * BLOCK
 """Bytes of a query's scores."""
-_LOG2_E, _LEAST_POWER = 1.4426950216293335, -96.0
-_POLYNOMIAL = (
-    0.0013276460813358426,
-    0.009675540961325169,
-    0.05550713464617729,
-    0.24022120237350464,
-    0.6931469440460205,
-    1.0000001192092896,
-)
-"""Of 2ˣ for x up to a half, fitted to the least relative error."""
 
 
 @intrinsic
@@ -122,7 +112,7 @@ def weights(*, scaled: bool) -> Any:
             less, found, written = code.splat(largest, _FLOATS), [], []
             for at in range(0, _ROW, TILE_BYTES):
                 scores = code.load(code.at(place, long(at)), _FLOATS)
-                found.append(_exponential(code, builder.fsub(scores, less)))
+                found.append(code.exponential(builder.fsub(scores, less)))
                 factors = code.load(code.at(scales, long(at)), _FLOATS) if scaled else None
                 written.append(builder.fmul(found[-1], factors) if scaled else found[-1])
             _store_split(code, written, place, long(_ROW // 2))
@@ -131,26 +121,6 @@ def weights(*, scaled: bool) -> Any:
         return types.float32(types.int64, types.float32, types.int64), generate
 
     return weigh
-
-
-def _exponential(code: Code, x: Any) -> Any:
-    """Return eˣ of float32 up to 0 within 2⁻²⁰, at least 2⁻⁹⁶; NaN of none and of ∞."""
-    builder = code.builder
-
-    def number(value: float) -> Any:
-        return ir.Constant(_FLOATS, [value] * TILE)
-
-    power = builder.fmul(x, number(_LOG2_E))
-    is_less = builder.fcmp_ordered(">", number(_LEAST_POWER), power)
-    power = builder.select(is_less, number(_LEAST_POWER), power)
-    whole = code.call(f"llvm.rint.v{TILE}f32", _FLOATS, power)
-    rest = builder.fsub(power, whole)
-    value = number(_POLYNOMIAL[0])
-    for factor in _POLYNOMIAL[1:]:
-        value = code.fma(value, rest, number(factor))
-    all_lanes, nearest = ir.Constant(I16, -1), ir.Constant(I32, 4)
-    name = "llvm.x86.avx512.mask.scalef.ps.512"
-    return code.call(name, _FLOATS, value, whole, value, all_lanes, nearest)
 
 
 @intrinsic

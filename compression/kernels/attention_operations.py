@@ -6,6 +6,7 @@ from compression.kernels.attention import attend
 from compression.kernels.attention_row import attend_row
 from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.fields import (
+    ATTEND_MIX,
     ATTEND_ON_UNIT,
     CACHE_FIELDS,
     CENTRE,
@@ -26,11 +27,11 @@ from compression.kernels.fields import (
     QUERY_NORM,
     ROW_CACHE,
     ROW_FIELDS,
+    ROW_FUNCTIONS,
     ROW_POSITION,
     ROW_SLOT,
     ROW_SLOTS,
     ROW_TURNS,
-    SCORE_FUNCTIONS,
     SIZE,
     TASK_COUNT,
     TASK_FIELDS,
@@ -115,14 +116,13 @@ def _attend(o, task, row_table, scratch):
     slot = known[ROW_SLOT] + task[TASK_SLOT]
     part = 4 * (size + 2)
     layout = longs(o[LAYOUT], LAYOUT_FIELDS)
-    functions = o[SCORE_FUNCTIONS : SCORE_FUNCTIONS + 3]
     queries = o[QUERIES] + 4 * size * (task[TASK_ROW] * heads + task[TASK_HEAD] * per_head)
     out = o[PARTS] + (slot * heads + task[TASK_HEAD] * per_head) * part
     if task[TASK_COUNT] == 1:
         attend_row(
             queries, per_head, size, known[ROW_POSITION], o[WINDOW], task[TASK_START],
             task[TASK_STOP], cache[0:2], cache[2:4], task[TASK_HEAD], task[TASK_HEADS], layout,
-            functions, out, scratch,
+            o[ROW_FUNCTIONS:ATTEND_MIX], out, scratch,
         )  # fmt: skip
     elif o[ATTEND_ON_UNIT]:
         call(
@@ -135,7 +135,7 @@ def _attend(o, task, row_table, scratch):
         attend(
             queries, 4 * size * heads, task[TASK_COUNT], per_head, size, known[ROW_POSITION],
             o[WINDOW], task[TASK_START], task[TASK_STOP], cache[0:2], cache[2:4], task[TASK_HEAD],
-            layout, functions[2], out, known[ROW_SLOTS] * heads * part, scratch,
+            layout, o[ATTEND_MIX], out, known[ROW_SLOTS] * heads * part, scratch,
         )  # fmt: skip
 
 

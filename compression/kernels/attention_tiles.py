@@ -316,8 +316,7 @@ def largest_of(count: int) -> Any:
 def exponentials(count: int) -> Any:
     """Return ``exponentials(place, largest)``: so many ``x`` become ``exp(x - largest)``.
 
-    Its result is their sum. The same as :func:`compression.kernels.exponential.exponential`, in
-    vectors as wide as the processor has.
+    Its result is their sum.
     """
 
     @intrinsic

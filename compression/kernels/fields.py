@@ -4,7 +4,7 @@ A program is a table of int64, one row an operation: its function, then addresse
 and sizes under the names below. What changes from step to step lies in tables of rows and tasks.
 """
 
-FIELDS = 32
+FIELDS = 33
 """Numbers of one operation, its function included."""
 FUNCTION = 0
 """The address of what carries out a chunk: of (operation, chunk, rows, rows' table, tasks' table,
@@ -28,12 +28,13 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 """Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
 int4 and int5 from tile to tile; ``NUM_GROUPS`` are the scales of a row of those. ``ON_UNIT`` is
 the function for ``MANY_INPUTS`` rows of inputs and more, 0 where there is no matrix unit."""
-SCORE_FUNCTIONS = 27
-"""Three of attend: :data:`compression.kernels.attention.SCORES` and ``SUMS`` of keys and values as
-they lie, and ``MIX``."""
-ATTEND_ON_UNIT = 30
+ROW_FUNCTIONS = 27
+"""Of attend: the three of :mod:`compression.kernels.attention_row` for a single query."""
+ATTEND_MIX = 30
+"""Of attend: :data:`compression.kernels.attention.MIX`, for several queries."""
+ATTEND_ON_UNIT = 31
 """Of attend: the function for several rows on the matrix unit, 0 where none does it."""
-PIECES = 31
+PIECES = 32
 """How many chunks there are; or one of the next two."""
 BY_ROWS, BY_TASKS = 0, -1
 

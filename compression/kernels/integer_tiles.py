@@ -7,12 +7,13 @@ has another order than memory, it is put right at the end.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from compression.kernels.attention_tiles import LINE, POSITIONS
-from compression.kernels.llvm import I8, I16, I32, LANES, Code, long, processor, wide
+from compression.kernels.llvm import F32, I8, I16, I32, LANES, Code, long, processor, wide
 
 CHANNELS = 64
 """Of values that are summed together."""
@@ -21,6 +22,9 @@ HAS_QUADS = LANES == 32 and "+avx512vnni" in processor()[1].split(",")
 _QUADS = "llvm.x86.avx512.vpdpbusd.512"
 _WIDTH = LANES // 2
 """Lanes of int32 in a vector; so many keys are taken together."""
+_WEIGHT_STEPS, _SIGNLESS = 65535.0, 0x7FFFFFFF
+_LEAST = float(np.float32(1e-30))
+"""Below it no scale is made, whose inverse would be infinite."""
 _QUAD = 4
 """Keys whose sums are folded together; values whose bytes lie in one lane."""
 
@@ -238,3 +242,50 @@ def value_tile(queries: int) -> Any:
         return types.void(*[types.int64] * 7), generate
 
     return tile
+
+
+@intrinsic
+def round_weights(typing_context: Any, weights: Any, factors: Any, out: Any) -> Any:
+    """Write :data:`POSITIONS` weights, each times its value's scale, as two planes of bytes.
+
+    Returns what a sum over them is to be multiplied by.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        weights, factors, out = arguments
+        code, kind = Code(builder), wide(F32, _WIDTH)
+        integers, places = wide(I32, _WIDTH), range(0, POSITIONS, _WIDTH)
+        scaled = [
+            builder.fmul(
+                code.load(code.at(weights, long(4 * at)), kind),
+                code.load(code.at(factors, long(4 * at)), kind),
+            )
+            for at in places
+        ]
+        bits = [
+            builder.and_(
+                builder.bitcast(each, integers), ir.Constant(integers, [_SIGNLESS] * _WIDTH)
+            )
+            for each in scaled
+        ]
+        name = f"llvm.smax.v{_WIDTH}i32"
+        most = bits[0]
+        for each in bits[1:]:
+            most = code.call(name, integers, most, each)
+        peak = code.call(f"llvm.vector.reduce.smax.v{_WIDTH}i32", I32, most)
+        found = builder.bitcast(peak, F32)
+        least = ir.Constant(F32, _LEAST)
+        found = builder.select(builder.fcmp_ordered("<", found, least), least, found)
+        scale = builder.fdiv(found, ir.Constant(F32, _WEIGHT_STEPS))
+        inverse = code.splat(builder.fdiv(ir.Constant(F32, 1.0), scale), kind)
+        for at, each in zip(places, scaled, strict=True):
+            steps = builder.fmul(each, inverse)
+            steps = code.call(f"llvm.rint.v{_WIDTH}f32", kind, steps)
+            steps = builder.fptosi(steps, integers)
+            high = builder.lshr(steps, ir.Constant(integers, [8] * _WIDTH))
+            for plane, part in enumerate((high, steps)):
+                bytes_ = builder.trunc(part, wide(I8, _WIDTH))
+                code.store(bytes_, code.at(out, long(plane * POSITIONS + at)), align=1)
+        return scale
+
+    return types.float32(types.int64, types.int64, types.int64), generate

@@ -40,6 +40,16 @@ _POLYNOMIAL = (
     0.5,
 )
 """Numbers of :mod:`compression.kernels.exponential`, each the nearest float32."""
+_LEAST_POWER = -96.0
+_POWER_POLYNOMIAL = (
+    0.0013276460813358426,
+    0.009675540961325169,
+    0.05550713464617729,
+    0.24022120237350464,
+    0.6931469440460205,
+    1.0000001192092896,
+)
+"""Of 2ˣ for x up to a half, fitted to the least relative error."""
 
 
 def long(value: int) -> Any:
@@ -220,7 +230,32 @@ class Code:
         return self.call(f"llvm.fmuladd.v{left.type.count}f32", left.type, left, right, more)
 
     def exponential(self, x: Any) -> Any:
-        """Return what :func:`compression.kernels.exponential.exponential` does of float32."""
+        """Return eˣ of float32 up to 0; NaN of NaN.
+
+        Of vectors of 512 bits it is within 2⁻²⁰, and 0 below 2⁻⁹⁶; of others what
+        :func:`compression.kernels.exponential.exponential` returns.
+        """
+        return self._power(x) if x.type.count == LANES // 2 == 16 else self._exponential(x)
+
+    def _power(self, x: Any) -> Any:
+        """Return eˣ by the instruction that multiplies by a power of two."""
+        builder, kind = self.builder, x.type
+
+        def number(value: float) -> Any:
+            return ir.Constant(kind, [value] * kind.count)
+
+        power = builder.fmul(x, number(_LOG2_E))
+        counts = builder.fcmp_unordered(">=", power, number(_LEAST_POWER))
+        whole = self.call(f"llvm.rint.v{kind.count}f32", kind, power)
+        rest = builder.fsub(power, whole)
+        value = number(_POWER_POLYNOMIAL[0])
+        for factor in _POWER_POLYNOMIAL[1:]:
+            value = self.fma(value, rest, number(factor))
+        lanes = builder.bitcast(counts, ir.IntType(kind.count))
+        name, nearest = "llvm.x86.avx512.mask.scalef.ps.512", ir.Constant(I32, 4)
+        return self.call(name, kind, value, whole, number(0.0), lanes, nearest)
+
+    def _exponential(self, x: Any) -> Any:
         builder, kind = self.builder, x.type
         integers = wide(I32, kind.count)
 

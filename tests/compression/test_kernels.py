@@ -6,17 +6,19 @@ import sys
 import threading
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from compression.kernels import atomics, fields
-from compression.kernels.attention_tiles import INT4, INT8, PLAIN
+from compression.kernels.attention_tiles import INT4, INT8, PLAIN, POSITIONS
 from compression.kernels.compiling import compiled, linked
 from compression.kernels.exponential import exponential
 from compression.kernels.kv import keep, recall, rotate
 from compression.kernels.memory import floats, narrow
 from compression.kernels.product import LONGEST
+from compression.kernels.softmax import weigh
 from compression.kernels.team import MOST_OPERATIONS, team
 from compression.kv.codec import KvCodec
 from compression.kv.hadamard import hadamard
@@ -46,6 +48,29 @@ def _exponentials(x: int, out: int, count: int) -> None:
     source, target = floats(x, count), floats(out, count)
     for index in range(count):
         target[index] = exponential(source[index])
+
+
+@numba.njit
+def _weigh(scores: int, hidden: int, seen: int, result: np.ndarray) -> None:
+    weigh(scores, hidden, seen, len(result) - 2, result)
+
+
+def test_scores_become_the_weights_of_a_softmax() -> None:
+    """Near the largest and far from it; what is hidden or behind the last weighs nothing."""
+    scores = np.linspace(-100, 3, POSITIONS, dtype=np.float32)
+    weights, result = scores.copy(), np.array([1, 2, -1e30, 0], np.float32)
+    _weigh(weights.ctypes.data, 5, 60, result)
+    expected = np.exp(scores.astype(np.float64) - scores[59])
+    expected[:5] = expected[60:] = 0
+    assert np.allclose(weights, expected, rtol=1e-5, atol=2.0**-96)
+    assert (weights[[0, 4, 60, 63]] == 0).all()
+    assert np.allclose(result[3], expected.sum(), rtol=1e-6)
+    more = np.full(POSITIONS, scores[59] + 1, np.float32)
+    _weigh(more.ctypes.data, 0, POSITIONS, result)
+    assert np.allclose(result[3], POSITIONS + expected.sum() / np.e, rtol=1e-6)
+    more[7] = np.nan
+    _weigh(more.ctypes.data, 0, POSITIONS, result)
+    assert np.isnan(result[3])
 
 
 def test_exponential_is_that_of_the_library() -> None:
@@ -274,12 +299,12 @@ def test_what_two_processes_compiled_can_be_used_by_a_third(tmp_path: Path) -> N
     # numba puts a set of options into names, whose order changes from process to process.
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": "0"}
     for kind in (PLAIN, INT8):
-        load = f"from compression.kernels.attention import SCORES; SCORES[{kind}].compile()"
+        load = f"from compression.kernels.attention_vectors import SCORES; SCORES[{kind}].compile()"
         subprocess.run([sys.executable, "-c", load], env=environment, check=True)
     use = (
         "import numpy as np\n"
         "from ctypes import CFUNCTYPE, c_longlong\n"
-        "from compression.kernels.attention import SCORES\n"
+        "from compression.kernels.attention_vectors import SCORES\n"
         "from compression.kernels.attention_tiles import INT8, PLAIN\n"
         "queries = np.arange(8, dtype=np.float32)\n"
         "plain = np.full((4, 8), 0x4000, np.uint16)\n"  # 2.0

@@ -241,8 +241,8 @@ def test_pieces_of_a_step_keep_order_and_positions() -> None:
 def test_tasks_cover_what_rows_see() -> None:
     """Every row's positions are in its tasks, and each of its results has a task."""
     spans = [Span(1, 299, 1, 0), Span(2, 40, 20, 0)]
-    rows, slots = row_table(spans, head_dim=8)
-    tasks = task_table(spans, kv_heads=2)
+    rows, slots = row_table(spans, head_dim=8, threads=2)
+    tasks = task_table(spans, kv_heads=2, threads=2)
     filled = set()
     for first, count, head, heads, start, stop, slot in tasks.tolist():
         for row in range(first, first + count):
@@ -251,6 +251,31 @@ def test_tasks_cover_what_rows_see() -> None:
     assert filled == {(slot, head) for slot in range(slots) for head in range(2)}
     alone = [task for task in tasks.tolist() if task[0] == 0 and task[2] == 0]
     assert sum(stop - start for _, _, _, _, start, stop, _ in alone) == 300
+
+
+@pytest.mark.parametrize(
+    ("stop", "sequences", "threads", "expected"),
+    [
+        (200, 1, 2, [128, 72]),  # not less than 128, of one head each
+        (2000, 1, 2, [512, 512, 512, 464]),  # two for each thread
+        (2000, 1, 3, [384, 384, 384, 384, 384, 80]),
+        (2000, 1, 16, 15 * [128] + [80]),
+        (2000, 4, 2, [512, 512, 512, 464]),  # not more than 512
+        (8000, 1, 2, 15 * [512] + [320]),
+    ],
+)
+def test_threads_share_what_a_row_sees(
+    stop: int, sequences: int, threads: int, expected: list[int]
+) -> None:
+    """Each thread has a few tasks, no more: every one has results of its own to be merged."""
+    spans = [Span(each, stop - 1, 1, 0) for each in range(sequences)]
+    tasks = task_table(spans, kv_heads=3, threads=threads).tolist()
+    mine = sorted(
+        (start, end - start) for row, _, head, _, start, end, _ in tasks if row + head == 0
+    )
+    assert [length for _, length in mine] == expected
+    assert len(tasks) >= 2 * threads
+    assert {heads for _, _, _, heads, *_ in tasks} == ({1} if len(expected) < 2 * threads else {3})
 
 
 def test_many_sequences_of_a_row_are_one_program(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from compression.architecture import Architecture
 from compression.kernels import fields as op
-from compression.kernels.attention import MIX, SCORES, SUMS
+from compression.kernels.attention import MIX
 from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
 from compression.kernels.attention_on_unit import scratch_bytes as bytes_on_unit
 from compression.kernels.attention_operations import ATTEND, MERGE, TURN
+from compression.kernels.attention_row import scratch_bytes as row_bytes
 from compression.kernels.attention_tiles import POSITIONS
+from compression.kernels.row_functions import row_functions
 from compression.kernels.row_operations import GATE, NORM, ROW_BYTES
 from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs, Outputs, apart, matrix, whole_tiles
@@ -81,7 +83,8 @@ def scratch_bytes(shape: Architecture, *, queries: int) -> int:
     attention = 4 * (2 * POSITIONS * size + heads * (2 * size + POSITIONS + 2))
     columns = max(shape.hidden_size, shape.intermediate_size, shape.num_heads * size)
     row = ROW_BYTES * apart(columns)
-    return max(attention, bytes_on_unit(size, heads), row)
+    single = row_bytes(size, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads)
+    return max(attention, bytes_on_unit(size, heads), single, row)
 
 
 def most_rows(shape: Architecture) -> int:
@@ -115,8 +118,9 @@ class CompiledStep:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _run(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
-        rows, slots = row_table(spans, self._architecture.head_dim)
-        tasks = task_table(spans, self._architecture.num_kv_heads)
+        threads = torch.get_num_threads()
+        rows, slots = row_table(spans, self._architecture.head_dim, threads)
+        tasks = task_table(spans, self._architecture.num_kv_heads, threads)
         if not self._buffers.has_room(len(rows), slots):
             self._buffers = _Buffers(
                 self._architecture,
@@ -126,7 +130,7 @@ class CompiledStep:
             )
             self._program = self._write()
         self._buffers.x[: len(rows)] = x
-        team(torch.get_num_threads()).run(self._program, len(rows), rows, tasks)
+        team(threads).run(self._program, len(rows), rows, tasks)
         return self._buffers.out[: len(rows)].clone()
 
     def _write(self) -> np.ndarray:
@@ -179,8 +183,9 @@ class CompiledStep:
         row[op.CENTRE] = 0 if part.key.centre is None else part.key.centre.data_ptr()
         row[op.QUERIES], row[op.PARTS] = held.queries.data_ptr(), held.parts.data_ptr()
         row[op.WINDOW] = shape.windows[index] or 0
-        functions = (SCORES[part.key.kind], SUMS[part.value.kind], MIX)
-        row[op.SCORE_FUNCTIONS : op.SCORE_FUNCTIONS + 3] = [each.address for each in functions]
+        functions = row_functions(part.key.kind, part.value.kind, shape.head_dim)
+        row[op.ROW_FUNCTIONS : op.ATTEND_MIX] = [each.address if each else 0 for each in functions]
+        row[op.ATTEND_MIX] = MIX.address
         if part.key.on_unit and part.value.on_unit:
             row[op.ATTEND_ON_UNIT] = ATTEND_ON_UNIT.address
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compression.kernels.attention_tiles import POSITIONS
 from compression.kernels.fields import (
     ROW_CACHE,
     ROW_FIELDS,
@@ -19,11 +20,10 @@ from compression.kernels.fields import (
     TASK_STOP,
 )
 
-_FEW_SEQUENCES = 4
 _SHORT, _LONG = 128, 512
-"""Positions of one task of a single query: short where there are few sequences to share out."""
-_ENOUGH = 8
-"""Tasks, for a few threads to share out."""
+"""Positions of one task of a single query, at least and at most: whole blocks."""
+_TASKS = 2
+"""Of each thread, so that threads end together."""
 QUERIES = 32
 """Rows of one task where a sequence has several: they share keys and values once decoded."""
 
@@ -59,13 +59,14 @@ def cut(spans: Sequence[Span], most: int, head_dim: int) -> Iterator[list[Span]]
         yield piece
 
 
-def row_table(spans: Sequence[Span], head_dim: int) -> tuple[np.ndarray, int]:
+def row_table(spans: Sequence[Span], head_dim: int, threads: int) -> tuple[np.ndarray, int]:
     """Return ``[rows, ROW_FIELDS]``, and how many slots their attention's results take."""
+    wanted = -(-_TASKS * threads // max(1, len(spans)))
     rows = np.zeros((sum(span.count for span in spans), ROW_FIELDS), np.int64)
     first = slot = 0
     for span in spans:
         mine = rows[first : first + span.count]
-        slots = len(_parts(span, len(spans)))
+        slots = len(_parts(span, wanted))
         places = np.arange(span.count)
         mine[:, ROW_CACHE] = span.addresses
         mine[:, ROW_POSITION] = span.start + places
@@ -76,19 +77,20 @@ def row_table(spans: Sequence[Span], head_dim: int) -> tuple[np.ndarray, int]:
     return rows, slot
 
 
-def task_table(spans: Sequence[Span], kv_heads: int) -> np.ndarray:
+def task_table(spans: Sequence[Span], kv_heads: int, threads: int) -> np.ndarray:
     """Return ``[tasks, TASK_FIELDS]``.
 
     A task is of all key heads, which lie side by side in memory, where there are enough of them;
     else of one.
     """
     tasks, first = [], 0
-    enough = sum(len(_parts(span, len(spans))) for span in spans) >= _ENOUGH
+    wanted = -(-_TASKS * threads // max(1, len(spans)))
+    enough = sum(len(_parts(span, wanted)) for span in spans) >= _TASKS * threads
     for span in spans:
         heads = kv_heads if enough and span.count == 1 else 1
         for start in range(0, span.count, QUERIES):
             count = min(QUERIES, span.count - start)
-            for slot, (begin, stop) in enumerate(_parts(span, len(spans))):
+            for slot, (begin, stop) in enumerate(_parts(span, wanted)):
                 end = min(stop, span.start + start + count)
                 tasks += [
                     (first + start, count, head, heads, begin, end, slot)
@@ -104,10 +106,11 @@ def _work(task: tuple[int, ...]) -> int:
     return task[TASK_COUNT] * task[TASK_HEADS] * (task[TASK_STOP] - task[TASK_START])
 
 
-def _parts(span: Span, num_spans: int) -> list[tuple[int, int]]:
+def _parts(span: Span, wanted: int) -> list[tuple[int, int]]:
     """Return the positions of each task of one row: all, where a sequence has several rows."""
     stop = span.start + span.count
     if span.count > 1:
         return [(0, stop)]
-    step = _SHORT if num_spans < _FEW_SEQUENCES else _LONG
+    step = -(-stop // (wanted * POSITIONS)) * POSITIONS
+    step = max(_SHORT, min(_LONG, step))
     return [(begin, min(stop, begin + step)) for begin in range(0, stop, step)]
