@@ -7,7 +7,7 @@ import torch
 from benchmarks.engines.children import THREADS
 
 _BYTES = 512 * 1024**2
-"""Many times what caches hold."""
+"""More than a shared cache leaves to a few processors: from memory, not from there."""
 _PASSES = 5
 
 

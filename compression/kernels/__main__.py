@@ -6,10 +6,10 @@ import time
 from compression.kernels.attention import MIX
 from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
 from compression.kernels.attention_operations import ATTEND, MERGE, TURN
+from compression.kernels.attention_row_functions import every_row_function
 from compression.kernels.matrix_operations import ON_UNIT
 from compression.kernels.matrix_unit import permission
 from compression.kernels.product_operations import PRODUCTS
-from compression.kernels.row_functions import every_row_function
 from compression.kernels.row_operations import GATE, NORM
 from compression.kernels.team import compile_team
 from compression.paths import kernels_dir

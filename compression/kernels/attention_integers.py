@@ -10,7 +10,7 @@ import numpy as np
 from compression.kernels.attention_row import ready_bytes
 from compression.kernels.attention_tiles import POSITIONS
 from compression.kernels.compiling import compiled
-from compression.kernels.integer_tiles import round_weights, score_tile, value_tile
+from compression.kernels.integer_tiles import LEAST, round_weights, score_tile, value_tile
 from compression.kernels.memory import (
     float_of_bits,
     floats,
@@ -25,8 +25,6 @@ MOST_CHANNELS = 512
 _MOST_QUERIES = 3
 """Queries of a tile; their sums and those of as many keys or channels fit the registers."""
 _QUERY_STEPS = np.float32(32767.0)
-_LEAST = np.float32(1e-30)
-"""Below it no scale is made, whose inverse would be infinite."""
 
 _score_one, _score_two, _score_three = (score_tile(count) for count in (1, 2, 3))
 _sum_one, _sum_two, _sum_three = (value_tile(count) for count in (1, 2, 3))
@@ -42,7 +40,7 @@ def _round_query(query, size, out):
     peak = np.int32(0)
     for index in range(size):
         peak = max(peak, bits[index] & np.int32(0x7FFFFFFF))
-    scale = max(float_of_bits(peak), _LEAST) / _QUERY_STEPS
+    scale = max(float_of_bits(peak), LEAST) / _QUERY_STEPS
     inverse = np.float32(1.0) / scale
     for index in range(size):
         rounded[index] = np.int16(np.int32(np.rint(values[index] * inverse)))
@@ -61,7 +59,7 @@ def round_queries(queries, heads, per_head, size, out):
 
 
 @compiled
-def widen_scales(scales, stride, count, out):
+def _widen_scales(scales, stride, count, out):
     """Write the bf16 scales of ``count`` tokens as float32, 0 up to :data:`POSITIONS`."""
     found = floats(out, POSITIONS)
     for index in range(count, POSITIONS):
@@ -77,7 +75,7 @@ def score_integers(
     """Write the products of ``num`` rounded heads with ``count`` keys, :data:`POSITIONS` a head."""
     factors, found = floats(scratch, POSITIONS), scratch + 4 * POSITIONS
     of_queries = floats(ready + 2 * num * size, num)
-    widen_scales(scales, scale_stride, count, scratch)
+    _widen_scales(scales, scale_stride, count, scratch)
     for first in range(0, num, _MOST_QUERIES):
         some, rounded = min(num - first, _MOST_QUERIES), ready + 2 * first * size
         if some == 1:
@@ -99,7 +97,7 @@ def sum_integers(
 ):
     """Add weighted values to ``num`` float32 heads at ``out``, each with two numbers behind it."""
     planes, found = scratch + 4 * POSITIONS, scratch + (4 + 2 * _MOST_QUERIES) * POSITIONS
-    widen_scales(scales, scale_stride, count, scratch)
+    _widen_scales(scales, scale_stride, count, scratch)
     for first in range(0, num, _MOST_QUERIES):
         some, weight = min(num - first, _MOST_QUERIES), weights + 4 * first * POSITIONS
         of_one = of_two = of_three = round_weights(weight, scratch, planes)

@@ -8,6 +8,7 @@ from compression.kernels.compiling import call, compiled, linked
 from compression.kernels.fields import (
     ATTEND_MIX,
     ATTEND_ON_UNIT,
+    ATTEND_ROW,
     CACHE_FIELDS,
     CENTRE,
     EPSILON,
@@ -27,7 +28,6 @@ from compression.kernels.fields import (
     QUERY_NORM,
     ROW_CACHE,
     ROW_FIELDS,
-    ROW_FUNCTIONS,
     ROW_POSITION,
     ROW_SLOT,
     ROW_SLOTS,
@@ -122,7 +122,7 @@ def _attend(o, task, row_table, scratch):
         attend_row(
             queries, per_head, size, known[ROW_POSITION], o[WINDOW], task[TASK_START],
             task[TASK_STOP], cache[0:2], cache[2:4], task[TASK_HEAD], task[TASK_HEADS], layout,
-            o[ROW_FUNCTIONS:ATTEND_MIX], out, scratch,
+            o[ATTEND_ROW : ATTEND_ROW + 3], out, scratch,
         )  # fmt: skip
     elif o[ATTEND_ON_UNIT]:
         call(

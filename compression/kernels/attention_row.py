@@ -6,7 +6,7 @@ lines at a time between the sums: as many at once would wait for one another.
 
 What depends on how keys and values are kept are three functions, called by their addresses:
 
-- prepare(queries, heads, per_head, size, out, scratch) writes the float32 queries of some heads as
+- prepare(queries, heads, per_head, size, out) writes the float32 queries of some heads as
   the next one takes them, :func:`ready_bytes` a head; 0 where it takes them as they are.
 - score(ready, num, size, keys, stride, scales, scale_stride, group, count, ahead, out, scratch)
   writes the products of a head's queries with ``count`` keys, :data:`POSITIONS` a query. Strides
@@ -50,17 +50,17 @@ def attend_row(
     with those of other positions.
     """
     first = max(start, position - window + 1) if window else start
+    weights = scratch + 8 * POSITIONS * size
+    results = weights + 4 * per_head * POSITIONS
+    ready, step = queries, 4 * per_head * size
     if first < stop:
         count = min(POSITIONS, stop - first)
         _ask(key[0] + first * layout[1] + head * layout[2], layout[1], layout[2], count)
         _ask(value[0] + first * layout[7] + head * layout[8], layout[7], layout[8], count)
-    weights = scratch + 8 * POSITIONS * size
-    results = weights + 4 * per_head * POSITIONS
-    ready, step = queries, 4 * per_head * size
-    if functions[_PREPARE]:
-        ready = -(-(results + 4 * per_head * (size + 2)) // LINE) * LINE
-        step = ready_bytes(per_head, size)
-        call(functions[_PREPARE], (queries, heads, per_head, size, ready, scratch))
+        if functions[_PREPARE]:
+            ready = -(-(results + 4 * per_head * (size + 2)) // LINE) * LINE
+            step = ready_bytes(per_head, size)
+            call(functions[_PREPARE], (queries, heads, per_head, size, ready))
     for own in range(head, head + heads):
         for each in range(per_head):
             begin(results + 4 * each * (size + 2), size)
@@ -68,11 +68,8 @@ def attend_row(
             ready + (own - head) * step, per_head, size, position, window, first, stop, key, value,
             own, own + 1 < head + heads, layout, functions, weights, results, scratch,
         )  # fmt: skip
-        place = out + 4 * (own - head) * per_head * (size + 2)
-        source, target = (
-            floats(results, per_head * (size + 2)),
-            floats(place, per_head * (size + 2)),
-        )
+        source = floats(results, per_head * (size + 2))
+        target = floats(out + 4 * (own - head) * per_head * (size + 2), per_head * (size + 2))
         for index in range(per_head * (size + 2)):
             target[index] = source[index]
 

@@ -1,4 +1,4 @@
-"""Attention of a single query in vectors, over keys and values as they are kept."""
+"""What a single query's attention calls: scores and sums over keys and values as they are kept."""
 
 from typing import Any
 
@@ -106,8 +106,8 @@ def _sum_int4(
     _int4_sums(weights, num, size, values, stride, scales, scale_stride, group, count, ahead, out)
 
 
-@linked(6)
-def _round_queries(queries, heads, per_head, size, out, scratch):
+@linked(5)
+def _round_queries(queries, heads, per_head, size, out):
     round_queries(queries, heads, per_head, size, out)
 
 

@@ -28,7 +28,7 @@ it is. ``EPSILON`` counts 10⁻¹²."""
 """Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
 int4 and int5 from tile to tile; ``NUM_GROUPS`` are the scales of a row of those. ``ON_UNIT`` is
 the function for ``MANY_INPUTS`` rows of inputs and more, 0 where there is no matrix unit."""
-ROW_FUNCTIONS = 27
+ATTEND_ROW = 27
 """Of attend: the three of :mod:`compression.kernels.attention_row` for a single query."""
 ATTEND_MIX = 30
 """Of attend: :data:`compression.kernels.attention.MIX`, for several queries."""

@@ -23,7 +23,7 @@ _QUADS = "llvm.x86.avx512.vpdpbusd.512"
 _WIDTH = LANES // 2
 """Lanes of int32 in a vector; so many keys are taken together."""
 _WEIGHT_STEPS, _SIGNLESS = 65535.0, 0x7FFFFFFF
-_LEAST = float(np.float32(1e-30))
+LEAST = np.float32(1e-30)
 """Below it no scale is made, whose inverse would be infinite."""
 _QUAD = 4
 """Keys whose sums are folded together; values whose bytes lie in one lane."""
@@ -274,7 +274,7 @@ def round_weights(typing_context: Any, weights: Any, factors: Any, out: Any) -> 
             most = code.call(name, integers, most, each)
         peak = code.call(f"llvm.vector.reduce.smax.v{_WIDTH}i32", I32, most)
         found = builder.bitcast(peak, F32)
-        least = ir.Constant(F32, _LEAST)
+        least = ir.Constant(F32, float(LEAST))
         found = builder.select(builder.fcmp_ordered("<", found, least), least, found)
         scale = builder.fdiv(found, ir.Constant(F32, _WEIGHT_STEPS))
         inverse = code.splat(builder.fdiv(ir.Constant(F32, 1.0), scale), kind)

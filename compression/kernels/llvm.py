@@ -232,7 +232,7 @@ class Code:
     def exponential(self, x: Any) -> Any:
         """Return eˣ of float32 up to 0; NaN of NaN.
 
-        Of vectors of 512 bits it is within 2⁻²⁰, and 0 below 2⁻⁹⁶; of others what
+        Of vectors of 512 bits it is within 2⁻¹⁹, and 0 below 2⁻⁹⁶; of others what
         :func:`compression.kernels.exponential.exponential` returns.
         """
         return self._power(x) if x.type.count == LANES // 2 == 16 else self._exponential(x)
@@ -247,7 +247,7 @@ class Code:
         power = builder.fmul(x, number(_LOG2_E))
         counts = builder.fcmp_unordered(">=", power, number(_LEAST_POWER))
         whole = self.call(f"llvm.rint.v{kind.count}f32", kind, power)
-        rest = builder.fsub(power, whole)
+        rest = self.fma(x, number(_LOG2_E), builder.fneg(whole))
         value = number(_POWER_POLYNOMIAL[0])
         for factor in _POWER_POLYNOMIAL[1:]:
             value = self.fma(value, rest, number(factor))

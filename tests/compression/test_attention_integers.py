@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from compression.kernels.attention_row import ready_bytes
+from compression.kernels.attention_row_functions import row_functions
 from compression.kernels.attention_tiles import INT8, POSITIONS
-from compression.kernels.compiling import Linked, call
-from compression.kernels.row_functions import row_functions
+from compression.kernels.compiling import call
 
 KV_HEADS, HEAD = 3, 1
 """Heads that lie side by side, and which of them is read."""
@@ -59,27 +59,17 @@ class Kept:
 
 
 def _scores(queries: np.ndarray, kept: Kept) -> np.ndarray:
-    """Return the scores of a head whose queries were prepared behind another head's."""
     num, size = queries.shape
     out = np.full((num, POSITIONS), np.nan, np.float32)
     scratch = np.full(2 * POSITIONS * size, np.nan, np.float32)
     prepare, score, _ = row_functions(INT8, INT8, size)
-    both = np.stack([np.ones_like(queries), queries])
-    ready = _prepared(prepare, both) if prepare else both[1]
-    place = ready.ctypes.data + (ready_bytes(num, size) if prepare else 0)
-    mine: Any = (place, num, size, *kept.arguments(size))
+    ready = queries
+    if prepare:
+        ready = np.full(ready_bytes(num, size), 255, np.uint8)
+        _run(prepare.address, (queries.ctypes.data, 1, num, size, ready.ctypes.data))
+    mine: Any = (ready.ctypes.data, num, size, *kept.arguments(size))
     _run(score.address, (*mine, out.ctypes.data, scratch.ctypes.data))
     return out[:, : len(kept.codes)]
-
-
-def _prepared(prepare: Linked, queries: np.ndarray) -> np.ndarray:
-    """Return the memory that queries ``[heads, num, size]`` are prepared in."""
-    heads, num, size = queries.shape
-    ready = np.full(heads * ready_bytes(num, size), 255, np.uint8)
-    scratch = np.empty(size, np.float32)
-    where: Any = (ready.ctypes.data, scratch.ctypes.data)
-    _run(prepare.address, (queries.ctypes.data, heads, num, size, *where))
-    return ready
 
 
 def _sums(weights: np.ndarray, kept: Kept, before: np.ndarray) -> np.ndarray:

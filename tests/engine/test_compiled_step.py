@@ -1,5 +1,6 @@
 """A step as one compiled program equals the same step of PyTorch's operations."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from compression.packed.linear import NEVER
 from compression.prepare import build_to
 from gateway.engine.cache import Cache
 from gateway.engine.compiled import step
-from gateway.engine.compiled.tables import Span, cut, row_table, task_table
+from gateway.engine.compiled.tables import Span, cut, positions, row_table, task_table
 from gateway.engine.runner import Runner, load_runner
 from tests.checkpoints import CONFIGS, make_tiny_checkpoint
 
@@ -94,8 +95,8 @@ def test_it_equals_the_operations_it_stands_for(
 def test_a_batch_equals_its_parts(tmp_path: Path, weights: str, bound: float) -> None:
     """Whatever else is in a step, a sequence's rows are the same, of integers bit for bit.
 
-    One alone is multiplied in vectors; so many may be on a matrix unit, where inputs of bf16
-    weights are within 2⁻¹⁷ of what they are in vectors.
+    It is long enough for several tasks. One alone is multiplied in vectors; so many may be on a
+    matrix unit, where inputs of bf16 weights are within 2⁻¹⁷ of what they are in vectors.
     """
     runner = artifact(tmp_path, "llama", weights, "int8", "int8")
     take(runner, compiled=True)
@@ -103,9 +104,9 @@ def test_a_batch_equals_its_parts(tmp_path: Path, weights: str, bound: float) ->
     with torch.inference_mode():
         alone, batch = [], []
         for first in starts:
-            caches = runner.new_cache(80), runner.new_cache(80)
+            caches = runner.new_cache(200), runner.new_cache(200)
             for cache in caches:
-                runner.decoder.hidden([(cache, IDS[first : first + 60])])
+                runner.decoder.hidden([(cache, (4 * IDS)[first : first + 190])])
             alone.append(runner.decoder.hidden([(caches[0], [7 + first])]))
             batch.append((caches[1], [7 + first]))
         together = runner.decoder.hidden(batch)
@@ -241,8 +242,9 @@ def test_pieces_of_a_step_keep_order_and_positions() -> None:
 def test_tasks_cover_what_rows_see() -> None:
     """Every row's positions are in its tasks, and each of its results has a task."""
     spans = [Span(1, 299, 1, 0), Span(2, 40, 20, 0)]
-    rows, slots = row_table(spans, head_dim=8, threads=2)
-    tasks = task_table(spans, kv_heads=2, threads=2)
+    parts = [positions(span, threads=2, window=0) for span in spans]
+    rows, slots = row_table(spans, parts, head_dim=8)
+    tasks = task_table(spans, parts, kv_heads=2, threads=2)
     filled = set()
     for first, count, head, heads, start, stop, slot in tasks.tolist():
         for row in range(first, first + count):
@@ -254,28 +256,27 @@ def test_tasks_cover_what_rows_see() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "sequences", "threads", "expected"),
+    ("stop", "threads", "window", "expected"),
     [
-        (200, 1, 2, [128, 72]),  # not less than 128, of one head each
-        (2000, 1, 2, [512, 512, 512, 464]),  # two for each thread
-        (2000, 1, 3, [384, 384, 384, 384, 384, 80]),
-        (2000, 1, 16, 15 * [128] + [80]),
-        (2000, 4, 2, [512, 512, 512, 464]),  # not more than 512
-        (8000, 1, 2, 15 * [512] + [320]),
+        (100, 2, 0, [100]),
+        (200, 2, 0, [128, 72]),  # not less than two blocks
+        (580, 2, 0, [128, 128, 192, 132]),  # blocks are shared out evenly
+        (2000, 2, 0, [512, 512, 512, 464]),
+        (2000, 16, 0, 15 * [128] + [80]),
+        (8000, 2, 0, [1984, 1984, 1984, 2048]),  # two for each thread, not more
+        (8000, 2, 512, 4 * [128]),  # what nobody sees has no task
+        (300, 2, 512, [128, 172]),
     ],
 )
 def test_threads_share_what_a_row_sees(
-    stop: int, sequences: int, threads: int, expected: list[int]
+    stop: int, threads: int, window: int, expected: list[int]
 ) -> None:
-    """Each thread has a few tasks, no more: every one has results of its own to be merged."""
-    spans = [Span(each, stop - 1, 1, 0) for each in range(sequences)]
-    tasks = task_table(spans, kv_heads=3, threads=threads).tolist()
-    mine = sorted(
-        (start, end - start) for row, _, head, _, start, end, _ in tasks if row + head == 0
-    )
-    assert [length for _, length in mine] == expected
-    assert len(tasks) >= 2 * threads
-    assert {heads for _, _, _, heads, *_ in tasks} == ({1} if len(expected) < 2 * threads else {3})
+    found = positions(Span(0, stop - 1, 1, 0), threads, window)
+    assert sorted(end - start for start, end in found) == sorted(expected)
+    assert found[-1][1] == stop
+    assert found[0][0] <= (max(0, stop - window) if window else 0)
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(found))
+    assert all(start % 64 == 0 for start, _ in found)
 
 
 def test_many_sequences_of_a_row_are_one_program(tmp_path: Path) -> None:

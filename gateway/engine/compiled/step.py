@@ -14,14 +14,14 @@ from compression.kernels.attention_on_unit import ATTEND_ON_UNIT
 from compression.kernels.attention_on_unit import scratch_bytes as bytes_on_unit
 from compression.kernels.attention_operations import ATTEND, MERGE, TURN
 from compression.kernels.attention_row import scratch_bytes as row_bytes
+from compression.kernels.attention_row_functions import row_functions
 from compression.kernels.attention_tiles import POSITIONS
-from compression.kernels.row_functions import row_functions
 from compression.kernels.row_operations import GATE, NORM, ROW_BYTES
 from compression.kernels.team import SCRATCH_BYTES, team
 from compression.packed.compiled import CompiledLinear, Inputs, Outputs, apart, matrix, whole_tiles
 from gateway.engine.cache import LayerCodecs
 from gateway.engine.compiled.layout import Held, held, layer_layout
-from gateway.engine.compiled.tables import QUERIES, Span, cut, row_table, task_table
+from gateway.engine.compiled.tables import QUERIES, Span, cut, positions, row_table, task_table
 from gateway.engine.layer import Layer, RmsNorm
 
 _EPSILON_UNIT = 1e-12
@@ -100,6 +100,8 @@ class CompiledStep:
         self._architecture = architecture
         self._layers = layers
         self._norm = norm
+        windows = architecture.windows
+        self._window = max(each or 0 for each in windows) if all(windows) else 0
         self._buffers = _Buffers(architecture, layers, rows=1, slots=1)
         self._program = self._write()
 
@@ -119,8 +121,9 @@ class CompiledStep:
 
     def _run(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         threads = torch.get_num_threads()
-        rows, slots = row_table(spans, self._architecture.head_dim, threads)
-        tasks = task_table(spans, self._architecture.num_kv_heads, threads)
+        parts = [positions(span, threads, self._window) for span in spans]
+        rows, slots = row_table(spans, parts, self._architecture.head_dim)
+        tasks = task_table(spans, parts, self._architecture.num_kv_heads, threads)
         if not self._buffers.has_room(len(rows), slots):
             self._buffers = _Buffers(
                 self._architecture,
@@ -184,7 +187,7 @@ class CompiledStep:
         row[op.QUERIES], row[op.PARTS] = held.queries.data_ptr(), held.parts.data_ptr()
         row[op.WINDOW] = shape.windows[index] or 0
         functions = row_functions(part.key.kind, part.value.kind, shape.head_dim)
-        row[op.ROW_FUNCTIONS : op.ATTEND_MIX] = [each.address if each else 0 for each in functions]
+        row[op.ATTEND_ROW : op.ATTEND_ROW + 3] = [each.address if each else 0 for each in functions]
         row[op.ATTEND_MIX] = MIX.address
         if part.key.on_unit and part.value.on_unit:
             row[op.ATTEND_ON_UNIT] = ATTEND_ON_UNIT.address

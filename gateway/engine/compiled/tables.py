@@ -20,10 +20,10 @@ from compression.kernels.fields import (
     TASK_STOP,
 )
 
-_SHORT, _LONG = 128, 512
-"""Positions of one task of a single query, at least and at most: whole blocks."""
+_BLOCKS = 2
+"""Of a task of a single query, at least: a task has queries to prepare and a result to merge."""
 _TASKS = 2
-"""Of each thread, so that threads end together."""
+"""Of a sequence for each thread, at most, so that threads end together."""
 QUERIES = 32
 """Rows of one task where a sequence has several: they share keys and values once decoded."""
 
@@ -59,38 +59,65 @@ def cut(spans: Sequence[Span], most: int, head_dim: int) -> Iterator[list[Span]]
         yield piece
 
 
-def row_table(spans: Sequence[Span], head_dim: int, threads: int) -> tuple[np.ndarray, int]:
-    """Return ``[rows, ROW_FIELDS]``, and how many slots their attention's results take."""
-    wanted = -(-_TASKS * threads // max(1, len(spans)))
+def positions(span: Span, threads: int, window: int) -> list[tuple[int, int]]:
+    """Return the positions of each task of one row: all, where a sequence has several rows.
+
+    They depend on the sequence and on the threads, not on what else is in the step.
+
+    Args:
+        span: the sequence.
+        threads: that share tasks.
+        window: the last positions that any layer sees; 0 for all.
+    """
+    stop = span.start + span.count
+    if span.count > 1:
+        return [(0, stop)]
+    first = max(0, stop - window) // POSITIONS if window else 0
+    blocks = -(-stop // POSITIONS) - first
+    count = min(_TASKS * threads, max(1, blocks // _BLOCKS))
+    edges = [POSITIONS * (first + blocks * part // count) for part in range(count)]
+    return list(zip(edges, [*edges[1:], stop], strict=True))
+
+
+def row_table(
+    spans: Sequence[Span], parts: Sequence[Sequence[tuple[int, int]]], head_dim: int
+) -> tuple[np.ndarray, int]:
+    """Return ``[rows, ROW_FIELDS]``, and how many slots their attention's results take.
+
+    ``parts`` are the :func:`positions` of each span's tasks.
+    """
     rows = np.zeros((sum(span.count for span in spans), ROW_FIELDS), np.int64)
     first = slot = 0
-    for span in spans:
+    for span, own in zip(spans, parts, strict=True):
         mine = rows[first : first + span.count]
-        slots = len(_parts(span, wanted))
         places = np.arange(span.count)
         mine[:, ROW_CACHE] = span.addresses
         mine[:, ROW_POSITION] = span.start + places
         mine[:, ROW_TURNS] = span.turns + 4 * head_dim * places
-        mine[:, ROW_SLOT] = slot + slots * places
-        mine[:, ROW_SLOTS] = slots
-        first, slot = first + span.count, slot + slots * span.count
+        mine[:, ROW_SLOT] = slot + len(own) * places
+        mine[:, ROW_SLOTS] = len(own)
+        first, slot = first + span.count, slot + len(own) * span.count
     return rows, slot
 
 
-def task_table(spans: Sequence[Span], kv_heads: int, threads: int) -> np.ndarray:
+def task_table(
+    spans: Sequence[Span],
+    parts: Sequence[Sequence[tuple[int, int]]],
+    kv_heads: int,
+    threads: int,
+) -> np.ndarray:
     """Return ``[tasks, TASK_FIELDS]``.
 
     A task is of all key heads, which lie side by side in memory, where there are enough of them;
-    else of one.
+    else of one. ``parts`` are the :func:`positions` of each span's tasks.
     """
     tasks, first = [], 0
-    wanted = -(-_TASKS * threads // max(1, len(spans)))
-    enough = sum(len(_parts(span, wanted)) for span in spans) >= _TASKS * threads
-    for span in spans:
+    enough = sum(len(own) for own in parts) >= _TASKS * threads
+    for span, own in zip(spans, parts, strict=True):
         heads = kv_heads if enough and span.count == 1 else 1
         for start in range(0, span.count, QUERIES):
             count = min(QUERIES, span.count - start)
-            for slot, (begin, stop) in enumerate(_parts(span, wanted)):
+            for slot, (begin, stop) in enumerate(own):
                 end = min(stop, span.start + start + count)
                 tasks += [
                     (first + start, count, head, heads, begin, end, slot)
@@ -104,13 +131,3 @@ def task_table(spans: Sequence[Span], kv_heads: int, threads: int) -> np.ndarray
 def _work(task: tuple[int, ...]) -> int:
     """Return what a task costs: the largest come first, so that threads end together."""
     return task[TASK_COUNT] * task[TASK_HEADS] * (task[TASK_STOP] - task[TASK_START])
-
-
-def _parts(span: Span, wanted: int) -> list[tuple[int, int]]:
-    """Return the positions of each task of one row: all, where a sequence has several rows."""
-    stop = span.start + span.count
-    if span.count > 1:
-        return [(0, stop)]
-    step = -(-stop // (wanted * POSITIONS)) * POSITIONS
-    step = max(_SHORT, min(_LONG, step))
-    return [(begin, min(stop, begin + step)) for begin in range(0, stop, step)]
