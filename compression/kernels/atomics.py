@@ -29,7 +29,7 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:
     """Store an int64 after everything that was written before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[1], _place(builder, arguments[0]), "seq_cst", 8)
+        builder.store_atomic(arguments[1], _place(builder, arguments[0]), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

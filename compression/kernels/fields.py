@@ -12,10 +12,9 @@ memory of its own)."""
 OUT, OUT_STRIDE, PEAK, STEPS, TOTALS, PADDED, QUADS = range(1, 8)
 """Where norm, merge and gate write a row of inputs for a product. ``PEAK`` 0: as float32;
 1: as codes of int16; 2: as codes of int8, held in int16; 3: as codes of int16 in planes of their
-two bytes, with the totals of each ``PART`` (:mod:`compression.kernels.grouped_tile`) of them. Where
-``QUADS`` is 1, from ``MANY_INPUTS`` rows (:mod:`compression.kernels.matrix_unit`) on inputs of 0, 1
-and 2 are written in the order that :mod:`compression.kernels.row_matrix` takes; 3 needs no
-other."""
+two bytes, with the totals of each ``PART`` (:mod:`compression.kernels.grouped_tile`) of them. From
+``QUADS`` rows on, where it is not 0, inputs of 0, 1 and 2 are written in the order that
+:mod:`compression.kernels.row_matrix` takes; 3 needs no other."""
 PLANES = 3
 IN, IN_STRIDE, SIZE, WEIGHT, EPSILON = range(9, 14)
 """The float32 that norm, gate (of them twice ``SIZE``) and turn read. ``WEIGHT`` 0 rounds a row as
@@ -24,10 +23,11 @@ it is. ``EPSILON`` counts 10⁻¹²."""
  QUERIES, WINDOW, PARTS) = range(14, 27)  # fmt: skip
 """Of turn, attend and merge. ``QUERIES`` are turned queries, ``PARTS`` results of attention."""
 (MATRIX, MATRIX_STRIDE, SCALES, ZEROS, NUM_GROUPS, BIAS, COLUMNS, ROWS,
- X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK, ON_UNIT) = range(1, 18)  # fmt: skip
+ X, X_STRIDE, X_STEPS, X_TOTALS, Y, Y_STRIDE, ADDS, CHUNK, ON_UNIT,
+ UNIT_FROM) = range(1, 19)  # fmt: skip
 """Of a product. A chunk is ``CHUNK`` rows of the weight. ``MATRIX_STRIDE`` is from row to row, of
 int4 and int5 from tile to tile; ``NUM_GROUPS`` are the scales of a row of those. ``ON_UNIT`` is
-the function for ``MANY_INPUTS`` rows of inputs and more, 0 where there is no matrix unit."""
+the function for ``UNIT_FROM`` rows of inputs and more, 0 where there is no matrix unit."""
 ATTEND_ROW = 27
 """Of attend: the three of :mod:`compression.kernels.attention_row` for a single query."""
 ATTEND_MIX = 30

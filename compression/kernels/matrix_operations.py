@@ -93,3 +93,5 @@ ON_UNIT = MappingProxyType(
     }
 )
 """By how a weight is held and its inputs are rounded."""
+UNIT_FROM = MappingProxyType({"bf16": 1, "int8": 2, "int5": 9, "int4": 11})
+"""Rows of inputs from which on the unit is faster than vectors, by how a weight is held."""

@@ -32,8 +32,6 @@ HAS_MATRIX_UNIT = {"+amx-tile", "+amx-int8", "+amx-bf16"} <= set(processor()[1].
 """Whether code for the unit can be made here; what runs it needs :func:`permission`."""
 MOST_COLUMNS = 1 << 16
 """Of a weight: sums of int8 fit 32 bits, and rows of inputs the memory of a thread."""
-MANY_INPUTS = 4
-"""Rows of inputs from which on the unit is faster than vectors."""
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 _VOID = ir.VoidType()

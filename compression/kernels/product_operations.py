@@ -15,6 +15,7 @@ from compression.kernels.fields import (
     ON_UNIT,
     ROWS,
     SCALES,
+    UNIT_FROM,
     X_STEPS,
     X_STRIDE,
     X_TOTALS,
@@ -24,7 +25,6 @@ from compression.kernels.fields import (
     Y,
 )
 from compression.kernels.grouped_tile import PART
-from compression.kernels.matrix_unit import MANY_INPUTS
 from compression.kernels.memory import longs
 from compression.kernels.product import bf16_blocks, int4_blocks, int5_blocks, int8_sums, scatter
 from compression.schemes import GROUPED_ROWS
@@ -46,7 +46,7 @@ def _inputs_of(o, start):
 @linked(6)
 def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
-    if o[ON_UNIT] and rows >= MANY_INPUTS:
+    if o[ON_UNIT] and rows >= o[UNIT_FROM]:
         call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
         return
     first = chunk * o[CHUNK]
@@ -63,7 +63,7 @@ def _product_bf16(operation, chunk, rows, row_table, task_table, scratch):
 @linked(6)
 def _product_int8(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
-    if o[ON_UNIT] and rows >= MANY_INPUTS:
+    if o[ON_UNIT] and rows >= o[UNIT_FROM]:
         call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
         return
     first = chunk * o[CHUNK]
@@ -95,7 +95,7 @@ def tiles_of(o, chunk):
 @linked(6)
 def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
-    if o[ON_UNIT] and rows >= MANY_INPUTS:
+    if o[ON_UNIT] and rows >= o[UNIT_FROM]:
         call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
         return
     first, count, whole, w, scales, zeros = tiles_of(o, chunk)
@@ -113,7 +113,7 @@ def _product_int4(operation, chunk, rows, row_table, task_table, scratch):
 @linked(6)
 def _product_int5(operation, chunk, rows, row_table, task_table, scratch):
     o = longs(operation, FIELDS)
-    if o[ON_UNIT] and rows >= MANY_INPUTS:
+    if o[ON_UNIT] and rows >= o[UNIT_FROM]:
         call(o[ON_UNIT], (operation, chunk, rows, row_table, task_table, scratch))
         return
     first, count, whole, w, scales, zeros = tiles_of(o, chunk)

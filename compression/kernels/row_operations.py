@@ -21,7 +21,7 @@ from compression.kernels.fields import (
     WEIGHT,
 )
 from compression.kernels.grouped_tile import PART
-from compression.kernels.matrix_unit import MANY_INPUTS, QUAD, TILE, TILE_BYTES, interleave
+from compression.kernels.matrix_unit import QUAD, TILE, TILE_BYTES, interleave
 from compression.kernels.memory import floats, longs
 from compression.kernels.rounding import (
     EXACT,
@@ -47,7 +47,7 @@ def rows_of_chunk(rows: int) -> int:
 
 @compiled
 def _as_quads(o, rows):
-    return o[QUADS] and rows >= MANY_INPUTS
+    return o[QUADS] and rows >= o[QUADS]
 
 
 @compiled

@@ -1,7 +1,8 @@
 """Threads that carry out a program together.
 
-Each operation's chunks are counted in one shared number, so whoever is free takes the next;
-an operation is over when all its chunks are done, not when all threads have arrived. A thread that
+An operation's chunks lie in as many ranges as there are threads. Each thread takes those of its own
+one after another, so that it reads on where it stopped, and then what is left of others'. An
+operation is over when all its chunks are done, not when all threads have arrived. A thread that
 the system takes off its processor therefore holds the others up only for a chunk it has begun.
 """
 
@@ -32,12 +33,19 @@ MOST_OPERATIONS = 1 << 14
 SCRATCH_BYTES = 1 << 22
 """Memory of its own that each thread has; the system gives it when it is first written."""
 
-_EPOCH, _OPERATIONS, _COUNT, _ROWS, _ROW_TABLE, _TASK_TABLE, _SLEEPERS = range(7)
+MOST_RANGES = 8
+"""Of an operation's chunks: more threads share them, as each looks at all before it goes on."""
+
+_EPOCH, _OPERATIONS, _COUNT, _ROWS, _ROW_TABLE, _TASK_TABLE, _SLEEPERS, _RANGES = range(8)
 _SLEEP = 8
 """Where the semaphore lies, which takes up to 32 bytes."""
 _COUNTERS = 16
 _LINE = 8
-"""Numbers from one operation's counters to the next: a cache line."""
+"""Numbers of a cache line."""
+_OPERATION = _LINE * (1 + MOST_RANGES)
+"""Numbers from one operation's counters to the next: how many chunks are not done and how many
+there are; then, each in a line of its own, the next chunk of each range. All but the first hold the
+epoch that they are of, too."""
 _LINE_BYTES = 64
 _CHUNK_BITS = 24
 _CHUNKS = (1 << _CHUNK_BITS) - 1
@@ -46,36 +54,52 @@ _SPINS = 2000
 
 
 @compiled
-def _take(place: int, epoch: int) -> int:
+def _take(place: int, epoch: int, ranges: int, own: int) -> int:
     """Take the next chunk of the operation whose counters are at ``place``; -1: none is left."""
-    while True:
-        taken = load(place)
-        # The total was stored before the epoch, so one that belongs to another is never used.
-        if taken >> _CHUNK_BITS != epoch or taken & _CHUNKS >= load(place + 16):
-            return -1
-        if exchange(place, taken, taken + 1):
-            return taken & _CHUNKS
+    total = load(place + 8)
+    if total >> _CHUNK_BITS != epoch:
+        return -1
+    total &= _CHUNKS
+    for each in range(own, own + ranges):
+        which = each % ranges
+        counter = place + 8 * _LINE * (1 + which)
+        stop = total * (which + 1) // ranges
+        while True:
+            taken = load(counter)
+            if taken >> _CHUNK_BITS > epoch:
+                return -1
+            # Nothing of it was taken in this epoch yet.
+            is_first = taken >> _CHUNK_BITS < epoch
+            chunk = total * which // ranges if is_first else taken & _CHUNKS
+            if chunk >= stop:
+                break
+            if exchange(counter, taken, epoch << _CHUNK_BITS | (chunk + 1)):
+                return chunk
+    return -1
 
 
 @compiled
-def _work(shared: int, epoch: int, scratch: int) -> None:
+def _work(shared: int, epoch: int, own: int, scratch: int) -> None:
     """Carry out chunks of the program of an epoch until nothing of it is left."""
-    count = load(shared + 8 * _COUNT)
+    count, ranges = load(shared + 8 * _COUNT), load(shared + 8 * _RANGES)
     for index in range(count):
-        counters = shared + 8 * (_COUNTERS + _LINE * index)
+        counters = shared + 8 * (_COUNTERS + _OPERATION * index)
+        done = 0
         while True:
-            chunk = _take(counters, epoch)
+            chunk = _take(counters, epoch, ranges, own)
             if chunk < 0:
                 break
-            # While a chunk is held the program cannot end, so its tables stay.
+            # While a chunk is not counted the program cannot end, so its tables stay.
             operation = load(shared + 8 * _OPERATIONS) + 8 * FIELDS * index
             rows, row_table = load(shared + 8 * _ROWS), load(shared + 8 * _ROW_TABLE)
             task_table = load(shared + 8 * _TASK_TABLE)
             function = load(operation + 8 * FUNCTION)
             call(function, (operation, chunk, rows, row_table, task_table, scratch))
-            add(counters + 8, -1)
+            done += 1
+        if done:
+            add(counters, -done)
         spins = 0
-        while load(counters + 8) > 0:
+        while load(counters) > 0:
             if load(shared + 8 * _EPOCH) != epoch:
                 return
             spins += 1
@@ -86,7 +110,7 @@ def _work(shared: int, epoch: int, scratch: int) -> None:
 
 
 @kept
-def _serve(shared: int, scratch: int) -> None:
+def _serve(shared: int, own: int, scratch: int) -> None:
     """Help with every program, for ever."""
     seen = 0
     while True:
@@ -97,7 +121,7 @@ def _serve(shared: int, scratch: int) -> None:
         if load(shared + 8 * _EPOCH) == seen:
             _sleep(shared, seen)
         seen = load(shared + 8 * _EPOCH)
-        _work(shared, seen, scratch)
+        _work(shared, seen, own, scratch)
 
 
 @compiled
@@ -133,11 +157,9 @@ def _run(
             total = -(-rows // rows_of_chunk(rows))
         elif total == BY_TASKS:
             total = tasks
-        counters = shared + 8 * (_COUNTERS + _LINE * index)
-        store(counters, 0)
-        store(counters + 8, total)
-        store(counters + 16, total)
-        store(counters, epoch << _CHUNK_BITS)
+        counters = shared + 8 * (_COUNTERS + _OPERATION * index)
+        store(counters, total)
+        store(counters + 8, epoch << _CHUNK_BITS | total)
     store(shared + 8 * _OPERATIONS, operations)
     store(shared + 8 * _COUNT, count)
     store(shared + 8 * _ROWS, rows)
@@ -150,23 +172,24 @@ def _run(
         asleep = load(sleepers)
     for _ in range(asleep):
         sem_post(shared + 8 * _SLEEP)
-    _work(shared, epoch, scratch)
+    _work(shared, epoch, 0, scratch)
 
 
 @kept
-def _prepare(shared: int) -> None:
+def _prepare(shared: int, ranges: int) -> None:
+    store(shared + 8 * _RANGES, ranges)
     sem_init(shared + 8 * _SLEEP, 0, 0)
 
 
 def compile_team() -> None:
     """Compile what threads run, or read it where it was kept."""
-    for function, count in ((_prepare, 1), (_serve, 2), (_run, 8)):
+    for function, count in ((_prepare, 2), (_serve, 3), (_run, 8)):
         function.compile((types.int64,) * count)
 
 
-def _help(shared: np.ndarray, scratch: np.ndarray) -> None:
+def _help(shared: np.ndarray, own: int, scratch: np.ndarray) -> None:
     """Serve for ever; the arrays live as long as the thread that reads them."""
-    _serve(shared.ctypes.data, scratch.ctypes.data)
+    _serve(shared.ctypes.data, own, scratch.ctypes.data)
 
 
 class Team:
@@ -175,14 +198,16 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._lock = threading.Lock()
-        self._shared = np.zeros(_COUNTERS + _LINE * MOST_OPERATIONS, np.int64)
+        self._shared = _aligned(8 * (_COUNTERS + _OPERATION * MOST_OPERATIONS)).view(np.int64)
         self._scratch = [_aligned(SCRATCH_BYTES) for _ in range(threads)]
         self._place = _address(self._shared)
         self._own = _address(self._scratch[0])
         compile_team()
-        _prepare(self._place)
-        for scratch in self._scratch[1:]:
-            threading.Thread(target=_help, args=(self._shared, scratch), daemon=True).start()
+        ranges = min(threads, MOST_RANGES)
+        _prepare(self._place, ranges)
+        for thread, scratch in enumerate(self._scratch[1:], 1):
+            own = thread * ranges // threads
+            threading.Thread(target=_help, args=(self._shared, own, scratch), daemon=True).start()
 
     def run(
         self,
@@ -223,8 +248,8 @@ def _address(table: np.ndarray | None) -> int:
 
 
 def _aligned(size: int) -> np.ndarray:
-    """Return ``size`` bytes that begin at a cache line."""
-    held = np.empty(size + _LINE_BYTES, np.uint8)
+    """Return ``size`` bytes of 0 that begin at a cache line; no memory until they are written."""
+    held = np.zeros(size + _LINE_BYTES, np.uint8)
     first = -_address(held) % _LINE_BYTES
     return held[first : first + size]
 

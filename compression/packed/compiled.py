@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compression.kernels import fields
 from compression.kernels.grouped_tile import PART
-from compression.kernels.matrix_operations import ON_UNIT
+from compression.kernels.matrix_operations import ON_UNIT, UNIT_FROM
 from compression.kernels.matrix_unit import MOST_COLUMNS, TILE, permission
 from compression.kernels.product_operations import PRODUCTS
 from compression.kernels.row_operations import NORM
@@ -106,6 +106,7 @@ class CompiledLinear(PackedLinear):
         tile = held.tile
         if self.on_unit:
             row[fields.ON_UNIT] = ON_UNIT[held.format, held.peak].address
+            row[fields.UNIT_FROM] = UNIT_FROM[held.format]
             tile = _UNIT_ROWS
         chunk = min(_MOST_ROWS, max(_LEAST_ROWS, tile, _CHUNK_WEIGHTS // held.columns))
         chunk -= chunk % tile
@@ -118,7 +119,8 @@ class CompiledLinear(PackedLinear):
         row[fields.PEAK] = held.peak
         row[fields.STEPS], row[fields.TOTALS] = inputs.steps, inputs.totals
         row[fields.PADDED], row[fields.SIZE] = held.columns, self.columns
-        row[fields.QUADS] = held.peak != fields.PLANES and self.on_unit
+        has_quads = held.peak != fields.PLANES and self.on_unit
+        row[fields.QUADS] = UNIT_FROM[held.format] if has_quads else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [m, columns]`` (bf16 or f32) to ``[m, rows]`` of the same dtype."""
@@ -136,7 +138,7 @@ class CompiledLinear(PackedLinear):
         held, count = self.operand, wide.shape[0]
         whole = whole_tiles(count)
         values = torch.empty(whole, held.input_bytes, dtype=torch.uint8)
-        steps, totals = torch.empty(whole), torch.empty(whole, max(1, held.totals))
+        steps, totals = torch.zeros(whole), torch.zeros(whole, max(1, held.totals))
         out = matrix(count, self.rows)
         program = self._template(held).copy()
         program[0, fields.IN] = wide.data_ptr()

@@ -50,7 +50,8 @@ async def spawn(
 ) -> Spawned:
     """Start ``command`` in ``environment``; when this process ends, it gets ``death_signal``.
 
-    Where a sandbox forbids that it is held to ``processors`` it runs all the same.
+    Where a sandbox forbids that it is held to ``processors`` it runs all the same. One whose start
+    is cancelled is gone when that is told.
 
     Raises:
         OSError: no process, or no thread beside it, can be started.
@@ -82,6 +83,9 @@ async def spawn(
         held = await asyncio.shield(keeper.started)
     except asyncio.CancelledError:
         keeper.started.add_done_callback(_end_unwanted)
+        await asyncio.wait([keeper.started])
+        if not keeper.started.cancelled() and keeper.started.exception() is None:
+            await asyncio.wait([keeper.ended])
         raise
     process = held.process
     outputs, readers = [process.stdout, process.stderr], list[asyncio.StreamReader]()

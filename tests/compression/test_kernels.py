@@ -210,9 +210,55 @@ def _count(operation, chunk, rows, row_table, task_table, scratch):
     atomics.add(row_table + 8 * chunk, 1)
 
 
-def test_every_chunk_is_taken_once() -> None:
+@linked(6)
+def _meet(operation, chunk, rows, row_table, task_table, scratch):
+    """Keep when a chunk was begun; the first two wait for each other, a second at most."""
+    begun, turns = row_table, 0
+    atomics.store(row_table + 8 * (1 + chunk), atomics.add(begun, 1))
+    while atomics.load(begun) < 2 and turns < 20_000_000:
+        turns += 1
+        atomics.pause()
+
+
+@linked(6)
+def _wait_for_all(operation, chunk, rows, row_table, task_table, scratch):
+    """Count a chunk; the first one waits until all others are done, some seconds at most."""
+    turns = 0
+    while chunk == 0 and atomics.load(row_table) < rows and turns < 50_000_000:
+        turns += 1
+        atomics.pause()
+    atomics.add(row_table, 1)
+    if chunk == 0:
+        atomics.store(row_table + 8, turns)
+
+
+def test_each_thread_begins_with_a_part_of_its_own() -> None:
+    """Two threads begin at the first chunk and at half of them, so that each reads on."""
+    program = np.zeros((1, fields.FIELDS), np.int64)
+    program[:, fields.FUNCTION] = _meet.address
+    program[:, fields.PIECES] = 37
+    for _ in range(20):
+        order = np.zeros((38, 1), np.int64)
+        team(2).run(program, 1, order)
+        assert order[0] == 37
+        assert {*np.argsort(order[1:, 0])[:2].tolist()} == {0, 18}
+
+
+def test_what_one_thread_leaves_another_takes() -> None:
+    """A thread that is held up in a chunk holds up no other chunk of its part."""
+    program = np.zeros((1, fields.FIELDS), np.int64)
+    program[:, fields.FUNCTION] = _wait_for_all.address
+    program[:, fields.PIECES] = 37
+    done = np.zeros((2, 1), np.int64)
+    team(2).run(program, 36, done)
+    assert done[0] == 37
+    assert done[1] < 50_000_000
+
+
+@pytest.mark.parametrize(("threads", "chunks", "runs"), [(4, 37, 300), (4, 3, 300), (11, 37, 60)])
+def test_every_chunk_is_taken_once(threads: int, chunks: int, runs: int) -> None:
     """However many threads there are and whatever they do, no chunk is lost or done twice."""
-    workers, chunks, runs = team(4), 37, 300
+    workers = team(threads)
     program = np.zeros((5, fields.FIELDS), np.int64)
     program[:, fields.FUNCTION] = _count.address
     program[:, fields.PIECES] = chunks

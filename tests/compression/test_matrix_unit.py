@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from compression.crossover import tune
-from compression.kernels import matrix_unit
-from compression.kernels.matrix_unit import MANY_INPUTS
+from compression.kernels import fields, matrix_unit
+from compression.kernels.matrix_operations import UNIT_FROM
 from compression.packed import Bf16Linear, CompiledLinear, Int8Linear, make_grouped_linear
 from compression.packed import compiled as compiled_layers
 from compression.packed.int8_dynamic import Int8DynamicLinear
@@ -57,9 +57,10 @@ def _int8_codes(rows: int, columns: int) -> Codes:
 
 
 def in_vectors(layer: CompiledLinear, x: torch.Tensor) -> torch.Tensor:
-    """Return products with fewer rows at a time than the unit takes."""
-    most = MANY_INPUTS - 1
-    return torch.cat([layer.product(x[at : at + most]).run() for at in range(0, len(x), most)])
+    """Return products without the unit."""
+    product = layer.product(x)
+    product.program[0, fields.QUADS] = product.program[1, fields.ON_UNIT] = 0
+    return product.run()
 
 
 def far(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -81,7 +82,7 @@ def test_sums_are_those_of_vectors(make: Make, rows: int, columns: int, has_bias
     torch.manual_seed(rows)
     layer = make(rows, columns, torch.randn(rows).to(torch.bfloat16) if has_bias else None)
     assert layer.on_unit
-    for count in (MANY_INPUTS, 15, 16, 17, 40):
+    for count in (UNIT_FROM[layer.operand.format], 15, 16, 17, 40):
         x = torch.randn(count, columns)
         result, expected = layer.product(x).run(), in_vectors(layer, x)
         if make is bf16:

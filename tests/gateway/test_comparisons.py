@@ -405,7 +405,7 @@ def test_the_real_process(start_gateway: StartGateway, tiny_llama_dir: Path) -> 
     again = gateway.http.post(PATH, json={"model": "tiny"}).json()
     (child,) = eventually(lambda: comparing(gateway))
     assert gateway.http.delete(f"{PATH}/{again['id']}").json()["state"] == "ended"
-    eventually(lambda: not is_alive(child.pid))  # one that just starts is ended once it has
+    assert not is_alive(child.pid)
 
     last = gateway.http.post(PATH, json={"model": "tiny"}).json()
     (child,) = eventually(lambda: comparing(gateway))
@@ -414,7 +414,7 @@ def test_the_real_process(start_gateway: StartGateway, tiny_llama_dir: Path) -> 
         next(events)
         gateway.process.terminate()
         eventually(lambda: f"{last['id']} of tiny is ended" in gateway.log)
-        eventually(lambda: not is_alive(child.pid))
+        assert not is_alive(child.pid)
         assert gateway.process.poll() is None  # a request still runs
         gateway.process.terminate()
         assert gateway.process.wait(30) == 0

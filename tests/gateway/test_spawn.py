@@ -67,7 +67,9 @@ def test_the_loop_goes_on_while_a_child_starts(
     run(check())
 
 
-def test_one_that_is_not_wanted_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_not_wanted_any_more_is_gone_when_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Who gives up waiting for a start leaves no process behind."""
     slow = SlowStart(monkeypatch)
 
@@ -75,8 +77,29 @@ def test_one_that_is_not_wanted_any_more_is_ended(monkeypatch: pytest.MonkeyPatc
         starting = asyncio.create_task(start(_SLEEP))
         await asyncio.to_thread(slow.is_asked.wait, _PATIENCE_S)
         starting.cancel()
+        await asyncio.wait([starting], timeout=0.05)
+        assert not starting.done()
+        slow.may_start.set()
         with pytest.raises(asyncio.CancelledError):
             await starting
+        assert not is_alive(slow.started[0].pid)
+
+    asyncio.run(check())
+
+
+def test_one_that_nobody_waits_for_is_ended_once_it_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who gives up waiting for the end of a start, too, leaves no process behind either."""
+    slow = SlowStart(monkeypatch)
+
+    async def check() -> None:
+        starting = asyncio.create_task(start(_SLEEP))
+        await asyncio.to_thread(slow.is_asked.wait, _PATIENCE_S)
+        for _ in range(2):
+            starting.cancel()
+            await asyncio.wait([starting], timeout=0.05)
+        assert starting.cancelled()
         slow.may_start.set()
         async with asyncio.timeout(_PATIENCE_S):
             while not slow.started or is_alive(slow.started[0].pid):  # noqa: ASYNC110

@@ -214,8 +214,8 @@ class _Buffers:
         self._values = torch.empty(
             whole, max(each.operand.input_bytes for each in linears), dtype=torch.uint8
         )
-        self._steps = torch.empty(whole)
-        self._totals = torch.empty(whole, max(1, *(each.operand.totals for each in linears)))
+        self._steps = torch.zeros(whole)
+        self._totals = torch.zeros(whole, max(1, *(each.operand.totals for each in linears)))
 
     @property
     def inputs(self) -> Inputs:
