@@ -3,7 +3,8 @@
 An operation's chunks lie in as many ranges as there are threads. Each thread takes those of its own
 one after another, so that it reads on where it stopped, and then what is left of others'. An
 operation is over when all its chunks are done, not when all threads have arrived. A thread that
-the system takes off its processor therefore holds the others up only for a chunk it has begun.
+the system takes off its processor therefore holds the others up only for a chunk it has begun, and
+for those that it has done and not yet counted.
 """
 
 import os
@@ -48,6 +49,7 @@ there are; then, each in a line of its own, the next chunk of each range. All bu
 epoch that they are of, too."""
 _LINE_BYTES = 64
 _CHUNK_BITS = 24
+"""Of the number of an operation's chunks; beyond them lies the epoch."""
 _CHUNKS = (1 << _CHUNK_BITS) - 1
 _SPINS = 2000
 """Pauses before a waiting thread lets others run, or goes to sleep: some 40 microseconds."""

@@ -51,7 +51,7 @@ async def spawn(
     """Start ``command`` in ``environment``; when this process ends, it gets ``death_signal``.
 
     Where a sandbox forbids that it is held to ``processors`` it runs all the same. One whose start
-    is cancelled is gone when that is told.
+    is cancelled is gone when that is told; who cancels twice is not kept waiting for its end.
 
     Raises:
         OSError: no process, or no thread beside it, can be started.

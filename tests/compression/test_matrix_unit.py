@@ -63,6 +63,11 @@ def in_vectors(layer: CompiledLinear, x: torch.Tensor) -> torch.Tensor:
     return product.run()
 
 
+def dense(layer: CompiledLinear, x: torch.Tensor) -> torch.Tensor:
+    """Return products with the weight as it is held, in float64."""
+    return x.double() @ layer.unpack(slice(0, layer.rows), torch.float64).T
+
+
 def far(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result - expected).norm() / expected.norm())
 
@@ -82,7 +87,7 @@ def test_sums_are_those_of_vectors(make: Make, rows: int, columns: int, has_bias
     torch.manual_seed(rows)
     layer = make(rows, columns, torch.randn(rows).to(torch.bfloat16) if has_bias else None)
     assert layer.on_unit
-    for count in (UNIT_FROM[layer.operand.format], 15, 16, 17, 40):
+    for count in (*range(1, 13), 15, 16, 17, 40):
         x = torch.randn(count, columns)
         result, expected = layer.product(x).run(), in_vectors(layer, x)
         if make is bf16:
@@ -147,7 +152,7 @@ def test_outputs_of_no_row_depend_on_other_rows(make: Make) -> None:
 @pytest.mark.parametrize("make", [int5, int4])
 def test_groups_may_end_within_a_tile(make: Make) -> None:
     layer = make(40, 64, torch.randn(40).to(torch.bfloat16))
-    x = torch.randn(9, 64)
+    x = torch.randn(UNIT_FROM[layer.operand.format], 64)
     assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
 
 
@@ -156,17 +161,18 @@ def test_rows_that_fill_no_tile_stay_with_vectors(make: Make) -> None:
     layer = make(40, 64, None)
     x = torch.randn(9, 64)
     assert not layer.on_unit
-    assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
+    assert far(layer.product(x).run().double(), dense(layer, x)) < 1e-4
 
 
 @MAKE
 def test_without_leave_vectors_do_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that does not grant the unit's registers: the same sums, in vectors."""
+    """A system that does not grant the unit's registers: the sums are right, in vectors."""
     monkeypatch.setattr(compiled_layers, "permission", lambda: False)
     layer = make(32, 64, None)
     x = torch.randn(20, 64)
     assert not layer.on_unit
-    assert far(layer.product(x).run(), in_vectors(layer, x)) < 1e-6
+    bound = 2e-2 if make is int8_dynamic else 1e-4
+    assert far(layer.product(x).run().double(), dense(layer, x)) < bound
 
 
 @needs_unit

@@ -82,7 +82,7 @@ def test_one_that_is_not_wanted_any_more_is_gone_when_that_is_told(
         slow.may_start.set()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        assert not is_alive(slow.started[0].pid)
+        assert slow.started[0].returncode == -signal.SIGKILL
 
     asyncio.run(check())
 
