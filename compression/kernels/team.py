@@ -7,6 +7,7 @@ the system takes off its processor therefore holds the others up only for a chun
 for those that it has done and not yet counted.
 """
 
+import mmap
 import os
 import threading
 from functools import cache
@@ -47,7 +48,6 @@ _OPERATION = _LINE * (1 + MOST_RANGES)
 """Numbers from one operation's counters to the next: how many chunks are not done and how many
 there are; then, each in a line of its own, the next chunk of each range. All but the first hold the
 epoch that they are of, too."""
-_LINE_BYTES = 64
 _CHUNK_BITS = 24
 """Of the number of an operation's chunks; beyond them lies the epoch."""
 _CHUNKS = (1 << _CHUNK_BITS) - 1
@@ -200,8 +200,8 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._lock = threading.Lock()
-        self._shared = _aligned(8 * (_COUNTERS + _OPERATION * MOST_OPERATIONS)).view(np.int64)
-        self._scratch = [_aligned(SCRATCH_BYTES) for _ in range(threads)]
+        self._shared = _memory(8 * (_COUNTERS + _OPERATION * MOST_OPERATIONS)).view(np.int64)
+        self._scratch = [_memory(SCRATCH_BYTES) for _ in range(threads)]
         self._place = _address(self._shared)
         self._own = _address(self._scratch[0])
         compile_team()
@@ -249,11 +249,13 @@ def _address(table: np.ndarray | None) -> int:
     return 0 if table is None else int(table.__array_interface__["data"][0])
 
 
-def _aligned(size: int) -> np.ndarray:
-    """Return ``size`` bytes of 0 that begin at a cache line; no memory until they are written."""
-    held = np.zeros(size + _LINE_BYTES, np.uint8)
-    first = -_address(held) % _LINE_BYTES
-    return held[first : first + size]
+def _memory(size: int) -> np.ndarray:
+    """Return ``size`` bytes of 0, whole pages; the system gives them when they are first written.
+
+    numpy's would be written at once where they are not new to the process.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
 
 
 class _Teams:
