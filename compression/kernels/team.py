@@ -1,10 +1,10 @@
 """Threads that carry out a program together.
 
-An operation's chunks lie in as many ranges as there are threads. Each thread takes those of its own
-one after another, so that it reads on where it stopped, and then what is left of others'. An
-operation is over when all its chunks are done, not when all threads have arrived. A thread that
-the system takes off its processor therefore holds the others up only for a chunk it has begun, and
-for those that it has done and not yet counted.
+An operation's chunks lie in ranges, one for each thread up to :data:`MOST_RANGES`. Each thread
+takes those of its own one after another, so that it reads on where it stopped, and then what is
+left of others'. An operation is over when all its chunks are done, not when all threads have
+arrived. A thread that the system takes off its processor therefore holds the others up only for a
+chunk it has begun, and for those that it has done and not yet counted.
 """
 
 import mmap
@@ -252,7 +252,7 @@ def _address(table: np.ndarray | None) -> int:
 def _memory(size: int) -> np.ndarray:
     """Return ``size`` bytes of 0, whole pages; the system gives them when they are first written.
 
-    numpy's would be written at once where they are not new to the process.
+    With zeros of numpy's an engine held some 10 MB more.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)

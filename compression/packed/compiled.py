@@ -138,6 +138,7 @@ class CompiledLinear(PackedLinear):
         held, count = self.operand, wide.shape[0]
         whole = whole_tiles(count)
         values = torch.empty(whole, held.input_bytes, dtype=torch.uint8)
+        # The unit's last tile has rows that are no inputs: with 0 they make no denormal numbers.
         steps, totals = torch.zeros(whole), torch.zeros(whole, max(1, held.totals))
         out = matrix(count, self.rows)
         program = self._template(held).copy()

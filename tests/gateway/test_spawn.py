@@ -45,6 +45,12 @@ class SlowStart:
         self.started.append(self._popen(*words, **options))
         return self.started[-1]
 
+    async def begin(self, command: list[str], lines: list[str]) -> "asyncio.Task[ChildProcess]":
+        """Return a start that has come as far as the system."""
+        starting = asyncio.create_task(start(command, lines))
+        await asyncio.to_thread(self.is_asked.wait, _PATIENCE_S)
+        return starting
+
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_the_loop_goes_on_while_a_child_starts(
@@ -55,8 +61,7 @@ def test_the_loop_goes_on_while_a_child_starts(
 
     async def check() -> None:
         lines: list[str] = []
-        starting = asyncio.create_task(start([sys.executable, "-c", "print('here')"], lines))
-        await asyncio.to_thread(slow.is_asked.wait, _PATIENCE_S)
+        starting = await slow.begin([sys.executable, "-c", "print('here')"], lines)
         assert not starting.done()
         slow.may_start.set()
         child = await starting
@@ -74,8 +79,7 @@ def test_one_that_is_not_wanted_any_more_is_gone_when_that_is_told(
     slow = SlowStart(monkeypatch)
 
     async def check() -> None:
-        starting = asyncio.create_task(start(_SLEEP))
-        await asyncio.to_thread(slow.is_asked.wait, _PATIENCE_S)
+        starting = await slow.begin(_SLEEP, [])
         starting.cancel()
         await asyncio.wait([starting], timeout=0.05)
         assert not starting.done()
@@ -94,8 +98,7 @@ def test_one_that_nobody_waits_for_is_ended_once_it_has_started(
     slow = SlowStart(monkeypatch)
 
     async def check() -> None:
-        starting = asyncio.create_task(start(_SLEEP))
-        await asyncio.to_thread(slow.is_asked.wait, _PATIENCE_S)
+        starting = await slow.begin(_SLEEP, [])
         for _ in range(2):
             starting.cancel()
             await asyncio.wait([starting], timeout=0.05)
